@@ -1,0 +1,58 @@
+# Thin calls of `hw3` (`make help`). Every target creates $(VENV) and installs the pinned packages first, once.
+# VENV=            uses the environment that is active, as it is.
+
+MODEL      ?= tiny
+RECIPE     ?= qlora
+RUN        ?= outputs/$(MODEL)-$(RECIPE)
+GPUS       ?= 1
+ACCELERATE ?= ddp
+SHOTS      ?= 0
+VENV       ?= .venv
+PYTHON     ?= python3
+
+recipe := recipes/$(MODEL)/$(RECIPE).yaml
+bin    := $(if $(VENV),$(VENV)/bin/)
+ready  := $(if $(VENV),$(VENV)/.installed)
+set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
+launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) -m hw3,$(bin)hw3)
+
+.PHONY: help train eval shots check lint format test test-slow
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+train: $(ready)  ## fine-tune, or resume: MODEL= RECIPE= RUN= TRAIN= EVAL= GPUS= ACCELERATE= SET="key=value ..."
+ifneq ($(GPUS),1)
+	@$(bin)hw3 check $(recipe) --processes $(GPUS) $(set) > /dev/null
+endif
+	$(launch) train $(recipe) --run $(RUN) $(set)
+
+eval: $(ready)  ## score the base and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare"
+	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
+		$(if $(PROMPTS),--prompt $(PROMPTS:%=recipes/prompts/%.yaml))
+
+shots: $(ready)  ## score the un-tuned base with 0, 1, 2 and 4 worked examples
+	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
+
+check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
+	$(bin)hw3 check $(recipe) --mask 2 --processes $(GPUS) $(set)
+
+lint: $(ready)  ## style
+	$(bin)ruff check .
+	$(bin)ruff format --check .
+
+format: $(ready)  ## mend style
+	$(bin)ruff check --fix .
+	$(bin)ruff format .
+
+test: lint  ## style and tests, the tiny model end to end; no network
+	$(bin)python -m pytest -m "not slow and not gpu"
+
+test-slow: lint  ## every test, those for a GPU as well
+	$(bin)python -m pytest
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tools]'
+	@touch $@

@@ -1,0 +1,117 @@
+"""`hw3 check`: what a run would do, before it does it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from hw3.collator import CompletionOnlyCollator
+from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown
+from hw3.errors import UserError
+from hw3.model import device_problems, load_config, load_tokenizer, parameter_counts
+from hw3.recipe import Recipe, StepLayout, step_layout
+from hw3.run_folder import gib
+from hw3.train import encode_training_rows, read_data
+from hw3.trainer import disk_needed, sft_config
+
+GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
+
+
+def check(recipe: Recipe, *, mask_rows: int = 0, processes: int = 1) -> int:
+    """Print the resolved recipe, the length table, masked rows, steps and disk.
+
+    Args:
+        recipe: the checked recipe.
+        mask_rows: rows to show as the collator hands them to the model.
+        processes: processes that will share a step's rows.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: data, model or machine do not fit; what could be shown has been.
+    """
+    print(recipe.to_yaml())
+    problems = device_problems(recipe)
+    try:
+        layout = step_layout(recipe, processes)
+        _check_data(recipe, mask_rows, None if problems else layout)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    if problems:
+        raise UserError(*problems)
+    return 0
+
+
+def _check_data(recipe: Recipe, mask_rows: int, layout: StepLayout | None) -> None:
+    data = read_data(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    encoder = Encoder(tokenizer, recipe.prompt)
+    encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
+    _print_lengths(recipe, encoded, tokenizer.unk_token_id)
+    if mask_rows:
+        print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
+    rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
+    print("\n".join(notes))
+    trained, total = parameter_counts(recipe, load_config(recipe.model))
+    print(f"{trained:,} trained of {total:,} parameters")
+    if layout is not None:
+        config = sft_config(recipe, layout, Path("outputs") / recipe.name)
+        per_epoch = len(rows) // recipe.rows_per_step
+        steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
+        print(
+            f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.1f} times through the file; each of "
+            f"{layout.processes} processes takes {layout.rows_per_device} rows x {layout.accumulation}"
+        )
+        print(f"disk: checkpoints take {gib(disk_needed(config, trained, steps))}")
+    if recipe.prompt.turn.endswith(" "):
+        print("note: the prompt ends with a space; most vocabularies write a word's space before the word")
+
+
+def masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, colour: bool) -> str:
+    """Rows seen through the real collator: every token with its id, as prompt (masked), label or padding.
+
+    Args:
+        tokenizer: turns ids into the text shown.
+        rows: one batch of rows.
+        colour: ANSI colours (grey, green, blue) beside the marks `-`, `+` and `.`.
+    """
+    batch = CompletionOnlyCollator(tokenizer.pad_token_id, tokenizer.eos_token_id)(
+        [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    )
+    lines = ["tokens as trained on: - masked prompt, + label, . padding"]
+    for index, row in enumerate(rows):
+        cells = []
+        for token, label, real in zip(
+            batch["input_ids"][index].tolist(),
+            batch["labels"][index].tolist(),
+            batch["attention_mask"][index].tolist(),
+            strict=True,
+        ):
+            mark, tint = (".", BLUE) if not real else ("-", GREY) if label == IGNORE_INDEX else ("+", GREEN)
+            text = tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n")
+            cell = f"{mark}{text}/{token}"
+            cells.append(f"{tint}{cell}{PLAIN}" if colour else cell)
+        lines += [f"row {row.id}", " ".join(cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _print_lengths(recipe: Recipe, encoded: dict[str, list[EncodedRow]], unknown_id: int | None) -> None:
+    print(f"{'tokens':<28}{'rows':>7}{'median':>8}{'95 %':>7}{'most':>7}{'unknown in outputs':>21}")
+    for key, rows in encoded.items():
+        parts = {
+            "prompt": [len(row.prompt_ids) for row in rows],
+            "output": [len(row.output_ids) for row in rows],
+            "row": [len(row) for row in rows],
+        }
+        for part, lengths in parts.items():
+            ordered = sorted(lengths)
+            p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+            unknown = f"{count_unknown(rows, unknown_id):>21}" if part == "output" else ""
+            name = f"{getattr(recipe.data, key)} {part}"
+            print(f"{name:<28}{len(rows):>7}{ordered[len(ordered) // 2]:>8}{p95:>7}{ordered[-1]:>7}{unknown}")
+    print()

@@ -1,0 +1,117 @@
+"""The command line: parse and call, decide nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from hw3.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one `hw3` command.
+
+    Returns:
+        0 done; 2 the recipe, the data or an argument is wrong; 130 or 143 stopped by a signal; 1 anything else.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positionals in one piece only; overrides may also stand after options.
+    if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    # PEFT 0.21 asks transformers 5.23 by an old name; nothing a user can act on.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    try:
+        return arguments.run_command(arguments)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"hw3: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hw3", description="Fine-tune from a recipe; judge by output-only perplexity."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", _train, "fine-tune, or resume an interrupted run")
+    train.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    train.add_argument("--run", type=Path, metavar="DIR", help="default: outputs/<model>-<recipe>")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe for this run")
+
+    evaluate = _command(commands, "eval", _eval, "output-only perplexity of the base and of every checkpoint")
+    evaluate.add_argument("run", type=Path, metavar="RUN")
+    evaluate.add_argument("--recipe", type=Path, metavar="RECIPE.yaml", help="for a run folder that is not there yet")
+    evaluate.add_argument("--data", type=Path, metavar="FILE", help="rows to score; default: the recipe's data.eval")
+    evaluate.add_argument(
+        "--shots", type=int, nargs="+", default=[0], metavar="N", help="worked examples in the prompt"
+    )
+    evaluate.add_argument("--prompt", type=Path, nargs="+", default=[], metavar="FILE", help="prompts to compare")
+    evaluate.add_argument("--base-only", action="store_true", help="leave the checkpoints out")
+
+    check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
+    check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
+    check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
+    check.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    # No abbreviations: a typing error must not pass for an option.
+    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    command.set_defaults(run_command=run)
+    return command
+
+
+# PyTorch and its friends take seconds to import: each command imports what it needs.
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hw3.recipe import load_recipe
+    from hw3.train import train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    return train(recipe, arguments.run or Path("outputs") / recipe.name)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from hw3.checkpoints import evaluate_run
+
+    return evaluate_run(
+        arguments.run,
+        recipe_path=arguments.recipe,
+        data=arguments.data,
+        shots=arguments.shots,
+        prompts=arguments.prompt,
+        base_only=arguments.base_only,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from hw3.check import check
+    from hw3.recipe import load_recipe
+
+    return check(
+        load_recipe(arguments.recipe, arguments.overrides), mask_rows=arguments.mask, processes=arguments.processes
+    )

@@ -1,0 +1,13 @@
+"""The one exception a user is meant to see: a message that names the place, what was found and what would be right."""
+
+
+class UserError(Exception):
+    """The recipe, the data or an argument is wrong. The command line prints the message and exits with status 2.
+
+    Args:
+        problems: every problem found, one string each, already naming its file, line or row.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(problems))

@@ -1,0 +1,263 @@
+"""Tokenizer, base model and adapters. The only place that calls `from_pretrained`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hw3.errors import UserError
+from hw3.recipe import Recipe, is_gemma2
+from hw3.schema import ModelSection, QuantizationSection
+
+CPU_SETTINGS = (
+    "training.use_cpu=true training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32"
+)
+NO_BF16_SETTINGS = "training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32"
+
+
+def local_rank() -> int:
+    """This process's number on its machine; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Processes of the run; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where this process runs: its own GPU, or the CPU where the recipe says so or there is no GPU."""
+    if recipe.training.get("use_cpu") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank())
+
+
+def device_problems(recipe: Recipe) -> list[str]:
+    """What of the recipe this machine cannot do, each with the complete `SET=` that works here."""
+    problems = []
+    uses_bf16 = recipe.training.get("bf16", True) is not False and not recipe.training.get("fp16")
+    uses_bf16 |= recipe.model.dtype == "bfloat16"
+    uses_bf16 |= recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype == "bfloat16"
+    if recipe.quantization is None:
+        cpu, gpu = (settings.rpartition(" ")[0] for settings in (CPU_SETTINGS, NO_BF16_SETTINGS))
+    else:
+        cpu, gpu = CPU_SETTINGS, NO_BF16_SETTINGS
+    if not torch.cuda.is_available() and not recipe.training.get("use_cpu"):
+        problems.append(f'this machine has no GPU that PyTorch can use; on the CPU (slow) this works: SET="{cpu}"')
+    elif recipe.training.get("use_cpu"):
+        if recipe.training.get("bf16", True) is not False or recipe.training.get("fp16"):
+            problems.append(f'training on a CPU is done in float32; this works: SET="{cpu}"')
+    elif uses_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        problems.append(f'{name} has no bfloat16; float32, slower but never out of range, works: SET="{gpu}"')
+    if recipe.model.device_map is not None and world_size() > 1:
+        problems.append(
+            "model.device_map: auto spreads one model over all GPUs, which clashes with one process a GPU; set "
+            "model.device_map=null or run without a launcher (GPUS=1)"
+        )
+    return problems
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with a padding token (EOS where it has none of its own).
+
+    Raises:
+        UserError: it cannot be had; says how to get it.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, model)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(model: ModelSection) -> Any:
+    """The base's configuration alone, no weights.
+
+    Raises:
+        UserError: it cannot be had; says how to get it.
+    """
+    return _from_pretrained(AutoConfig, model)
+
+
+def quantization_config(quantization: QuantizationSection) -> BitsAndBytesConfig:
+    """The one configuration that training, scoring and generation share."""
+    return BitsAndBytesConfig(**quantization.model_dump())
+
+
+def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
+    """The base model in its compute dtype, quantized where the recipe says so, without adapters.
+
+    Raises:
+        UserError: it cannot be had; says how to get it.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype)}
+    if recipe.model.attn_implementation is not None:
+        options["attn_implementation"] = recipe.model.attn_implementation
+    elif is_gemma2(recipe.model):
+        options["attn_implementation"] = "eager"
+    if recipe.quantization is not None:
+        options["quantization_config"] = quantization_config(recipe.quantization)
+    options["device_map"] = recipe.model.device_map or {"": device}
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+    model = _from_pretrained(AutoModelForCausalLM, recipe.model, **options)
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # A no-grad forward on AVX512-BF16 CPUs repacks the weights lossily, and later training steps then use a
+            # kernel without gradients (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:
+    """(trained, total) parameters of the recipe's model, counted without weights.
+
+    Raises:
+        UserError: `lora.target_modules` names no layer of the base.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    total = model.num_parameters()
+    if recipe.lora is None:
+        return total, total
+    try:
+        adapted = get_peft_model(model, lora_config(recipe.lora))
+    except ValueError as error:
+        raise UserError(f"lora: {_first_line(error)}") from error
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad), total
+
+
+def lora_config(lora: dict[str, Any]) -> LoraConfig:
+    """A recipe's `lora` section as PEFT's configuration."""
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
+
+
+class BadAdapter(Exception):
+    """A checkpoint's adapter is incomplete, empty or inert, so scoring it would score the base."""
+
+
+class AdapterSlot:
+    """Room for one adapter in a base model: each load takes the place of the one before.
+
+    The base is loaded once; swapping adapters gives bit for bit what a fresh load would.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self._base = base
+        self._peft: PeftModel | None = None
+        self._count = 0
+
+    def load(self, folder: Path) -> None:
+        """Put the adapter of `folder` into the base's layers, in float32, and make it the active one.
+
+        Raises:
+            BadAdapter: its file misses weights or holds others, or every B matrix is zero.
+        """
+        weights = load_file(folder / "adapter_model.safetensors")
+        b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
+        if b_matrices and not any(tensor.any() for tensor in b_matrices):
+            raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
+        name, before = f"adapter_{self._count}", f"adapter_{self._count - 1}"
+        self._count += 1
+        if self._peft is None:
+            self._peft = PeftModel(self._base, PeftConfig.from_pretrained(folder), adapter_name=name)
+        else:
+            self._peft.add_adapter(name, PeftConfig.from_pretrained(folder))
+        outcome = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+        missing = [key for key in outcome.missing_keys if name in key]
+        if missing or outcome.unexpected_keys:
+            problem = f"misses {missing[0]}" if missing else f"holds {outcome.unexpected_keys[0]}"
+            count = len(missing) + len(outcome.unexpected_keys)
+            raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
+        self._peft.set_adapter(name)
+        if before in self._peft.peft_config:
+            self._peft.delete_adapter(before)
+        self._peft.eval()
+
+
+def base_sha256(model: ModelSection, config: Any) -> str:
+    """What the base is, by content: a hash of a local folder's weights and configuration, or the hub's commit.
+
+    Args:
+        model: the recipe's section.
+        config: the loaded configuration, which knows the commit it came from.
+    """
+    folder = Path(model.pretrained_model_name_or_path)
+    digest = hashlib.sha256()
+    if folder.is_dir():
+        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    else:
+        commit = getattr(config, "_commit_hash", None) or model.revision or "main"
+        digest.update(f"{model.pretrained_model_name_or_path}@{commit}".encode())
+    return digest.hexdigest()
+
+
+def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
+    name = model.pretrained_model_name_or_path
+    try:
+        return factory.from_pretrained(name, revision=model.revision, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        problem = _why_not_loaded(name, error)
+        if problem is None:
+            raise
+        raise UserError(problem) from error
+
+
+def _why_not_loaded(name: str, error: BaseException) -> str | None:
+    """One message with the fix for a model that cannot be had; None for an error of another kind."""
+    where = "model.pretrained_model_name_or_path"
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"{where}: {name} is gated: accept its licence on https://huggingface.co/{name}, then run "
+            "`hf auth login` (or set HF_TOKEN) and try again"
+        )
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"model.revision: {name} has no such revision"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"{where}: {name} is neither a local folder nor a model on the hub; check its spelling"
+    if isinstance(error, ValueError) and "model type" in str(error):
+        return f"{where}: {name}: {_first_line(error)}"
+    if not isinstance(error, OSError):
+        return None
+    if Path(name).is_dir():
+        return f"{where}: the folder {name} is not a complete model: {_first_line(error)}"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return f"{where}: there is no folder {name}, and no model on the hub has such a name"
+    return (
+        f"{where}: {name} is not in the local cache and the hub cannot be reached; connect once, or download it "
+        f"elsewhere (`hf download {name}`) and give the folder's path"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,166 @@
+"""Encoded rows to negative log-likelihoods under a model, in any batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from hw3.encoding import EncodedRow
+from hw3.errors import UserError
+
+HEAD_POSITIONS = 1024  # output positions whose logits are alive at once: 1 GiB of float32 for Gemma's vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """One row under one model.
+
+    Attributes:
+        id: the row's id.
+        nll: negative log-likelihood of the output tokens and EOS, in nats, summed in float64.
+        tokens: how many tokens that sum runs over, EOS included.
+        characters: characters of the output text.
+    """
+
+    id: str
+    nll: float
+    tokens: int
+    characters: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nll / tokens); infinite where that is out of range."""
+        mean = self.nll / self.tokens
+        return math.exp(mean) if mean < 709 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Figures of one scoring, as `results.json` names them.
+
+    Attributes:
+        mean_perplexity: the course's score, the arithmetic mean over rows of exp(nll / tokens).
+        token_perplexity: exp(total nll / total tokens).
+        median_perplexity: the middle of the rows' perplexities.
+        bits_per_character: total bits, EOS included, over output characters; comparable between tokenizers.
+    """
+
+    mean_perplexity: float
+    token_perplexity: float
+    median_perplexity: float
+    bits_per_character: float
+    rows: int
+    tokens: int
+
+
+def summarize(scores: Sequence[RowScore]) -> Summary:
+    """The figures of a list of row scores."""
+    perplexities = sorted(score.perplexity for score in scores)
+    nll, tokens = math.fsum(score.nll for score in scores), sum(score.tokens for score in scores)
+    middle = len(perplexities) // 2
+    median = perplexities[middle] if len(perplexities) % 2 else (perplexities[middle - 1] + perplexities[middle]) / 2
+    return Summary(
+        mean_perplexity=math.fsum(perplexities) / len(perplexities),
+        token_perplexity=math.exp(min(nll / tokens, 709)),
+        median_perplexity=median,
+        bits_per_character=nll / math.log(2) / sum(score.characters for score in scores),
+        rows=len(scores),
+        tokens=tokens,
+    )
+
+
+def output_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Logits of chosen hidden states, float32 before the soft-cap (Gemma-2, arXiv:2408.00118, section 2).
+
+    Args:
+        model: the causal language model, without adapter wrapping.
+        hidden_states: the backbone's last hidden states, shape (N, D).
+
+    Returns:
+        float32, shape (N, V).
+    """
+    logits = model.get_output_embeddings()(hidden_states).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@torch.inference_mode()
+def check_head(model: PreTrainedModel, row: EncodedRow) -> None:
+    """Compare `output_logits` with the model's own on one row; other architectures may scale logits in other ways.
+
+    Raises:
+        UserError: the two differ by more than rounding.
+    """
+    ids = torch.tensor([row.input_ids], device=model.device)
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = output_logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    tolerance = 1e-3 if own.dtype == model.dtype else 0.05
+    if not torch.allclose(own, ours, rtol=tolerance, atol=tolerance * float(own.abs().max())):
+        raise UserError(
+            f"{model.config.model_type}: its logits are not those of its last hidden states; this architecture cannot "
+            "be scored yet"
+        )
+
+
+def batches(rows: Sequence[EncodedRow], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Row indices by falling length, as many a batch as fit the budget once padded; one row at least."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    while order:
+        size = max(1, tokens_per_batch // len(rows[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+@torch.inference_mode()
+def score_rows(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    tokens_per_batch: int,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[RowScore]:
+    """Negative log-likelihood of every row's output and EOS.
+
+    Rows are padded on the right, so positions and causal attention of real tokens do not depend on the batch. The
+    hidden states are gathered at the positions that predict an output token before the head runs.
+
+    Args:
+        model: the causal language model in evaluation mode; adapters, if any, are injected into it.
+        rows: encoded rows with outputs.
+        tokens_per_batch: most tokens of a padded batch.
+        on_batch: called after each batch with the number of rows in it.
+
+    Returns:
+        One score a row, in the order of `rows`.
+    """
+    scores: list[RowScore | None] = [None] * len(rows)
+    for batch in batches(rows, tokens_per_batch):
+        width = len(rows[batch[0]])
+        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
+        attention_mask = torch.zeros((len(batch), width), dtype=torch.long)
+        predicts = torch.zeros((len(batch), width), dtype=torch.bool)
+        for line, index in enumerate(batch):
+            row = rows[index]
+            input_ids[line, : len(row)] = torch.tensor(row.input_ids)
+            attention_mask[line, : len(row)] = 1
+            predicts[line, len(row.prompt_ids) - 1 : len(row) - 1] = True
+        targets = torch.cat([torch.tensor(rows[index].output_ids) for index in batch]).to(model.device)
+        hidden = model.base_model(
+            input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
+        ).last_hidden_state[predicts.to(model.device)]
+        nll = torch.cat(
+            [
+                torch.nn.functional.cross_entropy(output_logits(model, states), labels, reduction="none")
+                for states, labels in zip(hidden.split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
+            ]
+        )
+        per_row = nll.cpu().double().split([len(rows[index].output_ids) for index in batch])
+        for index, values in zip(batch, per_row, strict=True):
+            row = rows[index]
+            scores[index] = RowScore(row.id, values.sum().item(), len(row.output_ids), row.characters)
+        on_batch(len(batch))
+    return [score for score in scores if score is not None]

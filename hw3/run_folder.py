@@ -1,0 +1,261 @@
+"""A run's folder: its recipe and manifest, which checkpoints are complete, what may change on resume, disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hw3.errors import UserError
+from hw3.recipe import Recipe, load_recipe
+
+COMPLETE = "COMPLETE.json"
+RECIPE = "recipe.yaml"
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+PACKAGES = ("torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "tokenizers")
+# What only a resumed run reads; kept in the last two complete checkpoints.
+RESUME_FILE = re.compile(r"accumulated\.json|optimizer\.pt|optimizer\.bin|scheduler\.pt|scaler\.pt|rng_state.*\.pth")
+CHECKPOINTS_WITH_STATE = 2
+# Sections and keys that a resumed run may change; the rows and weights it sees stay the same.
+_FREE_ON_RESUME = (
+    "speed",
+    "generation",
+    "evaluation",
+    "data.eval",
+    "data.dev",
+    "training.report_to",
+    "training.run_name",
+    "training.project",
+    "training.disable_tqdm",
+    "training.log_level",
+)
+_FREE_PREFIXES = ("training.save_", "training.logging_", "training.hub_", "training.push_", "training.dataloader_")
+_LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
+_CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, finds either the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, readable and with a last newline."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        path: its folder.
+        sha256: hash of the adapter's (or model's) configuration and weights.
+        resumable: whether optimizer, scheduler and RNG state are there as well.
+    """
+
+    step: int
+    path: Path
+    sha256: str
+    resumable: bool
+
+
+def mark_complete(checkpoint: Path, step: int) -> None:
+    """Write `COMPLETE.json`, last of all: sizes and checksums of everything in the folder."""
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(checkpoint.iterdir())
+        if file.is_file() and file.name != COMPLETE and not file.name.startswith(".")
+    }
+    kept = {name: entry for name, entry in files.items() if not RESUME_FILE.fullmatch(name)}
+    state = {name: entry for name, entry in files.items() if RESUME_FILE.fullmatch(name)}
+    write_json(checkpoint / COMPLETE, {"schema": 1, "step": step, "files": kept, "resume_files": state})
+
+
+def complete_checkpoints(run: Path) -> list[Checkpoint]:
+    """The run's complete checkpoints by step. A folder whose files are not of the recorded sizes is left out."""
+    found = []
+    for folder in run.glob("checkpoint-*"):
+        try:
+            record = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+            step, files, state = record["step"], record["files"], record["resume_files"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if _sizes_match(folder, files):
+            found.append(Checkpoint(step, folder, _weights_sha256(files), bool(state) and _sizes_match(folder, state)))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def torn_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders whose writing was cut short."""
+    complete = {checkpoint.path for checkpoint in complete_checkpoints(run)}
+    return sorted(folder for folder in run.glob("checkpoint-*") if folder.is_dir() and folder not in complete)
+
+
+def drop_old_state(run: Path) -> None:
+    """Delete optimizer, scheduler and RNG state from all but the last `CHECKPOINTS_WITH_STATE` checkpoints."""
+    resumable = [checkpoint for checkpoint in complete_checkpoints(run) if checkpoint.resumable]
+    for checkpoint in resumable[:-CHECKPOINTS_WITH_STATE]:
+        for file in checkpoint.path.iterdir():
+            if RESUME_FILE.fullmatch(file.name):
+                file.unlink()
+
+
+def check_resume(run: Path, recipe: Recipe) -> None:
+    """Refuse to continue a run under a recipe that would make it another run.
+
+    Raises:
+        UserError: names every differing key, its two values, and the `RUN=` to use instead.
+    """
+    before = _flat(load_recipe(run / RECIPE).to_dict())
+    now = _flat(recipe.to_dict())
+    free = set(_FREE_ON_RESUME)
+    if recipe.training.get("lr_scheduler_type", "linear") in _CONSTANT_SCHEDULES:
+        free |= set(_LENGTH_KEYS)
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and key not in free
+        and not key.startswith(_FREE_PREFIXES)
+        and key.partition(".")[0] not in free
+    ]
+    if differing:
+        lines = [f"{key}: {_brief(before.get(key))} there, {_brief(now.get(key))} now" for key in differing]
+        raise UserError(
+            f"{run}: holds a run of another recipe:",
+            *lines,
+            f"give this run a folder of its own: RUN={run}-2 (--run {run}-2)",
+        )
+
+
+def check_data_unchanged(run: Path, data_sha256: str) -> None:
+    """Refuse to continue a run whose training rows have changed.
+
+    Raises:
+        UserError: the training file is not the one the run began with.
+    """
+    manifest = read_manifest(run)
+    before = manifest.get("data", {}).get("train", {}).get("sha256")
+    if before is not None and before != data_sha256:
+        raise UserError(
+            f"{manifest['data']['train']['path']}: its content has changed since {run} began; put the old rows back, "
+            f"or give this run a folder of its own: RUN={run}-2 (--run {run}-2)"
+        )
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The run's manifest; empty where there is none yet."""
+    try:
+        return json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, Python and git commit, for the manifest."""
+    return {
+        "versions": {package: version(package) for package in PACKAGES},
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "git_commit": _git_commit(),
+    }
+
+
+def portable(path: Path) -> str:
+    """A path as results keep it: relative where it can be, else the name alone."""
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def check_disk(run: Path, needed: int) -> str:
+    """One line on the disk that a run needs and has.
+
+    Raises:
+        UserError: there is less free than needed.
+    """
+    folder = run
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    line = f"disk: checkpoints take {gib(needed)}, {gib(free)} free"
+    if needed > free:
+        raise UserError(
+            f"{run}: {line}; free some, raise training.save_steps, or set training.save_total_limit, or give RUN= on "
+            "another disk"
+        )
+    return line
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _weights_sha256(files: dict[str, Any]) -> str:
+    """One hash over the checksums of weights and adapter configuration."""
+    parts = [(name, files[name]["sha256"]) for name in sorted(files) if _is_weight(name)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".safetensors") or name == "adapter_config.json"
+
+
+def _sizes_match(folder: Path, files: dict[str, Any]) -> bool:
+    try:
+        return all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
+    except OSError:
+        return False
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def remove(folders: Iterable[Path]) -> None:
+    """Delete folders whose content is worthless: torn checkpoints."""
+    for folder in folders:
+        shutil.rmtree(folder)

@@ -1,0 +1,252 @@
+"""The commands as processes: exit statuses, signals, kill -9 in the middle of a write, two processes, results kept."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import REPOSITORY, write_rows
+
+from hw3.cli import main
+from hw3.recipe import load_recipe
+from hw3.run_folder import complete_checkpoints, torn_checkpoints
+from hw3.train import train
+
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+# Ends itself with SIGKILL while checkpoint 8 is being written: weights and optimizer are there, the rest is not.
+KILLED_IN_A_CHECKPOINT = """
+import os, signal, sys
+from transformers import Trainer
+save = Trainer._save_rng_state
+def killed(self, folder):
+    if folder.endswith("checkpoint-8"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, folder)
+Trainer._save_rng_state = killed
+from hw3.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def hw3(*words: str | Path, expected: int = 0) -> tuple[str, str]:
+    """Run a command in this process, seconds of imports spared; returns what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(word) for word in words])
+    assert status == expected, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+def last_weights(run: Path) -> bytes:
+    return (complete_checkpoints(run)[-1].path / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+@pytest.fixture
+def straight(mini_recipe: Path, tmp_path: Path) -> Path:
+    """The run that nothing happened to."""
+    assert train(load_recipe(mini_recipe), tmp_path / "straight") == 0
+    return tmp_path / "straight"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.learning_rat=1"], "command line: training.learning_rat: no such key; did you mean learning_rate?"),
+        (["model.pretrained_model_name_or_path=nobody/nothing"], "is not in the local cache and the hub cannot be"),
+        (["model.pretrained_model_name_or_path=./nothing"], "there is no folder ./nothing"),
+        (["data.max_length=20"], "over-long:"),
+        (["training.per_device_train_batch_size=64"], "44 rows do not fill one step of 64 rows"),
+        (["training.use_cpu=false"], 'SET="training.use_cpu=true training.bf16=false model.dtype=float32'),
+        (["lora.target_modules=[nothing]"], "lora: Target modules"),
+    ],
+)
+def test_mistakes_end_with_2_and_write_nothing(
+    mini_recipe: Path, tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(mini_recipe), "--run", str(tmp_path / "run"), *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_ends_the_process_with_2_and_no_traceback(mini_recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hw3", "train", str(mini_recipe), "--run", str(tmp_path / "run"), "lora.r=0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stderr == "hw3: command line: lora.r: found 0: greater than or equal to 1\n"
+
+
+def test_absent_course_files_give_three_ways_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if (REPOSITORY / "data/homework").exists():
+        pytest.skip("data/homework is there")
+    on_cpu = ["training.use_cpu=true", "training.bf16=false"]
+    assert main(["train", "recipes/gemma/qlora.yaml", "--run", str(tmp_path / "run"), *on_cpu]) == 2
+    shown = capsys.readouterr().err
+    assert "no such file: data/homework/train.json, data/homework/public_test.json. Three ways on:" in shown
+    assert "3. use the sample in this repository: make train MODEL=gemma TRAIN=data/train.json" in shown
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["trian", "x.yaml"], ["train", "x.yaml", "--runn", "y"], ["eval", "x", "a=b"]]
+)
+def test_options_are_strict(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
+    mini_recipe: Path, tmp_path: Path, straight: Path, number: signal.Signals, status: int
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "hw3", "train", str(mini_recipe)]
+    command += ["--run", str(run), "training.max_steps=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            process.send_signal(number)
+            break
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    stopped = complete_checkpoints(run)[-1]
+    assert stopped.resumable and f"stopped at step {stopped.step} of 100000" in rest
+    if stopped.step < 12:
+        hw3("train", mini_recipe, "--run", run)
+        assert last_weights(run) == last_weights(straight)
+
+
+def test_killed_while_writing_a_checkpoint(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
+    run = tmp_path / "run"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_CHECKPOINT, "train", str(mini_recipe), "--run", str(run)],
+        capture_output=True, env=ENVIRONMENT, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert [checkpoint.step for checkpoint in complete_checkpoints(run)] == [4]
+    assert [folder.name for folder in torn_checkpoints(run)] == ["checkpoint-8"]
+    shown, _ = hw3("train", mini_recipe, "--run", run)
+    assert f"resuming {run} from step 4 of 12" in shown
+    assert last_weights(run) == last_weights(straight)
+    assert "is complete: step 12 of 12" in hw3("train", mini_recipe, "--run", run)[0]
+
+
+def test_state_stays_in_the_last_two_checkpoints(straight: Path) -> None:
+    assert [(c.step, c.resumable) for c in complete_checkpoints(straight)] == [(4, False), (8, True), (12, True)]
+    names = sorted(file.name for file in (straight / "checkpoint-4").iterdir())
+    assert names == ["COMPLETE.json", "adapter_config.json", "adapter_model.safetensors", "trainer_state.json"]
+    record = json.loads((straight / "checkpoint-12/COMPLETE.json").read_text())
+    assert set(record["resume_files"]) == {"accumulated.json", "optimizer.pt", "rng_state.pth", "scheduler.pt"}
+
+
+def test_a_cut_file_makes_a_checkpoint_incomplete(straight: Path) -> None:
+    file = straight / "checkpoint-12/adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (straight / "checkpoint-8/optimizer.pt").unlink()
+    assert [(c.step, c.resumable) for c in complete_checkpoints(straight)] == [(4, False), (8, False)]
+
+
+def test_resume_refuses_another_run(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
+    _, said = hw3("train", mini_recipe, "--run", straight, "training.learning_rate=0.02", "lora.r=8", expected=2)
+    assert "lora.r: 4 there, 8 now" in said
+    assert "training.learning_rate: 0.01 there, 0.02 now" in said
+    assert f"RUN={straight}-2" in said
+    free = ["training.max_steps=16", "training.save_steps=2", "training.logging_steps=1", "speed=plain"]
+    hw3("train", mini_recipe, "--run", straight, *free)
+    assert complete_checkpoints(straight)[-1].step == 16
+    write_rows(tmp_path / "train.json", 45)
+    assert "its content has changed" in hw3("train", mini_recipe, "--run", straight, *free, expected=2)[1]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one(mini_recipe: Path, tmp_path: Path, accumulation: int) -> None:
+    """The same rows in every step: losses to 1e-5, in float32."""
+    layout = [
+        f"training.per_device_train_batch_size={8 // accumulation}",
+        f"training.gradient_accumulation_steps={accumulation}",
+        "training.logging_steps=1",
+        "lora.lora_dropout=0.0",
+        "quantization=null",
+        "training.learning_rate=0.001",
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    hw3("train", mini_recipe, "--run", one, *layout)
+    launch = ["accelerate.commands.launch", "--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2",
+              "--main_process_port", "0", "-m", "hw3"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "train", str(mini_recipe), "--run", str(two), *layout],
+        capture_output=True, text=True, env=ENVIRONMENT, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((two / "manifest.json").read_text())["layout"]["processes"] == 2
+    losses = []
+    for run in (one, two):
+        state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+        losses.append([(log["step"], log["loss"], log["num_tokens"]) for log in state["log_history"] if "loss" in log])
+    assert len(losses[0]) == 12
+    for (step, loss, tokens), (other_step, other_loss, other_tokens) in zip(*losses, strict=True):
+        assert (other_step, other_tokens) == (step, tokens)
+        assert other_loss == pytest.approx(loss, abs=1e-5)
+
+
+def test_eval_scores_what_is_new_and_keeps_the_rest(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
+    shutil.copytree(straight / "checkpoint-12", straight / "checkpoint-13")
+    (straight / "checkpoint-13/COMPLETE.json").unlink()
+    shown, _ = hw3("eval", straight)
+    assert "checkpoint-13: not complete, left out" in shown
+    folder = straight / "eval/eval"
+    results = json.loads((folder / "results.json").read_text())
+    assert [(entry["step"], entry["checkpoint"]) for entry in results["entries"]] == [
+        (0, None), (4, "checkpoint-4"), (8, "checkpoint-8"), (12, "checkpoint-12"),
+    ]  # fmt: skip
+    best = min(results["entries"][1:], key=lambda entry: entry["mean_perplexity"])
+    assert results["best"]["step"] == best["step"] and results["best"]["mean_perplexity"] == best["mean_perplexity"]
+    for entry in results["entries"]:
+        low, high = entry["mean_perplexity_ci95"]
+        assert low < entry["mean_perplexity"] < high
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    assert len(rows) == 40 and set(rows[0]) == {"entry", "id", "nll", "tokens", "characters", "perplexity"}
+    first = [row for row in rows if row["entry"] == results["entries"][0]["key"]]
+    assert sum(row["perplexity"] for row in first) / 10 == pytest.approx(results["entries"][0]["mean_perplexity"])
+    assert (folder / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
+    hw3("eval", straight)
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()} == before
+
+    hw3("train", mini_recipe, "--run", straight, "training.max_steps=16")
+    assert "1 of 5 entries to score" in hw3("eval", straight)[0]
+
+
+def test_shots_make_the_run_folder(mini_recipe: Path, tmp_path: Path) -> None:
+    run, examples = tmp_path / "run", "prompt.examples=[{instruction: 甲, output: 乙}, {instruction: 丙, output: 丁}]"
+    recipe = tmp_path / "shots.yaml"
+    recipe.write_text(load_recipe(mini_recipe, [examples]).to_yaml(), encoding="utf-8")
+    hw3("eval", run, "--recipe", recipe, "--base-only", "--shots", "0", "1", "2")
+    results = json.loads((run / "eval/eval/results.json").read_text())
+    assert [(entry["shots"], entry["checkpoint"]) for entry in results["entries"]] == [(0, None), (1, None), (2, None)]
+    assert results["best"] is None
+    assert "--shots 3: the prompt has 2 worked examples" in hw3("eval", run, "--shots", "3", expected=2)[1]
+    # A folder without a complete checkpoint counts as new.
+    hw3("train", recipe, "--run", run)
+    assert "no such run" in hw3("eval", tmp_path / "none", expected=2)[1]
+
+
+def test_check_shows_lengths_and_mask(mini_recipe: Path) -> None:
+    shown, _ = hw3("check", mini_recipe, "--mask", "2")
+    assert "-<bos>/2 -天/14 -地/15" in shown and "+<eos>/1" in shown and ".<pad>/0" in shown
+    assert "12 steps of 8 rows, 2.4 times through the file; each of 1 processes takes 8 rows x 1" in shown
+    _, said = hw3("check", mini_recipe, "--processes", "3", expected=2)
+    assert "do not divide among 3 processes" in said

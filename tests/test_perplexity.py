@@ -1,0 +1,148 @@
+"""Row perplexities against the definition, one row at a time; the figures made of them; intervals."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_rows
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hw3.encoding import EncodedRow, Encoder
+from hw3.errors import UserError
+from hw3.model import AdapterSlot, BadAdapter, load_base, load_tokenizer
+from hw3.perplexity import RowScore, batches, check_head, score_rows, summarize
+from hw3.prompt import Prompt
+from hw3.recipe import load_recipe
+from hw3.rows import read_rows
+from hw3.run_folder import complete_checkpoints
+from hw3.statistics import bootstrap_interval
+from hw3.train import train
+
+
+@pytest.fixture
+def model(mini_base: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(mini_base, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture
+def rows(mini_recipe: Path, tmp_path: Path) -> list[EncodedRow]:
+    recipe = load_recipe(mini_recipe)
+    encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
+    return [encoder.encode(row) for row in read_rows(write_rows(tmp_path / "rows.json", 30))]
+
+
+@torch.no_grad()
+def definition(model: PreTrainedModel, row: EncodedRow) -> float:
+    """The course's metric as its text says it, in float64 from the model's own logits."""
+    ids = row.prompt_ids + row.output_ids
+    probabilities = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
+    losses = [-math.log(probabilities[at - 1, ids[at]]) for at in range(len(row.prompt_ids), len(ids))]
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 100, 10_000])
+def test_rows_equal_the_definition_in_any_batch(
+    model: PreTrainedModel, rows: list[EncodedRow], tokens_per_batch: int
+) -> None:
+    scores = score_rows(model, rows, tokens_per_batch=tokens_per_batch)
+    assert [score.id for score in scores] == [row.id for row in rows]
+    for score, row in zip(scores, rows, strict=True):
+        assert score.perplexity == pytest.approx(definition(model, row), rel=1e-5)
+        assert score.tokens == len(row.output_ids) and score.characters == len(row.output_ids) - 1
+    backwards = score_rows(model, rows[::-1], tokens_per_batch=tokens_per_batch)[::-1]
+    for score, other in zip(scores, backwards, strict=True):
+        assert other.perplexity == pytest.approx(score.perplexity, rel=1e-6)
+
+
+def test_batches_keep_the_budget_and_lose_no_row(rows: list[EncodedRow]) -> None:
+    for budget in (1, 90, 400):
+        found = list(batches(rows, budget))
+        assert sorted(index for batch in found for index in batch) == list(range(len(rows)))
+        for batch in found:
+            assert len(batch) == 1 or len(batch) * max(len(rows[index]) for index in batch) <= budget
+
+
+def test_progress_counts_rows(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    seen: list[int] = []
+    score_rows(model, rows, tokens_per_batch=100, on_batch=seen.append)
+    assert sum(seen) == len(rows) and len(seen) > 3
+
+
+def test_figures() -> None:
+    """Two rows: one token at log 2, three tokens at log 8 in all (2 each)."""
+    scores = [RowScore("a", math.log(8), 1, 1), RowScore("b", 3 * math.log(2), 3, 2)]
+    figures = summarize(scores)
+    assert figures.mean_perplexity == pytest.approx((8 + 2) / 2)
+    assert figures.token_perplexity == pytest.approx(2 ** (6 / 4))
+    assert figures.median_perplexity == pytest.approx(5)
+    assert figures.bits_per_character == pytest.approx(6 / 3)
+    assert (figures.rows, figures.tokens) == (2, 4)
+
+
+def test_interval() -> None:
+    values = [float(number) for number in range(100)]
+    low, high = bootstrap_interval(values, samples=2000, seed=0)
+    # The mean's standard error is 28.9 / 10, so about 49.5 - 5.7 and 49.5 + 5.7.
+    assert low == pytest.approx(43.8, abs=0.4) and high == pytest.approx(55.2, abs=0.4)
+    assert bootstrap_interval(values, samples=2000, seed=0) == (low, high)
+    assert bootstrap_interval([3.0], samples=10, seed=0) == (3.0, 3.0)
+
+
+def test_a_model_that_scales_its_logits_is_refused(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    check_head(model, rows[0])
+    model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits)
+    forward = model.forward
+
+    def scaled(**inputs: torch.Tensor):
+        outputs = forward(**inputs)
+        outputs.logits = outputs.logits * 2
+        return outputs
+
+    model.forward = scaled
+    with pytest.raises(UserError, match="cannot be scored"):
+        check_head(model, rows[0])
+
+
+def test_adapters_swapped_equal_fresh_loads(mini_recipe: Path, tmp_path: Path, rows: list[EncodedRow]) -> None:
+    """[A, B] equals B alone, bit for bit, on an NF4 base; and the definition through a fresh PEFT load."""
+    from peft import PeftModel
+
+    recipe = load_recipe(mini_recipe)
+    train(recipe, tmp_path / "run")
+    folders = [checkpoint.path for checkpoint in complete_checkpoints(tmp_path / "run")]
+    base = load_base(recipe, torch.device("cpu")).eval()
+    untouched = score_rows(base, rows, tokens_per_batch=200)
+    slot = AdapterSlot(base)
+    swapped = []
+    for folder in (folders[0], folders[2], folders[1]):
+        slot.load(folder)
+        swapped.append(score_rows(base, rows, tokens_per_batch=200))
+    alone = load_base(recipe, torch.device("cpu")).eval()
+    AdapterSlot(alone).load(folders[1])
+    assert score_rows(alone, rows, tokens_per_batch=200) == swapped[2]
+    assert len({score[0].nll for score in (untouched, *swapped)}) == 4
+    fresh = PeftModel.from_pretrained(load_base(recipe, torch.device("cpu")), folders[1]).eval()
+    for score, row in zip(swapped[2], rows, strict=True):
+        assert score.perplexity == pytest.approx(definition(fresh, row), rel=1e-5)
+
+
+def test_inert_and_incomplete_adapters_are_named(mini_recipe: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    recipe = load_recipe(mini_recipe, ["training.max_steps=4"])
+    train(recipe, tmp_path / "run")
+    (checkpoint,) = complete_checkpoints(tmp_path / "run")
+    file = checkpoint.path / "adapter_model.safetensors"
+    weights = load_file(file)
+    slot = AdapterSlot(load_base(recipe, torch.device("cpu")))
+    save_file({name: tensor for index, (name, tensor) in enumerate(weights.items()) if index}, file)
+    with pytest.raises(BadAdapter, match="1 weights do not fit the base; it misses"):
+        slot.load(checkpoint.path)
+    save_file({name: tensor * ("lora_B" not in name) for name, tensor in weights.items()}, file)
+    with pytest.raises(BadAdapter, match="every B matrix is zero"):
+        slot.load(checkpoint.path)
+
+
+def test_prompt_defaults_to_the_instruction_alone() -> None:
+    assert Prompt().turn == "{instruction}"

@@ -1,0 +1,90 @@
+"""Rows files: both forms, and every kind of bad row with its number and id."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hw3.errors import UserError
+from hw3.rows import Row, read_rows
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
+GOOD = {"id": "a", "instruction": "甲", "output": "乙"}
+
+
+def problems_of(path: Path, content: str | bytes) -> list[str]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    return [problem.replace(str(path), "F") for problem in error.value.problems]
+
+
+@given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), lines=st.booleans(), escaped=st.booleans())
+def test_both_forms_read_back(tmp_path_factory, rows: list[tuple[str, str]], lines: bool, escaped: bool) -> None:
+    expected = [Row(str(number), instruction, output) for number, (instruction, output) in enumerate(rows)]
+    records = [{"id": row.id, "instruction": row.instruction, "output": row.output} for row in expected]
+    path = tmp_path_factory.getbasetemp() / "rows.json"
+    if lines:
+        text = "\n".join(json.dumps(record, ensure_ascii=escaped) for record in records) + "\n"
+    else:
+        text = json.dumps(records, ensure_ascii=escaped)
+    path.write_text(text, encoding="utf-8")
+    assert read_rows(path) == expected
+
+
+def test_every_bad_row_is_named(tmp_path: Path) -> None:
+    rows = [
+        GOOD,
+        {"id": "b", "instruction": "甲"},
+        {"id": "c", "instruction": 5, "output": ""},
+        {"id": "a", "instruction": "甲", "output": "乙"},
+        "text",
+        {"id": 7, "instruction": None, "output": " \n"},
+    ]
+    assert problems_of(tmp_path / "rows.json", json.dumps(rows)) == [
+        "F: row 2 (id b): output is missing",
+        "F: row 3 (id c): instruction is a number, text is needed; output is empty",
+        "F: row 4 (id a): the same id as row 1; ids must differ",
+        "F: row 5: is text, an object with id, instruction and output is needed",
+        "F: row 6 (id 7): id is a number, text is needed; instruction is null, text is needed; output is empty",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\xef\xbb\xbf[]", "F: begins with a byte-order mark; save it as UTF-8 without one"),
+        (b'[{"id":\n"\xff"}]', "F:2: broken UTF-8: byte 0xff; save it as UTF-8"),
+        ("[{]", "F:1: not JSON: Expecting property name enclosed in double quotes"),
+        ("[]", "F: holds no rows"),
+        ("", "F: holds no rows"),
+        ('{"id": "a"\n', "F:1: not JSON: Expecting ',' delimiter (a JSON list or one JSON object a line is needed)"),
+        (json.dumps([GOOD | {"output": "\ud800"}]), "F: row 1 (id a): output holds half a surrogate pair, broken text"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    assert problems_of(tmp_path / "rows.json", content) == [problem]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_rows(tmp_path / "none.json")
+
+
+def test_many_problems_are_counted(tmp_path: Path) -> None:
+    found = problems_of(tmp_path / "rows.json", json.dumps([{"id": str(number)} for number in range(25)]))
+    assert len(found) == 21 and found[-1] == "... and 5 more"
+
+
+def test_rows_to_predict_need_no_output(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"id": "a", "instruction": "甲"}]), encoding="utf-8")
+    assert read_rows(path, need_output=False) == [Row("a", "甲", None)]
+
+
+def test_a_line_separator_inside_text_is_no_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a", "instruction": "甲\u2028", "output": "乙"}\n', encoding="utf-8")
+    assert read_rows(path) == [Row("a", "甲\u2028", "乙")]

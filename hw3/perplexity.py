@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from hw3.encoding import EncodedRow
 from hw3.errors import UserError
@@ -106,11 +108,36 @@ def check_head(model: PreTrainedModel, row: EncodedRow) -> None:
         )
 
 
-def batches(rows: Sequence[EncodedRow], tokens_per_batch: int) -> Iterator[list[int]]:
+def common_prefix(rows: Sequence[EncodedRow]) -> int:
+    """How many ids all prompts begin with; each keeps one of its own, the one that predicts the first output token."""
+    shortest = min((row.prompt_ids for row in rows), key=len)
+    length = len(shortest) - 1
+    for row in rows:
+        while row.prompt_ids[:length] != shortest[:length]:
+            length -= 1
+    return length
+
+
+class _PrefixLayer(DynamicLayer):
+    """Keys and values of the prefix, computed once in a batch of one and seen by every row of every batch."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            return super().update(key_states, value_states)
+        rows = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
+
+
+def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
     """Row indices by falling length, as many a batch as fit the budget once padded; one row at least."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while order:
-        size = max(1, tokens_per_batch // len(rows[order[0]]))
+        size = max(1, tokens_per_batch // lengths[order[0]])
         yield order[:size]
         order = order[size:]
 
@@ -121,24 +148,33 @@ def score_rows(
     rows: Sequence[EncodedRow],
     *,
     tokens_per_batch: int,
+    reuse_prefix: bool = True,
     on_batch: Callable[[int], None] = lambda rows: None,
 ) -> list[RowScore]:
     """Negative log-likelihood of every row's output and EOS.
 
-    Rows are padded on the right, so positions and causal attention of real tokens do not depend on the batch. The
-    hidden states are gathered at the positions that predict an output token before the head runs.
+    What all prompts begin with (BOS, system text, worked examples) runs through the model once. Rows are padded on the
+    right, so positions and causal attention of real tokens do not depend on the batch. Hidden states are gathered at
+    the positions that predict an output token before the head runs.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
         rows: encoded rows with outputs.
-        tokens_per_batch: most tokens of a padded batch.
+        tokens_per_batch: most tokens of a padded batch, the common prefix not counted.
+        reuse_prefix: whether the common prefix is computed once; the scores are the same.
         on_batch: called after each batch with the number of rows in it.
 
     Returns:
         One score a row, in the order of `rows`.
     """
+    prefix = common_prefix(rows) if reuse_prefix else 0
+    cache = None
+    if prefix:
+        cache = Cache(layers=[_PrefixLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
+        ids = torch.tensor([rows[0].prompt_ids[:prefix]], device=model.device)
+        model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     scores: list[RowScore | None] = [None] * len(rows)
-    for batch in batches(rows, tokens_per_batch):
+    for batch in batches([len(row) - prefix for row in rows], tokens_per_batch):
         width = len(rows[batch[0]])
         input_ids = torch.zeros((len(batch), width), dtype=torch.long)
         attention_mask = torch.zeros((len(batch), width), dtype=torch.long)
@@ -150,8 +186,11 @@ def score_rows(
             predicts[line, len(row.prompt_ids) - 1 : len(row) - 1] = True
         targets = torch.cat([torch.tensor(rows[index].output_ids) for index in batch]).to(model.device)
         hidden = model.base_model(
-            input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False
-        ).last_hidden_state[predicts.to(model.device)]
+            input_ids=input_ids[:, prefix:].to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state[predicts[:, prefix:].to(model.device)]
         nll = torch.cat(
             [
                 torch.nn.functional.cross_entropy(output_logits(model, states), labels, reduction="none")

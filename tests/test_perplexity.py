@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hw3.encoding import EncodedRow, Encoder
 from hw3.errors import UserError
 from hw3.model import AdapterSlot, BadAdapter, load_base, load_tokenizer
-from hw3.perplexity import RowScore, batches, check_head, score_rows, summarize
+from hw3.perplexity import RowScore, batches, check_head, common_prefix, score_rows, summarize
 from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
 from hw3.rows import read_rows
@@ -41,26 +41,39 @@ def definition(model: PreTrainedModel, row: EncodedRow) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
+@pytest.mark.parametrize("reuse_prefix", [True, False])
 @pytest.mark.parametrize("tokens_per_batch", [1, 64, 100, 10_000])
 def test_rows_equal_the_definition_in_any_batch(
-    model: PreTrainedModel, rows: list[EncodedRow], tokens_per_batch: int
+    model: PreTrainedModel, rows: list[EncodedRow], tokens_per_batch: int, reuse_prefix: bool
 ) -> None:
-    scores = score_rows(model, rows, tokens_per_batch=tokens_per_batch)
+    """The model's window of 16 tokens ends inside the prompt, so the prefix is cut by it too."""
+    scores = score_rows(model, rows, tokens_per_batch=tokens_per_batch, reuse_prefix=reuse_prefix)
     assert [score.id for score in scores] == [row.id for row in rows]
     for score, row in zip(scores, rows, strict=True):
         assert score.perplexity == pytest.approx(definition(model, row), rel=1e-5)
         assert score.tokens == len(row.output_ids) and score.characters == len(row.output_ids) - 1
-    backwards = score_rows(model, rows[::-1], tokens_per_batch=tokens_per_batch)[::-1]
+    backwards = score_rows(model, rows[::-1], tokens_per_batch=tokens_per_batch, reuse_prefix=reuse_prefix)[::-1]
     for score, other in zip(scores, backwards, strict=True):
         assert other.perplexity == pytest.approx(score.perplexity, rel=1e-6)
 
 
 def test_batches_keep_the_budget_and_lose_no_row(rows: list[EncodedRow]) -> None:
     for budget in (1, 90, 400):
-        found = list(batches(rows, budget))
+        lengths = [len(row) for row in rows]
+        found = list(batches(lengths, budget))
         assert sorted(index for batch in found for index in batch) == list(range(len(rows)))
         for batch in found:
-            assert len(batch) == 1 or len(batch) * max(len(rows[index]) for index in batch) <= budget
+            assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def test_common_prefix() -> None:
+    def prefix(*prompts: list[int]) -> int:
+        return common_prefix([EncodedRow(str(number), prompt, [1], 0) for number, prompt in enumerate(prompts)])
+
+    assert prefix([2, 5, 6, 7], [2, 5, 6, 8, 9]) == 3
+    # One id at least is left: it predicts the first output token.
+    assert prefix([2, 5, 6], [2, 5, 6, 7]) == 2 and prefix([2, 5], [2, 5]) == 1
+    assert prefix([2], [3]) == 0 and prefix([4, 5], [3, 5]) == 0
 
 
 def test_progress_counts_rows(model: PreTrainedModel, rows: list[EncodedRow]) -> None:

@@ -10,13 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from hw3.curve import draw_curve
 from hw3.encoding import EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
-from hw3.model import AdapterSlot, BadAdapter, base_sha256, device_of, load_base, load_config, load_tokenizer
+from hw3.model import (
+    AdapterSlot,
+    BadAdapter,
+    base_sha256,
+    dequantize_if_it_fits,
+    device_of,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
 from hw3.perplexity import check_head, score_rows, summarize
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt, load_recipe
@@ -33,8 +43,8 @@ from hw3.run_folder import (
 )
 from hw3.statistics import bootstrap_interval
 
-CPU_TOKENS_PER_BATCH = 4096
-GPU_TOKENS_PER_BATCH = 16384
+CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
+GPU_TOKENS_PER_BATCH = 8192  # larger ones are no faster
 PROMPTS = Path("recipes/prompts")
 
 
@@ -134,10 +144,10 @@ def evaluate_run(
         if not (run / RECIPE).exists():
             write_atomically(run / RECIPE, recipe.to_yaml())
         device = device_of(recipe)
-        model = load_base(recipe, device).eval()
+        model = dequantize_if_it_fits(load_base(recipe, device).eval())
         check_head(model, min(next(iter(encoded.values())), key=len))
-        budget = recipe.evaluation.tokens_per_batch or (
-            CPU_TOKENS_PER_BATCH if device.type == "cpu" else GPU_TOKENS_PER_BATCH
+        budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(
+            model, max(len(row) for rows in encoded.values() for row in rows)
         )
         adapters = AdapterSlot(model)
         # The base comes first: once adapters are in, its layers are wrapped.
@@ -182,6 +192,23 @@ def evaluate_run(
     return 0
 
 
+def tokens_that_fit(model: PreTrainedModel, longest: int) -> int:
+    """Padded tokens of a batch, from free memory: what a layer's activations take, with half of memory to spare.
+
+    Args:
+        model: the loaded model.
+        longest: tokens of the longest row, common prefix included.
+    """
+    if model.device.type == "cpu":
+        return CPU_TOKENS_PER_BATCH
+    config = model.config.get_text_config()
+    # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
+    bytes_per_token = (model.dtype.itemsize + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
+    bytes_per_token += config.num_attention_heads * longest * (2 * model.dtype.itemsize + 4)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(longest, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))
+
+
 def encode_scored_rows(
     encoder: Encoder, rows: list[Row], examples: list[Example], config: Any, path: Path
 ) -> list[EncodedRow]:
@@ -221,7 +248,7 @@ def _model_for(job: Job, recipe: Recipe, model: PreTrainedModel, adapters: Adapt
     section = recipe.model.model_copy(
         update={"pretrained_model_name_or_path": str(job.checkpoint.path), "revision": None}
     )
-    return load_base(dataclasses.replace(recipe, model=section), model.device).eval()
+    return dequantize_if_it_fits(load_base(dataclasses.replace(recipe, model=section), model.device).eval())
 
 
 def _prompt_name(prompt: Prompt) -> str:

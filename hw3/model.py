@@ -129,6 +129,28 @@ def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     return model
 
 
+def dequantize_if_it_fits(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn 4-bit layers into plain ones of the same weights, once for all forwards, where memory allows.
+
+    A 4-bit layer does this in every forward, so results are the same bit for bit.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return model
+    grown = sum(
+        module.in_features * module.out_features * model.dtype.itemsize
+        for module in model.modules()
+        if isinstance(module, bnb.nn.Linear4bit)
+    )
+    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] < 1.25 * grown + 2**30:
+        return model
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it would report the dtype as a warning
+    try:
+        return model.dequantize()
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+
+
 def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:
     """(trained, total) parameters of the recipe's model, counted without weights.
 

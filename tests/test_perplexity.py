@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import write_rows
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hw3.encoding import EncodedRow, Encoder
 from hw3.errors import UserError
-from hw3.model import AdapterSlot, BadAdapter, load_base, load_tokenizer
+from hw3.model import AdapterSlot, BadAdapter, dequantize_if_it_fits, load_base, load_tokenizer
 from hw3.perplexity import RowScore, batches, check_head, common_prefix, score_rows, summarize
 from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
@@ -138,6 +139,14 @@ def test_adapters_swapped_equal_fresh_loads(mini_recipe: Path, tmp_path: Path, r
     fresh = PeftModel.from_pretrained(load_base(recipe, torch.device("cpu")), folders[1]).eval()
     for score, row in zip(swapped[2], rows, strict=True):
         assert score.perplexity == pytest.approx(definition(fresh, row), rel=1e-5)
+
+
+def test_dequantized_once_is_the_same_bit_for_bit(mini_recipe: Path, rows: list[EncodedRow]) -> None:
+    recipe = load_recipe(mini_recipe)
+    packed = load_base(recipe, torch.device("cpu")).eval()
+    plain = dequantize_if_it_fits(load_base(recipe, torch.device("cpu")).eval())
+    assert not any(isinstance(module, Linear4bit) for module in plain.modules())
+    assert score_rows(plain, rows, tokens_per_batch=200) == score_rows(packed, rows, tokens_per_batch=200)
 
 
 def test_inert_and_incomplete_adapters_are_named(mini_recipe: Path, tmp_path: Path) -> None:

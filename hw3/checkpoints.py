@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hw3.curve import draw_curve
 from hw3.encoding import EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
+from hw3.examples import drawn_examples, listed_examples
 from hw3.model import (
     AdapterSlot,
     BadAdapter,
@@ -30,37 +31,50 @@ from hw3.model import (
 from hw3.perplexity import check_head, score_rows, summarize
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt, load_recipe
-from hw3.results import Results
+from hw3.results import Results, print_results
 from hw3.rows import Row, file_sha256, read_rows, shorten
 from hw3.run_folder import (
     RECIPE,
     TOKENIZER,
     Checkpoint,
+    adapter_folder,
+    check_trained_as,
     complete_checkpoints,
     portable,
     torn_checkpoints,
     write_atomically,
 )
-from hw3.statistics import bootstrap_interval
+from hw3.statistics import bootstrap_interval, by_direction, by_length, heaviest
 
 CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
 GPU_TOKENS_PER_BATCH = 8192  # larger ones are no faster
 PROMPTS = Path("recipes/prompts")
 
 
+@dataclass(frozen=True)
+class Target:
+    """A data file to score, and what has been scored on it."""
+
+    path: Path
+    rows: list[Row]
+    results: Results
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One entry to score: the base or a checkpoint, a prompt, a number of worked examples."""
+    """One entry to score: the base or a checkpoint, a prompt and its worked examples, a data file."""
 
     key: str
+    target: Target
     checkpoint: Checkpoint | None
     prompt: Prompt
     prompt_name: str
-    shots: int
+    examples: list[Example]
+    example_ids: list[str] | None
 
     @property
     def title(self) -> str:
-        """For progress and the table."""
+        """For progress and messages."""
         return "base" if self.checkpoint is None else self.checkpoint.path.name
 
 
@@ -70,126 +84,149 @@ def evaluate_run(
     recipe_path: Path | None = None,
     data: Path | None = None,
     shots: list[int],
-    prompts: list[Path],
-    base_only: bool,
+    prompts: list[Path] | None = None,
+    base_only: bool = False,
+    adapters: list[Path] | None = None,
+    examples: str = "prompt",
+    against: str | None = None,
+    anyway: bool = False,
 ) -> int:
     """Score what has not been scored yet, print the table, write results and the learning curve.
 
     Args:
         run: the run folder.
         recipe_path: the recipe to make the folder from, where there is none.
-        data: rows to score; the recipe's `data.eval` if None.
+        data: rows to score; the recipe's `data.eval`, and its `data.dev` first, if None.
         shots: numbers of worked examples.
         prompts: further prompt files, scored beside the recipe's.
         base_only: leave the checkpoints out.
+        adapters: further PEFT adapter folders, scored beside the run's checkpoints.
+        examples: `prompt` for the prompt's worked examples, `train` to draw them from the training file.
+        against: the checkpoint that all others are compared with, row by row; the best if None.
+        anyway: score checkpoints that were trained under another prompt or quantization.
 
     Returns:
         0.
 
     Raises:
-        UserError: there is no such run, or data, prompts or shots do not fit it.
+        UserError: there is no such run, or data, prompts, shots or checkpoints do not fit it.
     """
     recipe = _recipe_of(run, recipe_path)
-    path = data or Path(recipe.data.eval)
-    rows = read_rows(path)
     checkpoints = [] if base_only else complete_checkpoints(run)
-    for torn in () if base_only else torn_checkpoints(run):
-        print(f"{torn}: not complete, left out")
+    if not base_only:
+        for torn in torn_checkpoints(run):
+            print(f"{torn}: not complete, left out")
+        if not anyway:
+            check_trained_as(run, recipe)
+    checkpoints += [adapter_folder(folder) for folder in adapters or []]
     named_prompts = [(_prompt_name(recipe.prompt), recipe.prompt)]
-    named_prompts += [(file.stem, load_prompt(file)) for file in prompts]
-
-    model_section = recipe.model
-    tokenizer_folder = run / TOKENIZER
-    tokenizer_section = (
-        model_section.model_copy(update={"pretrained_model_name_or_path": str(tokenizer_folder), "revision": None})
-        if tokenizer_folder.is_dir()
-        else model_section
-    )
-    tokenizer = load_tokenizer(tokenizer_section)
-    config = load_config(model_section)
+    named_prompts += [(file.stem, load_prompt(file)) for file in prompts or []]
+    tokenizer = _tokenizer_of(run, recipe)
+    config = load_config(recipe.model)
     content = {
-        "base": base_sha256(model_section, config),
-        "data": file_sha256(path),
+        "base": base_sha256(recipe.model, config),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        "dtype": model_section.dtype,
-        "attn_implementation": model_section.attn_implementation,
+        "dtype": recipe.model.dtype,
+        "attn_implementation": recipe.model.attn_implementation,
         "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
     }
-    head = {
-        "schema": 1,
-        "run": portable(run),
-        "data": {"path": portable(path), "sha256": content["data"], "rows": len(rows)},
-        "settings": {key: content[key] for key in ("dtype", "attn_implementation", "quantization")}
-        | {"bootstrap_samples": recipe.evaluation.bootstrap_samples, "base_sha256": content["base"]},
-    }
-    results = Results.load(run / "eval" / path.stem, head, recipe.prompt.sha256)
-    results.drop_replaced({checkpoint.path.name: checkpoint.sha256 for checkpoint in complete_checkpoints(run)})
+    targets = _targets(run, recipe, data, content)
     jobs = [
-        Job(_key(content, checkpoint, prompt, examples), checkpoint, prompt, name, number)
+        Job(_key(content, target, checkpoint, prompt, shown), target, checkpoint, prompt, name, shown, ids)
+        for target in targets
         for name, prompt in named_prompts
         for number in shots
-        for examples in [_examples(prompt, recipe.prompt, number)]
+        for shown, ids in [_examples(recipe, target, prompt, number, examples)]
         for checkpoint in [None, *checkpoints]
     ]
-    done = results.keys()
-    pending = [job for job in jobs if job.key not in done]
+    pending = [job for job in jobs if job.key not in job.target.results.rows]
+    if pending:
+        print(f"{len(pending)} of {len(jobs)} entries to score")
+        _score(run, recipe, tokenizer, config, pending)
+    for target in targets:
+        target.results.choose_on(targets[0].results)
+        target.results.write()
+        print_results(target.results, against, recipe.evaluation)
+        picture = target.results.folder / "learning_curve.png"
+        if target.results.entries and (target.results.changed or not picture.exists()):
+            draw_curve(target.results, run, picture)
+        print(f"{portable(target.results.folder)}/: results.json, rows.parquet, learning_curve.png")
+    return 0
+
+
+def _score(run: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any, pending: list[Job]) -> None:
+    """Score jobs one after another, each kept as soon as it is done: a killed sweep loses one entry's work."""
     encoded = {
-        (job.prompt.sha256, job.shots): encode_scored_rows(
-            Encoder(tokenizer, job.prompt), rows, _examples(job.prompt, recipe.prompt, job.shots), config, path
+        job.key: encode_scored_rows(
+            Encoder(tokenizer, job.prompt), job.target.rows, job.examples, config, job.target.path
         )
         for job in pending
     }
-    if pending:
-        print(f"{len(pending)} of {len(jobs)} entries to score on {len(rows)} rows of {path}")
-        if not (run / RECIPE).exists():
-            write_atomically(run / RECIPE, recipe.to_yaml())
-        device = device_of(recipe)
-        model = dequantize_if_it_fits(load_base(recipe, device).eval())
-        check_head(model, min(next(iter(encoded.values())), key=len))
-        budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(
-            model, max(len(row) for rows in encoded.values() for row in rows)
-        )
-        adapters = AdapterSlot(model)
-        # The base comes first: once adapters are in, its layers are wrapped.
-        for job in sorted(pending, key=lambda job: -1 if job.checkpoint is None else job.checkpoint.step):
-            batch_rows = encoded[job.prompt.sha256, job.shots]
-            try:
-                scored = _model_for(job, recipe, model, adapters)
-            except BadAdapter as error:
-                print(f"{job.title}: {error}; left out")
-                continue
+    if not (run / RECIPE).exists():
+        write_atomically(run / RECIPE, recipe.to_yaml())
+    model = dequantize_if_it_fits(load_base(recipe, device_of(recipe)).eval())
+    check_head(model, min(encoded[pending[0].key], key=len))
+    longest = max(len(row) for rows in encoded.values() for row in rows)
+    budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
+    slot = AdapterSlot(model)
+    # By checkpoint, the base first: once an adapter is in, the base's layers are wrapped.
+    groups: dict[Path | None, list[Job]] = {None: []}
+    for job in pending:
+        groups.setdefault(job.checkpoint and job.checkpoint.path, []).append(job)
+    for folder, jobs in groups.items():
+        scored = model
+        try:
+            if folder is not None and (folder / "adapter_config.json").exists():
+                slot.load(folder)
+            elif folder is not None:
+                section = recipe.model.model_copy(
+                    update={"pretrained_model_name_or_path": str(folder), "revision": None}
+                )
+                scored = load_base(dataclasses.replace(recipe, model=section), model.device).eval()
+        except BadAdapter as error:
+            print(f"{error}; left out")
+            continue
+        for job in jobs:
+            rows = encoded[job.key]
             began = time.perf_counter()
             with tqdm(total=len(rows), desc=job.title, unit="row", disable=None, leave=False) as bar:
-                scores = score_rows(scored, batch_rows, tokens_per_batch=budget, on_batch=bar.update)
+                scores = score_rows(scored, rows, tokens_per_batch=budget, on_batch=bar.update)
             seconds = time.perf_counter() - began
-            interval = bootstrap_interval(
-                [score.perplexity for score in scores],
-                samples=recipe.evaluation.bootstrap_samples,
-                seed=recipe.evaluation.bootstrap_seed,
+            entry = _entry(job, recipe, scores, count_unknown(rows, tokenizer.unk_token_id), seconds)
+            job.target.results.add(entry, scores)
+            low, high = entry["mean_perplexity_ci95"]
+            print(
+                f"{job.title:<16}  {entry['shots']} shots  {job.prompt_name:<14}  {entry['mean_perplexity']:>9.3f}  "
+                f"[{low:.2f}, {high:.2f}]  {job.target.path}  {seconds:.1f} s",
+                flush=True,
             )
-            figures = asdict(summarize(scores))
-            entry = {
-                "key": job.key,
-                "step": 0 if job.checkpoint is None else job.checkpoint.step,
-                "checkpoint": None if job.checkpoint is None else job.checkpoint.path.name,
-                "shots": job.shots,
-                "prompt": {"name": job.prompt_name, "sha256": job.prompt.sha256},
-                "adapter_sha256": None if job.checkpoint is None else job.checkpoint.sha256,
-                "mean_perplexity": figures.pop("mean_perplexity"),
-                "mean_perplexity_ci95": list(interval),
-                **figures,
-                "unknown_tokens": count_unknown(batch_rows, tokenizer.unk_token_id),
-                "seconds": round(seconds, 3),
-            }
-            results.add(entry, scores)
-            print(_line(entry), flush=True)
-    _print_table(results)
-    if results.entries:
-        picture = results.folder / "learning_curve.png"
-        if pending or not picture.exists():
-            draw_curve(results, run, picture)
-        print(f"{portable(results.folder)}/: results.json, rows.parquet, learning_curve.png")
-    return 0
+
+
+def _entry(job: Job, recipe: Recipe, scores: list[Any], unknown: int, seconds: float) -> dict[str, Any]:
+    figures = asdict(summarize(scores))
+    interval = bootstrap_interval(
+        [score.perplexity for score in scores],
+        samples=recipe.evaluation.bootstrap_samples,
+        seed=recipe.evaluation.bootstrap_seed,
+    )
+    instructions = {row.id: row.instruction for row in job.target.rows}
+    return {
+        "key": job.key,
+        "step": 0 if job.checkpoint is None else job.checkpoint.step,
+        "checkpoint": None if job.checkpoint is None else job.checkpoint.name,
+        "shots": len(job.examples),
+        "prompt": {"name": job.prompt_name, "sha256": job.prompt.sha256},
+        "example_ids": job.example_ids,
+        "adapter_sha256": None if job.checkpoint is None else job.checkpoint.sha256,
+        "mean_perplexity": figures.pop("mean_perplexity"),
+        "mean_perplexity_ci95": list(interval),
+        **figures,
+        "unknown_tokens": unknown,
+        "by_direction": by_direction(scores, instructions),
+        "by_length": by_length(scores),
+        "heaviest": heaviest(scores),
+        "seconds": round(seconds, 3),
+    }
 
 
 def tokens_that_fit(model: PreTrainedModel, longest: int) -> int:
@@ -230,25 +267,41 @@ def encode_scored_rows(
     return encoded
 
 
+def _targets(run: Path, recipe: Recipe, data: Path | None, content: dict[str, Any]) -> list[Target]:
+    """The files to score. The first one chooses the best checkpoint: the dev file where the recipe has one."""
+    names = [data] if data is not None else [name for name in (recipe.data.dev, recipe.data.eval) if name is not None]
+    settings = {key: content[key] for key in ("dtype", "attn_implementation", "quantization")}
+    settings |= recipe.evaluation.model_dump(exclude_none=True) | {"base_sha256": content["base"]}
+    present = {checkpoint.name: checkpoint.sha256 for checkpoint in complete_checkpoints(run)}
+    targets = []
+    for path in map(Path, names):
+        rows = read_rows(path)
+        head = {
+            "schema": 1,
+            "run": portable(run),
+            "data": {"path": portable(path), "sha256": file_sha256(path), "rows": len(rows)},
+            "settings": settings,
+        }
+        results = Results.load(run / "eval" / path.stem, head, recipe.prompt.sha256)
+        results.drop_replaced(present)
+        targets.append(Target(path, rows, results))
+    return targets
+
+
 def _recipe_of(run: Path, recipe_path: Path | None) -> Recipe:
     if (run / RECIPE).is_file():
-        # Its name is of the folder it was written to; the run's own name matters nowhere here.
         return load_recipe(run / RECIPE)
     if recipe_path is None:
         raise UserError(f"{run}: no such run; train it first (make train, hw3 train RECIPE.yaml --run {run})")
     return load_recipe(recipe_path)
 
 
-def _model_for(job: Job, recipe: Recipe, model: PreTrainedModel, adapters: AdapterSlot) -> PreTrainedModel:
-    if job.checkpoint is None:
-        return model
-    if recipe.lora is not None:
-        adapters.load(job.checkpoint.path)
-        return model
-    section = recipe.model.model_copy(
-        update={"pretrained_model_name_or_path": str(job.checkpoint.path), "revision": None}
-    )
-    return dequantize_if_it_fits(load_base(dataclasses.replace(recipe, model=section), model.device).eval())
+def _tokenizer_of(run: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run was trained with."""
+    if not (run / TOKENIZER).is_dir():
+        return load_tokenizer(recipe.model)
+    update = {"pretrained_model_name_or_path": str(run / TOKENIZER), "revision": None}
+    return load_tokenizer(recipe.model.model_copy(update=update))
 
 
 def _prompt_name(prompt: Prompt) -> str:
@@ -259,51 +312,23 @@ def _prompt_name(prompt: Prompt) -> str:
     return "recipe"
 
 
-def _examples(prompt: Prompt, recipe_prompt: Prompt, shots: int) -> list[Example]:
-    """The first worked examples of the prompt, or of the recipe's where it has none."""
-    examples = prompt.examples or recipe_prompt.examples
-    if shots < 0 or shots > len(examples):
-        raise UserError(f"--shots {shots}: the prompt has {len(examples)} worked examples; give 0 to {len(examples)}")
-    return examples[:shots]
+def _examples(
+    recipe: Recipe, target: Target, prompt: Prompt, shots: int, source: str
+) -> tuple[list[Example], list[str] | None]:
+    if source == "train" and shots:
+        training = read_rows(Path(recipe.data.train))
+        return drawn_examples(training, target.rows, shots, recipe.evaluation.examples_seed)
+    return listed_examples(prompt, recipe.prompt, shots)
 
 
-def _key(content: dict[str, Any], checkpoint: Checkpoint | None, prompt: Prompt, examples: list[Example]) -> str:
+def _key(
+    content: dict[str, Any], target: Target, checkpoint: Checkpoint | None, prompt: Prompt, examples: list[Example]
+) -> str:
     """An entry's identity: the content of everything that its figures depend on."""
     parts = content | {
+        "data": target.results.head["data"]["sha256"],
         "adapter": None if checkpoint is None else checkpoint.sha256,
         "prompt": prompt.model_dump(exclude={"examples"}),
         "examples": [example.model_dump() for example in examples],
     }
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _line(entry: dict[str, Any]) -> str:
-    low, high = entry["mean_perplexity_ci95"]
-    return (
-        f"step {entry['step']:>5}  {entry['shots']} shots  {entry['prompt']['name']:<14}  "
-        f"{entry['mean_perplexity']:>9.3f}  [{low:.2f}, {high:.2f}]  {entry['seconds']:.1f} s"
-    )
-
-
-def _print_table(results: Results) -> None:
-    best = results.best()
-    print(
-        f"\n{'step':>6}  {'shots':>5}  {'prompt':<14}  {'mean ppl':>9}  {'95 % interval':>19}  {'token ppl':>9}  "
-        f"{'median':>8}  {'bits/char':>9}"
-    )
-    for entry in results.entries:
-        interval = "[{:.2f}, {:.2f}]".format(*entry["mean_perplexity_ci95"])
-        is_best = best is not None and entry["checkpoint"] == best["checkpoint"] and entry["shots"] == 0
-        mark = "  <- best" if is_best and entry["prompt"]["sha256"] == results.recipe_prompt else ""
-        print(
-            f"{entry['step']:>6}  {entry['shots']:>5}  {entry['prompt']['name']:<14}  "
-            f"{entry['mean_perplexity']:>9.3f}  {interval:>19}  {entry['token_perplexity']:>9.3f}  "
-            f"{entry['median_perplexity']:>8.3f}  {entry['bits_per_character']:>9.3f}{mark}"
-        )
-    if results.entries and (unknown := max(entry["unknown_tokens"] for entry in results.entries)):
-        tokens = results.entries[0]["tokens"]
-        print(f"{unknown} of {tokens} output tokens are unknown to the tokenizer ({unknown / tokens:.2%})")
-    if best is not None:
-        print(
-            f"best: {best['checkpoint']}, mean perplexity {best['mean_perplexity']:.3f}, chosen on {best['chosen_on']}"
-        )

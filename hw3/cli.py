@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--prompt", type=Path, nargs="+", default=[], metavar="FILE", help="prompts to compare")
     evaluate.add_argument("--base-only", action="store_true", help="leave the checkpoints out")
+    evaluate.add_argument(
+        "--adapter", type=Path, nargs="+", default=[], metavar="DIR", help="other PEFT adapters as well"
+    )
+    evaluate.add_argument(
+        "--examples", choices=["prompt", "train"], default="prompt", help="worked examples: the prompt's, or drawn"
+    )
+    evaluate.add_argument("--against", metavar="NAME", help="compare with this one row by row; default: the best")
+    evaluate.add_argument("--anyway", action="store_true", help="score checkpoints trained under another prompt")
 
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
@@ -105,6 +113,10 @@ def _eval(arguments: argparse.Namespace) -> int:
         shots=arguments.shots,
         prompts=arguments.prompt,
         base_only=arguments.base_only,
+        adapters=arguments.adapter,
+        examples=arguments.examples,
+        against=arguments.against,
+        anyway=arguments.anyway,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -187,7 +188,7 @@ class AdapterSlot:
     def __init__(self, base: PreTrainedModel) -> None:
         self._base = base
         self._peft: PeftModel | None = None
-        self._count = 0
+        self._config: dict[str, Any] = {}
 
     def load(self, folder: Path) -> None:
         """Put the adapter of `folder` into the base's layers, in float32, and make it the active one.
@@ -195,25 +196,29 @@ class AdapterSlot:
         Raises:
             BadAdapter: its file misses weights or holds others, or every B matrix is zero.
         """
-        weights = load_file(folder / "adapter_model.safetensors")
+        try:
+            config = PeftConfig.from_pretrained(folder)
+            weights = load_file(folder / "adapter_model.safetensors", device=str(self._base.device))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BadAdapter(f"{folder}: cannot be read: {_first_line(error)}") from error
         b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
         if b_matrices and not any(tensor.any() for tensor in b_matrices):
             raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
-        name, before = f"adapter_{self._count}", f"adapter_{self._count - 1}"
-        self._count += 1
+        config.inference_mode = True
         if self._peft is None:
-            self._peft = PeftModel(self._base, PeftConfig.from_pretrained(folder), adapter_name=name)
-        else:
-            self._peft.add_adapter(name, PeftConfig.from_pretrained(folder))
-        outcome = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
-        missing = [key for key in outcome.missing_keys if name in key]
+            self._peft = PeftModel(self._base, config)
+        elif config.to_dict() != self._config:
+            self._peft.delete_adapter("default")
+            self._peft.add_adapter("default", config)
+            self._peft.set_adapter("default")
+        # Of the same shape, weights are copied over those of the adapter before.
+        self._config = config.to_dict()
+        outcome = set_peft_model_state_dict(self._peft, weights)
+        missing = [key for key in outcome.missing_keys if "default" in key]
         if missing or outcome.unexpected_keys:
             problem = f"misses {missing[0]}" if missing else f"holds {outcome.unexpected_keys[0]}"
             count = len(missing) + len(outcome.unexpected_keys)
             raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
-        self._peft.set_adapter(name)
-        if before in self._peft.peft_config:
-            self._peft.delete_adapter(before)
         self._peft.eval()
 
 

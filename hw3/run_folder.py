@@ -69,12 +69,14 @@ class Checkpoint:
         path: its folder.
         sha256: hash of the adapter's (or model's) configuration and weights.
         resumable: whether optimizer, scheduler and RNG state are there as well.
+        name: the folder's name; the path of one that is no part of the run.
     """
 
     step: int
     path: Path
     sha256: str
     resumable: bool
+    name: str
 
 
 def mark_complete(checkpoint: Path, step: int) -> None:
@@ -99,8 +101,46 @@ def complete_checkpoints(run: Path) -> list[Checkpoint]:
         except (OSError, ValueError, KeyError):
             continue
         if _sizes_match(folder, files):
-            found.append(Checkpoint(step, folder, _weights_sha256(files), bool(state) and _sizes_match(folder, state)))
+            resumable = bool(state) and _sizes_match(folder, state)
+            found.append(Checkpoint(step, folder, _weights_sha256(files), resumable, folder.name))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def adapter_folder(folder: Path) -> Checkpoint:
+    """Any PEFT adapter folder, ours or not, to be scored beside a run's checkpoints.
+
+    Raises:
+        UserError: it holds no adapter in safetensors form.
+    """
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: no PEFT adapter: {' and '.join(missing)} missing")
+    files = {name: {"sha256": _sha256(folder / name)} for name in names}
+    return Checkpoint(0, folder, _weights_sha256(files), False, portable(folder))
+
+
+def check_trained_as(run: Path, recipe: Recipe) -> None:
+    """Refuse to score checkpoints as something they were not trained as.
+
+    Raises:
+        UserError: the run's recipe has another prompt, base or quantization now than when it was trained.
+    """
+    manifest = read_manifest(run)
+    if not manifest or not complete_checkpoints(run):
+        return
+    quantization = None if recipe.quantization is None else recipe.quantization.model_dump()
+    now = {
+        "prompt": (manifest["prompt_sha256"], recipe.prompt.sha256),
+        "quantization": (manifest["quantization"], quantization),
+        "base": (manifest["base"]["name"], recipe.model.pretrained_model_name_or_path),
+    }
+    changed = [key for key, (then, current) in now.items() if then != current]
+    if changed:
+        raise UserError(
+            f"{run / RECIPE}: {', '.join(changed)} changed since the checkpoints were trained; the scores would "
+            "not be theirs. Put the recipe back, or score them all the same with --anyway"
+        )
 
 
 def torn_checkpoints(run: Path) -> list[Path]:
@@ -248,6 +288,8 @@ def _brief(value: Any) -> str:
 
 
 def _git_commit() -> str | None:
+    if "GIT_COMMIT" in os.environ:  # a copy without its history
+        return os.environ["GIT_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -65,6 +65,7 @@ class EvaluationSection(BaseModel):
     tokens_per_batch: Positive | None = None
     bootstrap_samples: Positive = 2000
     bootstrap_seed: Annotated[int, Field(ge=0)] = 0
+    examples_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class GenerationSection(BaseModel):

@@ -206,6 +206,7 @@ def train(recipe: Recipe, run: Path) -> int:
                 for key, path in ((key, Path(getattr(recipe.data, key))) for key in data)
             },
             "prompt_sha256": recipe.prompt.sha256,
+            "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
             "base": {
                 "name": recipe.model.pretrained_model_name_or_path,
                 "sha256": base_sha256(recipe.model, base_config),

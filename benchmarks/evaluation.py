@@ -1,0 +1,189 @@
+"""Output-only perplexity of saved checkpoints on one GPU: the course's loop, ours, and a sweep of 35 checkpoints.
+
+Random weights of Gemma-2-2B's shape with LoRA r 64 on every linear layer; figures of time and memory do not depend on
+what the weights are.
+
+    python benchmarks/evaluation.py --tokenizer DIR --data FILE      # the real vocabulary; rows to score
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_recipe import RECIPE, make_base
+from peft import get_peft_model
+from report import machine, write_report
+
+from hw3.encoding import EncodedRow, Encoder
+from hw3.model import AdapterSlot, dequantize_if_it_fits, load_base, load_tokenizer, lora_config
+from hw3.perplexity import score_rows
+from hw3.recipe import Recipe, load_recipe
+from hw3.rows import read_rows
+from hw3.run_folder import complete_checkpoints, mark_complete, write_atomically
+
+CHECKPOINTS = 35
+COURSE_ROWS = 25
+
+
+def make_checkpoints(recipe: Recipe, run: Path) -> None:
+    """35 complete checkpoints with random adapters, in the form that training leaves."""
+    model = get_peft_model(load_base(recipe, torch.device("cuda", 0)), lora_config(recipe.lora))
+    for number in range(1, CHECKPOINTS + 1):
+        torch.manual_seed(number)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.01
+        folder = run / f"checkpoint-{number * 100}"
+        model.save_pretrained(folder)
+        write_atomically(folder / "trainer_state.json", json.dumps({"log_history": []}))
+        mark_complete(folder, number * 100)
+
+
+@torch.no_grad()
+def course_loop(model: torch.nn.Module, rows: list[EncodedRow]) -> list[float]:
+    """The course's metric as its text says: one row at a time, full logits, float32 cross-entropy."""
+    perplexities = []
+    for row in rows:
+        ids = torch.tensor([row.input_ids], device="cuda")
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        start = len(row.prompt_ids)
+        nll = torch.nn.functional.cross_entropy(logits[0, start - 1 : -1].float(), ids[0, start:])
+        perplexities.append(math.exp(nll.item()) if nll.item() < 709 else math.inf)
+    return perplexities
+
+
+def seconds(work: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Median and extremes of a piece of GPU work, in seconds."""
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return {"median": round(statistics.median(times), 4), "min": round(min(times), 4), "max": round(max(times), 4)}
+
+
+def peak_of(work: Callable[[], Any]) -> float:
+    """Peak GPU memory of a piece of work, in GiB."""
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+
+def score(model: Any, rows: list[EncodedRow], reuse: bool = True, budget: int = 8192) -> Callable[[], Any]:
+    """Our scorer, ready to be timed."""
+    return lambda: score_rows(model, rows, tokens_per_batch=budget, reuse_prefix=reuse)
+
+
+def measure_packed(recipe: Recipe, rows: list[EncodedRow], adapter: Path) -> list[dict[str, Any]]:
+    """The course's loop, and ours with the base left in NF4."""
+    model = load_base(recipe, torch.device("cuda", 0)).eval()
+    AdapterSlot(model).load(adapter)
+    course_loop(model, rows[:3])
+    timed = seconds(lambda: course_loop(model, rows[:COURSE_ROWS]), 2)
+    course = {
+        "setting": f"the course's loop, NF4, one row at a time ({COURSE_ROWS} rows, scaled to {len(rows)})",
+        "seconds_per_checkpoint": round(timed["median"] * len(rows) / COURSE_ROWS, 2),
+        "peak_gib": peak_of(lambda: course_loop(model, rows[:COURSE_ROWS])),
+    }
+    return [course, row_of("ours, NF4 kept packed", score(model, rows))]
+
+
+def measure_plain(recipe: Recipe, shots: dict[int, list[EncodedRow]], adapters: list[Path]) -> list[dict[str, Any]]:
+    """Ours with the base dequantized once, and where the rest of the time goes."""
+    began = time.perf_counter()
+    model = load_base(recipe, torch.device("cuda", 0)).eval()
+    loaded = time.perf_counter() - began
+    began = time.perf_counter()
+    model = dequantize_if_it_fits(model)
+    dequantized = time.perf_counter() - began
+    slot = AdapterSlot(model)
+    slot.load(adapters[0])
+    score(model, shots[0])()
+    found = []
+    for number, rows in shots.items():
+        for reuse in (True, False):
+            prefix = "prefix reused" if reuse else "prefix computed each time"
+            found.append(
+                row_of(f"ours, dequantized once, {number} worked examples, {prefix}", score(model, rows, reuse))
+            )
+    for budget in (2048, 4096, 16384):
+        setting = f"ours, dequantized once, 0 worked examples, {budget} tokens a batch"
+        found.append(row_of(setting, score(model, shots[0], True, budget)))
+    swaps = iter(adapters)
+    loading = seconds(lambda: slot.load(next(swaps)), 5)["median"]
+    found.append({"setting": "loading one adapter", "seconds_per_checkpoint": loading})
+    found.append({"setting": "loading the base (NF4)", "seconds_per_checkpoint": round(loaded, 2)})
+    found.append({"setting": "dequantizing it", "seconds_per_checkpoint": round(dequantized, 2)})
+    return found
+
+
+def row_of(setting: str, work: Callable[[], Any]) -> dict[str, Any]:
+    """One row of the report."""
+    work()
+    timed = seconds(work, 5)
+    return {
+        "setting": setting,
+        "seconds_per_checkpoint": timed["median"],
+        "spread": [timed["min"], timed["max"]],
+        "peak_gib": peak_of(work),
+    }
+
+
+def main() -> int:
+    """Prepare, measure, sweep, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    base, run = arguments.scratch / "gemma-2-2b-random", arguments.scratch / "sweep"
+    if not (base / "config.json").exists():
+        make_base(base, arguments.tokenizer)
+    overrides = [f"model.pretrained_model_name_or_path={base}", f"data.eval={arguments.data}"]
+    recipe = load_recipe(Path(RECIPE), overrides)
+    write_atomically(run / "recipe.yaml", recipe.to_yaml())
+    make_checkpoints(recipe, run)
+    torch.cuda.empty_cache()
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "hw3", "eval", str(run)], check=True)
+    sweep = time.perf_counter() - began
+    rows = [
+        {"setting": f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", "seconds_sweep": round(sweep, 1)}
+    ]
+    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
+    raw, adapters = read_rows(arguments.data), [checkpoint.path for checkpoint in complete_checkpoints(run)]
+    shots = {number: [encoder.encode(row, recipe.prompt.examples[:number]) for row in raw] for number in (0, 4)}
+    rows = measure_packed(recipe, shots[0], adapters[0]) + rows
+    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    torch.cuda.empty_cache()
+    rows = rows[:-1] + measure_plain(recipe, shots, adapters) + rows[-1:]
+    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    print((arguments.out / "evaluation.md").read_text())
+    return 0
+
+
+COLUMNS = {
+    "setting": "setting",
+    "seconds_per_checkpoint": "s a checkpoint",
+    "seconds_sweep": "s, sweep",
+    "peak_gib": "peak GiB",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

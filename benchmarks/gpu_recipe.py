@@ -1,0 +1,138 @@
+"""Runs recipes/gemma/qlora.yaml on one GPU, on random weights of Gemma-2-2B's shape: 50 steps, 2 checkpoints, scores.
+
+Speed and memory do not depend on what the weights are; scores do, and mean nothing here. Once as the recipe stands and
+once with the settings that `hw3` names for a GPU without bfloat16.
+
+    python benchmarks/gpu_recipe.py --tokenizer DIR     # the real vocabulary, a folder that AutoTokenizer reads
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import machine, write_report
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+from hw3.model import NO_BF16_SETTINGS
+
+RECIPE = "recipes/gemma/qlora.yaml"
+SETTINGS = {"as the recipe stands": "", "without bfloat16": NO_BF16_SETTINGS}
+OVERRIDES = (
+    "data.train=data/train.json data.eval=data/eval.json training.max_steps=50 training.save_steps=25 "
+    "training.logging_steps=1 training.report_to=none"
+)
+
+
+def make_base(folder: Path, tokenizer: Path) -> None:
+    """Random weights of the 2B shape, bfloat16, with the real tokenizer beside them."""
+    config = Gemma2Config(
+        vocab_size=256_000,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = Gemma2ForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
+    """Train and score under one setting, in this process; returns one row of the report."""
+    from hw3.checkpoints import evaluate_run
+    from hw3.recipe import load_recipe
+    from hw3.run_folder import complete_checkpoints, read_manifest
+    from hw3.train import train
+
+    run = scratch / setting.replace(" ", "-")
+    overrides = [f"model.pretrained_model_name_or_path={base}", *OVERRIDES.split(), *SETTINGS[setting].split()]
+    began = time.monotonic()
+    assert train(load_recipe(Path(RECIPE), overrides), run) == 0
+    train_seconds = time.monotonic() - began
+    checkpoints = complete_checkpoints(run)
+    state = json.loads((checkpoints[-1].path / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "loss" in log]
+    torch.cuda.reset_peak_memory_stats()
+    began = time.monotonic()
+    assert evaluate_run(run, shots=[0], prompts=[], base_only=False) == 0
+    eval_seconds = time.monotonic() - began
+    results = json.loads((run / "eval/eval/results.json").read_text())
+    times = [log["train_runtime"] for log in logs]
+    steps = [later - earlier for earlier, later in itertools.pairwise(times[5:])]
+    session = read_manifest(run)["sessions"][-1]
+    return {
+        "setting": setting,
+        "overrides": SETTINGS[setting],
+        "steps": logs[-1]["step"],
+        "checkpoints": [checkpoint.path.name for checkpoint in checkpoints],
+        "seconds_training": round(train_seconds, 1),
+        "seconds_per_step": round(statistics.median(steps), 4),
+        "peak_gib": session["peak_gib"],
+        "first_loss": logs[0]["loss"],
+        "last_loss": logs[-1]["loss"],
+        "tokens_seen": logs[-1]["num_input_tokens_seen"],
+        "seconds_scoring": round(eval_seconds, 1),
+        "peak_gib_scoring": round(torch.cuda.max_memory_allocated() / 2**30, 3),
+        "entries": [
+            {key: entry[key] for key in ("step", "mean_perplexity", "token_perplexity", "tokens", "seconds")}
+            for entry in results["entries"]
+        ],
+        "rows_scored": results["data"]["rows"],
+    }
+
+
+def main() -> int:
+    """Measure every setting, each in a process of its own, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    base = arguments.scratch / "gemma-2-2b-random"
+    if arguments.setting:
+        row = measure(base, arguments.setting, arguments.scratch)
+        (arguments.scratch / "row.json").write_text(json.dumps(row))
+        return 0
+    if not (base / "config.json").exists():
+        make_base(base, arguments.tokenizer)
+    rows = []
+    for setting in SETTINGS:
+        command = [sys.executable, __file__, "--setting", setting, "--tokenizer", str(arguments.tokenizer)]
+        subprocess.run([*command, "--scratch", str(arguments.scratch)], check=True)
+        rows.append(json.loads((arguments.scratch / "row.json").read_text()))
+        write_report(arguments.out, "gpu_recipe", machine(), rows, columns=COLUMNS)
+    return 0
+
+
+COLUMNS = {
+    "setting": "setting",
+    "seconds_per_step": "s/step",
+    "peak_gib": "peak GiB, training",
+    "seconds_scoring": "s, scoring with loading",
+    "peak_gib_scoring": "peak GiB, scoring",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

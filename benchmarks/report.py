@@ -1,0 +1,49 @@
+"""What every benchmark writes: `docs/benchmarks/<name>.json`, and a table made from it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hw3.run_folder import environment, write_atomically, write_json
+
+
+def machine() -> dict[str, Any]:
+    """The machine in words and numbers."""
+    found: dict[str, Any] = {"cpu_cores": torch.get_num_threads(), "system": platform.system()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def write_report(
+    folder: Path, name: str, machine: dict[str, Any], rows: list[dict[str, Any]], columns: dict[str, str]
+) -> None:
+    """Write the JSON and its table.
+
+    Args:
+        folder: `docs/benchmarks`.
+        name: the benchmark's name.
+        machine: from `machine`.
+        rows: one a setting; seconds are medians, memory is GiB.
+        columns: keys of a row to show, with their headings.
+    """
+    facts = environment()
+    report = {"machine": machine, "versions": facts["versions"], "commit": facts["git_commit"], "rows": rows}
+    write_json(folder / f"{name}.json", report)
+    write_atomically(folder / f"{name}.md", table(report, columns))
+
+
+def table(report: dict[str, Any], columns: dict[str, str]) -> str:
+    """A Markdown table of the rows, under a line on the machine."""
+    where = report["machine"].get("gpu", f"{report['machine']['cpu_cores']} CPU cores")
+    versions = ", ".join(f"{package} {report['versions'][package]}" for package in ("torch", "trl", "transformers"))
+    lines = [f"One {where}; {versions}.", "", "| " + " | ".join(columns.values()) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    lines += ["| " + " | ".join(str(row.get(key, "")) for key in columns) + " |" for row in report["rows"]]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,303 @@
+"""The builder of the embedded base, on a made-up corpus: ids, split, layouts, and three training steps on a CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import lzma
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NAMES = "赵钱孙李周吴郑王冯陈"
+PLACES = "京洛晋楚齐鲁燕秦蜀越"
+DEEDS = [
+    ("出{}门", "从{}的城门出去"),
+    ("还{}里", "回到{}的故乡"),
+    ("入{}宫", "进入{}的宫殿"),
+    ("守{}边", "守卫{}的边境"),
+]
+
+
+def load_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_base", REPOSITORY / "tools" / "build_base.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["build_base"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool()
+TINY = {"rows": 2, "length": 64, "width": 64, "layers": 2, "heads": 1, "mlp": 128, "warmup": 1}
+
+
+def corpus_lines() -> list[str]:
+    return [
+        f"书\t{name}氏{classical.format(place)}。\t姓{name}的人{modern.format(place)}了。"
+        for name in NAMES
+        for place in PLACES
+        for classical, modern in DEEDS
+    ]
+
+
+def write_corpus(folder: Path, lines: list[str]) -> Path:
+    folder.mkdir()
+    middle = len(lines) // 2
+    for number, part in enumerate((lines[:middle], lines[middle:])):
+        (folder / f"pairs-{number}.tsv.xz").write_bytes(lzma.compress("".join(f"{line}\n" for line in part).encode()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("opencc")
+    folder = tmp_path_factory.mktemp("base")
+    tool.encode(write_corpus(folder / "corpus", corpus_lines()), folder / "encoded")
+    return folder / "encoded"
+
+
+def test_vocabulary_is_by_count_then_code_point_and_ids_are_literal() -> None:
+    text = "乙" * 20 + "甲" * 20 + "丁" * 30 + "戊" * 14
+    vocabulary = tool.build_vocabulary([text], {"丙", "丁"})
+    assert vocabulary == ["<pad>", "<eos>", "<bos>", "<unk>", "丁", "乙", "甲", "丙"]
+    assert tool.to_ids("甲乙丙丁戊𠮷", vocabulary).tolist() == [6, 5, 7, 4, 3, 3]
+
+
+def test_encoding_holds_the_converted_pairs(encoded: Path) -> None:
+    with np.load(encoded / "pairs.npz") as arrays:
+        ids, lengths, held_out = arrays["ids"], arrays["lengths"], arrays["held_out"]
+    vocabulary = json.loads((encoded / "vocabulary.json").read_text(encoding="utf-8"))
+    first = "".join(vocabulary[i] for i in ids[: lengths[0].sum()])
+    assert first == "趙氏出京門。" + "姓趙的人從京的城門出去了。"
+    assert len(lengths) == len(held_out) == 400
+    assert len(ids) == lengths.sum()
+    assert 0 < held_out.sum() < 20
+    summary = json.loads((encoded / "encoding.json").read_text(encoding="utf-8"))
+    assert summary["unknown_characters"] == 0
+    assert set("下面麵齣答案：\n") <= set(vocabulary)
+
+
+def test_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    pytest.importorskip("opencc")
+    lines = corpus_lines()
+    shuffled = random.Random(1).sample(lines, len(lines))
+    splits = []
+    for name, order in (("a", lines), ("b", shuffled)):
+        pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / name, order))
+        splits.append({pair for pair, held in zip(pairs, held_out, strict=True) if held})
+        assert not splits[-1] & {pair for pair, held in zip(pairs, held_out, strict=True) if not held}
+    assert splits[0] == splits[1]
+
+
+def test_a_training_pair_with_a_held_out_modern_text_is_dropped(tmp_path: Path) -> None:
+    pytest.importorskip("opencc")
+    held = next(line for line in corpus_lines() if tool.is_held_out(line.split("\t")[1]))
+    seen = next(line for line in corpus_lines() if not tool.is_held_out(line.split("\t")[1])).split("\t")[1]
+    lines = [held, f"书\t{seen}\t{held.split(chr(9))[2]}", f"书\t{seen}\t别的译文。", f"书\t{seen}\t{'长' * 500}"]
+    pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / "corpus", lines))
+    assert held_out == [True, False]
+    assert pairs[1][1] == "別的譯文。"
+
+
+@pytest.mark.parametrize("content", [None, "一\t二\n"])
+def test_a_corpus_that_cannot_be_read_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture, content: str) -> None:
+    pytest.importorskip("opencc")
+    if content:
+        (tmp_path / "a.tsv.xz").write_bytes(lzma.compress(content.encode()))
+    assert tool.main(["encode", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def read_documents(corpus: tool.Corpus, settings: tool.Settings, seed: int = 0) -> list[tuple[str, str]]:
+    """Whole documents of an epoch: text, and one letter a token for its kind (n, i, a)."""
+    tokens, kinds = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(seed))
+    documents = []
+    for row, row_kinds in zip(tokens.tolist(), kinds.tolist(), strict=True):
+        start = None
+        for at, token in enumerate(row):
+            if token == tool.BOS:
+                start = at
+            if token == tool.EOS and start is not None:
+                text = "".join(corpus.vocabulary[i] for i in row[start + 1 : at])
+                documents.append((text, "".join("nia"[kind] for kind in row_kinds[start : at + 1])))
+                start = None
+    return documents
+
+
+def all_pairs(corpus: tool.Corpus) -> list[tuple[str, str]]:
+    text = "".join(corpus.vocabulary[i] for i in corpus.ids.tolist())
+    pairs, at = [], 0
+    for classical, modern in corpus.lengths.tolist():
+        pairs.append((text[at : at + classical], text[at + classical : at + classical + modern]))
+        at += classical + modern
+    return pairs
+
+
+def test_documents_of_one_pair_have_the_expected_text(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    expected = {}
+    for classical, modern in all_pairs(corpus):
+        for question, answer, swapped in ((classical, modern, False), (modern, classical, True)):
+            for before, after, line_break, _ in tool.FORMS:
+                for labels in tool.DIRECTED_LABELS:
+                    a, b = labels[::-1] if swapped else labels
+                    head, between = f"{before}{a}{after}", f"{line_break}{before}{b}{after}"
+                    kinds = "n" * (1 + len(head)) + "i" * len(question) + "n" * len(between) + "a" * (len(answer) + 1)
+                    expected[f"{head}{question}{between}{answer}"] = kinds
+    settings = tool.Settings(**TINY, single=1.0, styles=(0.0, 1.0, 0.0, 0.0), one_to_one=0.0)
+    documents = read_documents(corpus, settings)
+    assert len(documents) > 100
+    for text, kinds in documents:
+        assert expected[text] == kinds
+
+
+def test_documents_of_several_pairs_keep_neighbours_and_direction(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    pairs = all_pairs(corpus)
+    settings = tool.Settings(
+        **{**TINY, "length": 256}, single=0.0, mixed=0.0, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0
+    )
+    documents = read_documents(corpus, settings)
+    classical = {pair[0] for pair in pairs}
+    sizes = set()
+    for text, kinds in documents:
+        lines = text.replace("\n\n", "\n").split("\n")
+        sizes.add(len(lines) // 2)
+        side = 0 if lines[0] in classical else 1
+        place = [pair[side] for pair in pairs].index(lines[0])
+        run = pairs[place : place + len(lines) // 2]
+        assert lines == [text for pair in run for text in (pair[side], pair[1 - side])]
+        assert kinds.endswith("a")  # EOS is learned
+    assert min(sizes) >= 2 and max(sizes) <= 8 and len(sizes) > 4
+
+
+def test_one_to_one_documents_are_spelled_so(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    texts = {
+        share: "".join(t for t, _ in read_documents(corpus, tool.Settings(**TINY, one_to_one=share)))
+        for share in (0.0, 1.0)
+    }
+    assert "出" in texts[0.0] and "齣" not in texts[0.0]
+    assert "齣" in texts[1.0] and "出" not in texts[1.0]
+
+
+def test_a_pair_cut_by_a_row_has_no_loss_in_the_next_row(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    settings = tool.Settings(**{**TINY, "length": 128}, single=1.0, styles=(0.3, 0.4, 0.3, 0.0))
+    tokens, kinds = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(0))
+    cut = 0
+    for row, row_kinds in zip(tokens.tolist(), kinds.tolist(), strict=True):
+        start = row.index(tool.BOS)
+        assert set(row_kinds[:start]) <= {tool.NO_LOSS}
+        cut += start > 0
+    assert cut > 10
+
+
+def test_epochs_differ_and_seeds_repeat(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    settings = tool.Settings(**TINY)
+    generator = torch.Generator().manual_seed(3)
+    first, second = (tool.build_epoch(corpus, settings, generator)[0] for _ in range(2))
+    again = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(3))[0]
+    assert torch.equal(first, again)
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_mask_keeps_documents_apart() -> None:
+    mask = tool.document_mask(torch.tensor([[2, 5, 1, 2, 6]]), compiled=False)[0, 0]
+    assert (mask == 0).int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+def test_nf4_is_that_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    packed, state = functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
+    assert torch.allclose(tool.round_to_nf4(weights), functional.dequantize_4bit(packed, state), atol=1e-6)
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+    matrices = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(tool.orthogonalize(matrices).float())
+    assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_learning_rate_rises_holds_and_falls_to_zero() -> None:
+    settings = tool.Settings(steps=100, warmup=10, decay=0.5)
+    factors = [tool.learning_rate_factor(step, settings) for step in (0, 9, 50, 75, 99)]
+    assert factors == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
+
+
+def test_three_steps_save_a_model_that_loads_and_the_seed_decides_the_loss(encoded: Path, tmp_path: Path) -> None:
+    records = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        changes = [f"{key}={value}" for key, value in {**TINY, "steps": 3, "nf4": 0.4, "seed": seed}.items()]
+        command = ["train", "--encoded", str(encoded), "--out", str(tmp_path / name), "--set", *changes]
+        assert tool.main(command) == 0
+        records.append(json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")))
+    assert records[0]["held_out_loss"] == records[1]["held_out_loss"] != records[2]["held_out_loss"]
+    assert records[0]["training_loss"][-1]["loss"] == records[1]["training_loss"][-1]["loss"]
+    assert set(records[0]["held_out_loss"]) == {
+        f"{direction}_{shots}" for direction in ("classical_to_modern", "modern_to_classical") for shots in (0, 4)
+    }
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert model.dtype == torch.bfloat16 and model.config.model_type == "gemma2"
+    assert len(tokenizer) <= model.config.vocab_size
+    corpus = tool.load_corpus(encoded, "cpu", held_out=True)
+    losses = tool.held_out_loss(model.float(), corpus)
+    assert losses == pytest.approx(records[0]["held_out_loss"], rel=1e-5)
+    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8").count("this model") == 2
+
+
+def test_a_wrong_setting_exits_with_2(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for change, words in (("stepps=3", "no such setting"), ("steps=many", "not a value of type int")):
+        assert tool.main(["train", "--encoded", str(encoded), "--out", str(tmp_path), "--set", change]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_committed_base_keeps_its_promises() -> None:
+    folder = REPOSITORY / "data" / "tiny"
+    assert (folder / "model.safetensors").stat().st_size <= 14_000_000
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    for name, value in ids.items():
+        assert (
+            getattr(tokenizer, name) == getattr(model.config, name) == getattr(model.generation_config, name) == value
+        )
+    assert tokenizer.unk_token_id == 3
+    text = "你是一位 語言轉換助理，\n\n將下麵句子翻譯成文言文：\nUSER：ASSISTANT  下面。\n"
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    assert len(encoded) == len(text) and tokenizer.decode(encoded) == text
+    assert tokenizer.encode("天") == [2, *tokenizer.encode("天", add_special_tokens=False)]
+    for name in ("train", "eval"):
+        for row in json.loads((REPOSITORY / f"data/{name}.json").read_text(encoding="utf-8")):
+            assert 3 not in tokenizer.encode(row["instruction"] + row["output"], add_special_tokens=False)
+    inputs = {linear.in_features for linear in model.modules() if isinstance(linear, torch.nn.Linear)}
+    assert all(size % 64 == 0 for size in inputs)
+
+
+def test_the_model_card_is_what_the_records_say(tmp_path: Path) -> None:
+    folder = REPOSITORY / "data" / "tiny"
+    (tmp_path / "training.json").write_bytes((folder / "training.json").read_bytes())
+    tool.write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (folder / "README.md").read_text(encoding="utf-8")
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    again = json.loads((REPOSITORY / "docs/base/second_run.json").read_text(encoding="utf-8"))
+    assert record["settings"] == again["settings"] == json.loads(json.dumps(tool.dataclasses.asdict(tool.Settings())))
+    for name, loss in record["held_out_loss"].items():
+        assert again["held_out_loss"][name] == pytest.approx(loss, abs=0.01)

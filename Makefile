@@ -14,7 +14,7 @@ recipe := recipes/$(MODEL)/$(RECIPE).yaml
 bin    := $(if $(VENV),$(VENV)/bin/)
 ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
-launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) -m hw3,$(bin)hw3)
+launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
 .PHONY: help train eval shots check lint format test test-slow
 .DEFAULT_GOAL := help
@@ -24,19 +24,19 @@ help:  ## this list
 
 train: $(ready)  ## fine-tune, or resume: MODEL= RECIPE= RUN= TRAIN= EVAL= GPUS= ACCELERATE= SET="key=value ..."
 ifneq ($(GPUS),1)
-	@$(bin)hw3 check $(recipe) --processes $(GPUS) $(set) > /dev/null
+	@$(bin)hw3 check $(recipe) --run $(RUN) --processes $(GPUS) $(set) > /dev/null
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 
 eval: $(ready)  ## score the base and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare"
-	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
+	$(bin)hw3 eval $(RUN) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
 		$(if $(PROMPTS),--prompt $(PROMPTS:%=recipes/prompts/%.yaml))
 
 shots: $(ready)  ## score the un-tuned base with 0, 1, 2 and 4 worked examples
 	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
-	$(bin)hw3 check $(recipe) --mask 2 --processes $(GPUS) $(set)
+	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
 
 lint: $(ready)  ## style
 	$(bin)ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,20 +11,19 @@ from transformers import PreTrainedTokenizerBase
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
-from hw3.model import device_problems, load_config, load_tokenizer, parameter_counts
-from hw3.recipe import Recipe, StepLayout, step_layout
-from hw3.run_folder import gib
-from hw3.train import encode_training_rows, read_data
-from hw3.trainer import disk_needed, sft_config
+from hw3.model import load_tokenizer
+from hw3.recipe import Recipe
+from hw3.train import plan_run, read_data
 
 GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
 
-def check(recipe: Recipe, *, mask_rows: int = 0, processes: int = 1) -> int:
+def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1) -> int:
     """Print the resolved recipe, the length table, masked rows, steps and disk.
 
     Args:
         recipe: the checked recipe.
+        run: the run folder that `train` would write or go on in.
         mask_rows: rows to show as the collator hands them to the model.
         processes: processes that will share a step's rows.
 
@@ -33,41 +31,34 @@ def check(recipe: Recipe, *, mask_rows: int = 0, processes: int = 1) -> int:
         0.
 
     Raises:
-        UserError: data, model or machine do not fit; what could be shown has been.
+        UserError: data, model, machine or run folder do not fit; what could be shown has been.
     """
     print(recipe.to_yaml())
-    problems = device_problems(recipe)
     try:
-        layout = step_layout(recipe, processes)
-        _check_data(recipe, mask_rows, None if problems else layout)
+        plan = plan_run(recipe, run, processes)
     except UserError as error:
-        raise UserError(*problems, *error.problems) from error
-    if problems:
-        raise UserError(*problems)
+        _show_rows(recipe, mask_rows, error)
+        raise
+    _show_rows(recipe, mask_rows)
+    print("\n".join(plan.notes))
+    if plan.resume is not None:
+        print(f"{run}: {'complete' if plan.done else 'would go on'} at step {plan.resume.step}")
     return 0
 
 
-def _check_data(recipe: Recipe, mask_rows: int, layout: StepLayout | None) -> None:
-    data = read_data(recipe)
-    tokenizer = load_tokenizer(recipe.model)
+def _show_rows(recipe: Recipe, mask_rows: int, known: UserError | None = None) -> None:
+    """Lengths and masks, as far as data and tokenizer can be read; `known` has said already what cannot."""
+    try:
+        data, tokenizer = read_data(recipe), load_tokenizer(recipe.model)
+    except UserError:
+        if known is None:
+            raise
+        return
     encoder = Encoder(tokenizer, recipe.prompt)
     encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
     _print_lengths(recipe, encoded, tokenizer.unk_token_id)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
-    rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
-    print("\n".join(notes))
-    trained, total = parameter_counts(recipe, load_config(recipe.model))
-    print(f"{trained:,} trained of {total:,} parameters")
-    if layout is not None:
-        config = sft_config(recipe, layout, Path("outputs") / recipe.name)
-        per_epoch = len(rows) // recipe.rows_per_step
-        steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * per_epoch)
-        print(
-            f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.1f} times through the file; each of "
-            f"{layout.processes} processes takes {layout.rows_per_device} rows x {layout.accumulation}"
-        )
-        print(f"disk: checkpoints take {gib(disk_needed(config, trained, steps))}")
     if recipe.prompt.turn.endswith(" "):
         print("note: the prompt ends with a space; most vocabularies write a word's space before the word")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import hashlib
 import json
 import time
@@ -22,16 +22,20 @@ from hw3.model import (
     AdapterSlot,
     BadAdapter,
     base_sha256,
-    dequantize_if_it_fits,
+    dequantize,
     device_of,
     load_base,
     load_config,
     load_tokenizer,
+    load_weights,
+    parameter_counts,
+    scores_dequantized,
+    tokenizer_sha256,
 )
 from hw3.perplexity import check_head, score_rows, summarize
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt, load_recipe
-from hw3.results import Results, print_results
+from hw3.results import RESULTS, Results, print_results
 from hw3.rows import Row, file_sha256, read_rows, shorten
 from hw3.run_folder import (
     RECIPE,
@@ -41,6 +45,7 @@ from hw3.run_folder import (
     check_trained_as,
     complete_checkpoints,
     portable,
+    read_manifest,
     torn_checkpoints,
     write_atomically,
 )
@@ -95,7 +100,7 @@ def evaluate_run(
 
     Args:
         run: the run folder.
-        recipe_path: the recipe to make the folder from, where there is none.
+        recipe_path: with `base_only`, the recipe to make the folder from, where there is none.
         data: rows to score; the recipe's `data.eval`, and its `data.dev` first, if None.
         shots: numbers of worked examples.
         prompts: further prompt files, scored beside the recipe's.
@@ -111,7 +116,7 @@ def evaluate_run(
     Raises:
         UserError: there is no such run, or data, prompts, shots or checkpoints do not fit it.
     """
-    recipe = _recipe_of(run, recipe_path)
+    recipe = _recipe_of(run, recipe_path if base_only else None)
     checkpoints = [] if base_only else complete_checkpoints(run)
     if not base_only:
         for torn in torn_checkpoints(run):
@@ -125,10 +130,11 @@ def evaluate_run(
     config = load_config(recipe.model)
     content = {
         "base": base_sha256(recipe.model, config),
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": tokenizer_sha256(tokenizer),
         "dtype": recipe.model.dtype,
         "attn_implementation": recipe.model.attn_implementation,
         "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
+        "dequantized": scores_dequantized(recipe, parameter_counts(recipe, config)[1], device_of(recipe)),
     }
     targets = _targets(run, recipe, data, content)
     jobs = [
@@ -139,10 +145,14 @@ def evaluate_run(
         for shown, ids in [_examples(recipe, target, prompt, number, examples)]
         for checkpoint in [None, *checkpoints]
     ]
-    pending = [job for job in jobs if job.key not in job.target.results.rows]
+    # Prompts that differ in worked examples alone are one job at zero shots; the recipe's comes first.
+    by_key: dict[str, Job] = {}
+    for job in jobs:
+        by_key.setdefault(job.key, job)
+    pending = [job for job in by_key.values() if job.key not in job.target.results.rows]
     if pending:
-        print(f"{len(pending)} of {len(jobs)} entries to score")
-        _score(run, recipe, tokenizer, config, pending)
+        print(f"{len(pending)} of {len(by_key)} entries to score")
+        _score(run, recipe, tokenizer, config, pending, content["dequantized"])
     for target in targets:
         target.results.choose_on(targets[0].results)
         target.results.write()
@@ -154,7 +164,14 @@ def evaluate_run(
     return 0
 
 
-def _score(run: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any, pending: list[Job]) -> None:
+def _score(
+    run: Path,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Any,
+    pending: list[Job],
+    dequantized: bool,
+) -> None:
     """Score jobs one after another, each kept as soon as it is done: a killed sweep loses one entry's work."""
     encoded = {
         job.key: encode_scored_rows(
@@ -164,7 +181,9 @@ def _score(run: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config
     }
     if not (run / RECIPE).exists():
         write_atomically(run / RECIPE, recipe.to_yaml())
-    model = dequantize_if_it_fits(load_base(recipe, device_of(recipe)).eval())
+    model = load_base(recipe, device_of(recipe)).eval()
+    if dequantized:
+        model = dequantize(model)
     check_head(model, min(encoded[pending[0].key], key=len))
     longest = max(len(row) for rows in encoded.values() for row in rows)
     budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
@@ -174,15 +193,11 @@ def _score(run: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config
     for job in pending:
         groups.setdefault(job.checkpoint and job.checkpoint.path, []).append(job)
     for folder, jobs in groups.items():
-        scored = model
         try:
             if folder is not None and (folder / "adapter_config.json").exists():
                 slot.load(folder)
             elif folder is not None:
-                section = recipe.model.model_copy(
-                    update={"pretrained_model_name_or_path": str(folder), "revision": None}
-                )
-                scored = load_base(dataclasses.replace(recipe, model=section), model.device).eval()
+                load_weights(model, folder)
         except BadAdapter as error:
             print(f"{error}; left out")
             continue
@@ -190,7 +205,7 @@ def _score(run: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config
             rows = encoded[job.key]
             began = time.perf_counter()
             with tqdm(total=len(rows), desc=job.title, unit="row", disable=None, leave=False) as bar:
-                scores = score_rows(scored, rows, tokens_per_batch=budget, on_batch=bar.update)
+                scores = score_rows(model, rows, tokens_per_batch=budget, on_batch=bar.update)
             seconds = time.perf_counter() - began
             entry = _entry(job, recipe, scores, count_unknown(rows, tokenizer.unk_token_id), seconds)
             job.target.results.add(entry, scores)
@@ -270,22 +285,39 @@ def encode_scored_rows(
 def _targets(run: Path, recipe: Recipe, data: Path | None, content: dict[str, Any]) -> list[Target]:
     """The files to score. The first one chooses the best checkpoint: the dev file where the recipe has one."""
     names = [data] if data is not None else [name for name in (recipe.data.dev, recipe.data.eval) if name is not None]
-    settings = {key: content[key] for key in ("dtype", "attn_implementation", "quantization")}
-    settings |= recipe.evaluation.model_dump(exclude_none=True) | {"base_sha256": content["base"]}
+    settings = {key: content[key] for key in ("dtype", "attn_implementation", "quantization", "dequantized")}
+    settings |= {"base_sha256": content["base"], "tokenizer_sha256": content["tokenizer"]}
+    settings |= {key: getattr(recipe.evaluation, key) for key in ("bootstrap_samples", "bootstrap_seed")}
     present = {checkpoint.name: checkpoint.sha256 for checkpoint in complete_checkpoints(run)}
+    started = read_manifest(run).get("started")
     targets = []
     for path in map(Path, names):
         rows = read_rows(path)
         head = {
             "schema": 1,
             "run": portable(run),
+            "started": started,
             "data": {"path": portable(path), "sha256": file_sha256(path), "rows": len(rows)},
             "settings": settings,
         }
-        results = Results.load(run / "eval" / path.stem, head, recipe.prompt.sha256)
+        results = Results.load(_results_folder(run, path, head["data"]), head, recipe.prompt.sha256)
         results.drop_replaced(present)
         targets.append(Target(path, rows, results))
     return targets
+
+
+def _results_folder(run: Path, path: Path, data: dict[str, Any]) -> Path:
+    """`eval/<stem>`; with a part of the hash where that is another file's of the same name."""
+    folder = run / "eval" / path.stem
+    try:
+        stored = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError):
+        return folder
+    # Of a file outside the working directory only the name is known, and names repeat.
+    edited = stored["path"] == data["path"] and path.resolve().is_relative_to(Path.cwd())
+    if edited or stored["sha256"] == data["sha256"]:
+        return folder
+    return folder.with_name(f"{folder.name}-{data['sha256'][:8]}")
 
 
 def _recipe_of(run: Path, recipe_path: Path | None) -> Recipe:
@@ -307,8 +339,9 @@ def _tokenizer_of(run: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
 def _prompt_name(prompt: Prompt) -> str:
     """The file of `recipes/prompts/` with this content; `recipe` where there is none."""
     for file in sorted(PROMPTS.glob("*.yaml")):
-        if load_prompt(file).sha256 == prompt.sha256:
-            return file.stem
+        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
+            if load_prompt(file).sha256 == prompt.sha256:
+                return file.stem
     return "recipe"
 
 

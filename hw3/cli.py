@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from hw3.errors import UserError
+from hw3.errors import RunFailed, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"hw3: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"hw3: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -56,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "eval", _eval, "output-only perplexity of the base and of every checkpoint")
     evaluate.add_argument("run", type=Path, metavar="RUN")
-    evaluate.add_argument("--recipe", type=Path, metavar="RECIPE.yaml", help="for a run folder that is not there yet")
+    evaluate.add_argument(
+        "--recipe", type=Path, metavar="RECIPE.yaml", help="with --base-only: make the run folder from it"
+    )
     evaluate.add_argument("--data", type=Path, metavar="FILE", help="rows to score; default: the recipe's data.eval")
     evaluate.add_argument(
         "--shots", type=int, nargs="+", default=[0], metavar="N", help="worked examples in the prompt"
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
+    check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")
     check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser
@@ -124,6 +130,6 @@ def _check(arguments: argparse.Namespace) -> int:
     from hw3.check import check
     from hw3.recipe import load_recipe
 
-    return check(
-        load_recipe(arguments.recipe, arguments.overrides), mask_rows=arguments.mask, processes=arguments.processes
-    )
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    run = arguments.run or Path("outputs") / recipe.name
+    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes)

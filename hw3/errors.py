@@ -11,3 +11,7 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(problems))
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, through no mistake in its arguments. The command line prints it and exits with 1."""

@@ -52,25 +52,32 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda", local_rank())
 
 
-def device_problems(recipe: Recipe) -> list[str]:
-    """What of the recipe this machine cannot do, each with the complete `SET=` that works here."""
+def device_problems(recipe: Recipe, processes: int) -> list[str]:
+    """What of the recipe this machine cannot do, each with the complete `SET=` that works here.
+
+    Args:
+        recipe: the recipe.
+        processes: how many processes will run it on this machine.
+    """
     problems = []
-    uses_bf16 = recipe.training.get("bf16", True) is not False and not recipe.training.get("fp16")
+    training, on_cpu = recipe.training, bool(recipe.training.get("use_cpu"))
+    uses_bf16 = training.get("bf16", True) is not False and not training.get("fp16")
     uses_bf16 |= recipe.model.dtype == "bfloat16"
     uses_bf16 |= recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype == "bfloat16"
+    cpu, gpu = CPU_SETTINGS, NO_BF16_SETTINGS
     if recipe.quantization is None:
-        cpu, gpu = (settings.rpartition(" ")[0] for settings in (CPU_SETTINGS, NO_BF16_SETTINGS))
-    else:
-        cpu, gpu = CPU_SETTINGS, NO_BF16_SETTINGS
-    if not torch.cuda.is_available() and not recipe.training.get("use_cpu"):
-        problems.append(f'this machine has no GPU that PyTorch can use; on the CPU (slow) this works: SET="{cpu}"')
-    elif recipe.training.get("use_cpu"):
-        if recipe.training.get("bf16", True) is not False or recipe.training.get("fp16"):
+        cpu, gpu = (settings.rpartition(" ")[0] for settings in (cpu, gpu))
+    if on_cpu:
+        if training.get("bf16", True) is not False or training.get("fp16"):
             problems.append(f'training on a CPU is done in float32; this works: SET="{cpu}"')
+    elif not torch.cuda.is_available():
+        problems.append(f'this machine has no GPU that PyTorch can use; on the CPU (slow) this works: SET="{cpu}"')
     elif uses_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name()
         problems.append(f'{name} has no bfloat16; float32, slower but never out of range, works: SET="{gpu}"')
-    if recipe.model.device_map is not None and world_size() > 1:
+    elif processes > torch.cuda.device_count() and "LOCAL_WORLD_SIZE" not in os.environ:
+        problems.append(f"{processes} processes, but {torch.cuda.device_count()} GPUs here; set GPUS to that or less")
+    if recipe.model.device_map is not None and processes > 1:
         problems.append(
             "model.device_map: auto spreads one model over all GPUs, which clashes with one process a GPU; set "
             "model.device_map=null or run without a launcher (GPUS=1)"
@@ -88,6 +95,13 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of vocabulary, merges and special tokens."""
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.chat_template)
+    text = tokenizer.backend_tokenizer.to_str() + repr(special)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_config(model: ModelSection) -> Any:
@@ -130,20 +144,28 @@ def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def dequantize_if_it_fits(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn 4-bit layers into plain ones of the same weights, once for all forwards, where memory allows.
+def scores_dequantized(recipe: Recipe, parameters: int, device: torch.device) -> bool:
+    """Whether 4-bit layers become plain ones of the same weights, once, before scoring.
 
-    A 4-bit layer does this in every forward, so results are the same bit for bit.
+    It saves every forward the same work. By the device's whole memory, not by what happens to be free, and only where
+    both ways compute in one dtype: PEFT adds the adapter's share in another order of rounding to a 4-bit layer, so the
+    choice is part of an entry's key.
+
+    Args:
+        recipe: the recipe.
+        parameters: of the base.
+        device: where it will run.
     """
-    if not getattr(model, "is_loaded_in_4bit", False):
-        return model
-    grown = sum(
-        module.in_features * module.out_features * model.dtype.itemsize
-        for module in model.modules()
-        if isinstance(module, bnb.nn.Linear4bit)
-    )
-    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] < 1.25 * grown + 2**30:
-        return model
+    if recipe.quantization is None or recipe.quantization.bnb_4bit_compute_dtype != recipe.model.dtype:
+        return False
+    if device.type == "cpu":
+        return True
+    weights = parameters * getattr(torch, recipe.model.dtype).itemsize
+    return torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30
+
+
+def dequantize(model: PreTrainedModel) -> PreTrainedModel:
+    """4-bit layers as plain ones, bit for bit the weights that each of their forwards makes."""
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it would report the dtype as a warning
     try:
@@ -173,6 +195,23 @@ def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:
 def lora_config(lora: dict[str, Any]) -> LoraConfig:
     """A recipe's `lora` section as PEFT's configuration."""
     return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Put a full fine-tuning checkpoint's weights into the loaded base, tied ones included.
+
+    Raises:
+        BadAdapter: the folder does not hold this model's weights.
+    """
+    try:
+        weights = {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise BadAdapter(f"{folder}: cannot be read: {_first_line(error)}") from error
+    tied = set(model.all_tied_weights_keys)
+    if unexpected or set(missing) - tied:
+        raise BadAdapter(f"{folder}: its weights are not those of {model.config.model_type}")
+    model.tie_weights()
 
 
 class BadAdapter(Exception):
@@ -246,7 +285,7 @@ def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
     name = model.pretrained_model_name_or_path
     try:
         return factory.from_pretrained(name, revision=model.revision, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         problem = _why_not_loaded(name, error)
         if problem is None:
             raise
@@ -266,13 +305,15 @@ def _why_not_loaded(name: str, error: BaseException) -> str | None:
         return f"model.revision: {name} has no such revision"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{where}: {name} is neither a local folder nor a model on the hub; check its spelling"
-    if isinstance(error, ValueError) and "model type" in str(error):
-        return f"{where}: {name}: {_first_line(error)}"
-    if not isinstance(error, OSError):
-        return None
+    if isinstance(error, ImportError):
+        return f"model.attn_implementation: {_first_line(error)}"
+    if isinstance(error, ValueError):
+        return f"{where}: {name}: {_first_line(error)}" if "model type" in str(error) else None
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{where}: {name}: {error.strerror}: {error.filename}"
     if Path(name).is_dir():
         return f"{where}: the folder {name} is not a complete model: {_first_line(error)}"
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{where}: there is no folder {name}, and no model on the hub has such a name"
     return (
         f"{where}: {name} is not in the local cache and the hub cannot be reached; connect once, or download it "

@@ -35,9 +35,8 @@ class RowScore:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll / tokens); infinite where that is out of range."""
-        mean = self.nll / self.tokens
-        return math.exp(mean) if mean < 709 else math.inf
+        """exp(nll / tokens)."""
+        return math.exp(self.nll / self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def summarize(scores: Sequence[RowScore]) -> Summary:
     median = perplexities[middle] if len(perplexities) % 2 else (perplexities[middle - 1] + perplexities[middle]) / 2
     return Summary(
         mean_perplexity=math.fsum(perplexities) / len(perplexities),
-        token_perplexity=math.exp(min(nll / tokens, 709)),
+        token_perplexity=math.exp(nll / tokens),
         median_perplexity=median,
         bits_per_character=nll / math.log(2) / sum(score.characters for score in scores),
         rows=len(scores),
@@ -87,7 +86,8 @@ def output_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.
     """
     logits = model.get_output_embeddings()(hidden_states).float()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    # In place: each copy is a gigabyte with Gemma's vocabulary.
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 @torch.inference_mode()
@@ -166,6 +166,9 @@ def score_rows(
 
     Returns:
         One score a row, in the order of `rows`.
+
+    Raises:
+        UserError: a row's log-likelihood is not a number, or below exp(-700) a token: the dtype's range is exceeded.
     """
     prefix = common_prefix(rows) if reuse_prefix else 0
     cache = None
@@ -200,6 +203,12 @@ def score_rows(
         per_row = nll.cpu().double().split([len(rows[index].output_ids) for index in batch])
         for index, values in zip(batch, per_row, strict=True):
             row = rows[index]
-            scores[index] = RowScore(row.id, values.sum().item(), len(row.output_ids), row.characters)
+            score = RowScore(row.id, values.sum().item(), len(row.output_ids), row.characters)
+            if not score.nll / score.tokens < 700:  # NaN as well
+                raise UserError(
+                    f"row {row.id}: its log-likelihood is {-score.nll}, out of the range of {model.dtype}; score in "
+                    "float32 (model.dtype and quantization.bnb_4bit_compute_dtype)"
+                )
+            scores[index] = score
         on_batch(len(batch))
     return [score for score in scores if score is not None]

@@ -39,8 +39,8 @@ class Prompt(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that shapes the text; the key under which scores are kept."""
-        text = json.dumps(self.model_dump(), ensure_ascii=False, sort_keys=True)
+        """Hash of everything that shapes a zero-shot prompt, so worked examples do not count."""
+        text = json.dumps(self.model_dump(exclude={"examples"}), ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

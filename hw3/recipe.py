@@ -26,7 +26,7 @@ from hw3.schema import (
     ModelSection,
     QuantizationSection,
 )
-from hw3.yaml_source import KeyPath, Source, read_yaml
+from hw3.yaml_source import KeyPath, Source, read_yaml, reads_as_text
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+    # PyYAML quotes what YAML 1.1 would misread; `1e5` is a number in 1.2 alone.
+    quoted = "\n" in text or not reads_as_text(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
 
 
 _Dumper.add_representer(str, _represent_text)
@@ -293,10 +295,13 @@ def _check_combinations(source: Source, sections: dict[str, Any], problems: list
     if training is not None:
         if training.bf16 and training.fp16:
             problems.append(f"{source.place(('training', 'fp16'))}: training.fp16: bf16 and fp16 cannot both be true")
-        if (training.max_steps is None or training.max_steps < 0) and training.num_train_epochs is None:
+        if training.max_steps is not None and training.max_steps < 1 and training.max_steps != -1:
+            place = source.place(("training", "max_steps"))
+            problems.append(
+                f"{place}: training.max_steps: found {training.max_steps}: 1 or more is needed, or -1 for epochs"
+            )
+        elif training.max_steps in (None, -1) and training.num_train_epochs is None:
             problems.append(f"{source.place(('training',))}: training: give max_steps or num_train_epochs")
-        if training.save_strategy == "steps" and training.save_steps is None:
-            problems.append(f"{source.place(('training',))}: training.save_steps: the key is missing")
 
 
 def _touches_head(names: str | list[str]) -> bool:
@@ -321,8 +326,10 @@ def step_layout(recipe: Recipe, processes: int) -> StepLayout:
     """Share a step's rows among processes: they take over accumulation first, then rows.
 
     Raises:
-        UserError: the rows do not divide; names the nearest numbers of processes that do.
+        UserError: there is no process, or the rows do not divide; names the nearest numbers of processes that do.
     """
+    if processes < 1:
+        raise UserError(f"{processes} processes: 1 or more are needed")
     rows = recipe.training.get("per_device_train_batch_size", 8)
     accumulation = recipe.training.get("gradient_accumulation_steps", 1)
     total = rows * accumulation

@@ -56,7 +56,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path, head: dict[str, Any], recipe_prompt: str) -> Results:
-        """Read what is there. Scores of another content of the data file are left behind.
+        """Read what is there. Scores of other rows, another base, or an earlier run in the folder are left behind.
 
         Raises:
             UserError: the files are there but cannot be read.
@@ -69,13 +69,25 @@ class Results:
             return results
         except (ValueError, pa.ArrowException) as error:
             raise UserError(f"{folder}: cannot be read ({error}); delete the folder to score again") from error
-        if stored["data"]["sha256"] != head["data"]["sha256"]:
+        if stored["data"]["sha256"] != head["data"]["sha256"] or stored["settings"] != head["settings"]:
             return results
         for line in table.to_pylist():
             score = RowScore(line["id"], line["nll"], line["tokens"], line["characters"])
             results.rows.setdefault(line["entry"], []).append(score)
-        results.entries = [entry for entry in stored["entries"] if entry["key"] in results.rows]
+        same_run = stored["started"] == head["started"]
+        results._keep(
+            [
+                entry
+                for entry in stored["entries"]
+                if entry["key"] in results.rows and (same_run or entry["checkpoint"] is None)
+            ]
+        )
         return results
+
+    def _keep(self, entries: list[dict[str, Any]]) -> None:
+        self.entries = entries
+        keys = {entry["key"] for entry in entries}
+        self.rows = {key: rows for key, rows in self.rows.items() if key in keys}
 
     def drop_replaced(self, adapters: dict[str, str]) -> None:
         """Forget scores of checkpoints that have since been written anew.
@@ -83,13 +95,13 @@ class Results:
         Args:
             adapters: content hash by checkpoint name, of the complete checkpoints there are now.
         """
-        self.entries = [
-            entry
-            for entry in self.entries
-            if adapters.get(entry["checkpoint"], entry["adapter_sha256"]) == entry["adapter_sha256"]
-        ]
-        keys = {entry["key"] for entry in self.entries}
-        self.rows = {key: rows for key, rows in self.rows.items() if key in keys}
+        self._keep(
+            [
+                entry
+                for entry in self.entries
+                if adapters.get(entry["checkpoint"], entry["adapter_sha256"]) == entry["adapter_sha256"]
+            ]
+        )
 
     def add(self, entry: dict[str, Any], scores: Sequence[RowScore]) -> None:
         """Add one entry and replace both files."""

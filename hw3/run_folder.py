@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -146,7 +145,30 @@ def check_trained_as(run: Path, recipe: Recipe) -> None:
 def torn_checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders whose writing was cut short."""
     complete = {checkpoint.path for checkpoint in complete_checkpoints(run)}
-    return sorted(folder for folder in run.glob("checkpoint-*") if folder.is_dir() and folder not in complete)
+    folders = (folder for folder in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name))
+    return sorted(folder for folder in folders if folder.is_dir() and folder not in complete)
+
+
+def remove_torn(run: Path) -> list[Path]:
+    """Delete checkpoints whose writing was cut short; returns them.
+
+    Raises:
+        UserError: the folder holds checkpoints that are not of this project.
+    """
+    torn = torn_checkpoints(run)
+    if torn and not (run / MANIFEST).is_file():
+        raise UserError(f"{run}: holds {torn[0].name}, which is not this project's; give the run another folder: RUN=")
+    for folder in torn:
+        shutil.rmtree(folder)
+    return torn
+
+
+def rotate(run: Path, limit: int) -> None:
+    """Delete the oldest complete checkpoints, by step, until `limit` are left."""
+    for checkpoint in complete_checkpoints(run)[:-limit]:
+        # Incomplete first: a kill in between leaves a torn folder, not a checkpoint without weights.
+        (checkpoint.path / COMPLETE).unlink()
+        shutil.rmtree(checkpoint.path)
 
 
 def drop_old_state(run: Path) -> None:
@@ -186,19 +208,43 @@ def check_resume(run: Path, recipe: Recipe) -> None:
         )
 
 
-def check_data_unchanged(run: Path, data_sha256: str) -> None:
-    """Refuse to continue a run whose training rows have changed.
+def check_unchanged(run: Path, now: dict[str, str]) -> None:
+    """Refuse to continue a run whose training rows, base or tokenizer have changed.
+
+    Args:
+        run: the run folder.
+        now: content hashes by `train`, `base` and `tokenizer`.
 
     Raises:
-        UserError: the training file is not the one the run began with.
+        UserError: names what has changed.
     """
     manifest = read_manifest(run)
-    before = manifest.get("data", {}).get("train", {}).get("sha256")
-    if before is not None and before != data_sha256:
+    then = {
+        "train": (manifest["data"]["train"]["path"], manifest["data"]["train"]["sha256"]),
+        "base": (manifest["base"]["name"], manifest["base"]["sha256"]),
+        "tokenizer": (f"the tokenizer of {manifest['base']['name']}", manifest["tokenizer_sha256"]),
+    }
+    changed = [name for key, (name, sha256) in then.items() if sha256 != now[key]]
+    if changed:
         raise UserError(
-            f"{manifest['data']['train']['path']}: its content has changed since {run} began; put the old rows back, "
-            f"or give this run a folder of its own: RUN={run}-2 (--run {run}-2)"
+            f"{', '.join(changed)}: changed since {run} began; put it back, or give this run a folder of its own: "
+            f"RUN={run}-2 (--run {run}-2)"
         )
+
+
+def check_writable(run: Path) -> None:
+    """Refuse a run folder that cannot be made or written.
+
+    Raises:
+        UserError: says what is in the way.
+    """
+    folder = run
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{run}: {folder} is a file; give a folder: RUN= (--run)")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{run}: {folder} cannot be written to; give another folder: RUN= (--run)")
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -295,9 +341,3 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def remove(folders: Iterable[Path]) -> None:
-    """Delete folders whose content is worthless: torn checkpoints."""
-    for folder in folders:
-        shutil.rmtree(folder)

@@ -123,6 +123,9 @@ DECIDED_TRAINING_KEYS: dict[str, str] = {
     "ignore_data_skip": "a resumed run always sees the rows it would have seen",
     "restore_callback_states_from_checkpoint": "an interrupted run resumes by itself, exactly",
     "save_only_model": "the last two checkpoints keep the optimizer's state, older ones drop it by themselves",
+    "dataloader_drop_last": "rows that do not fill a step are left out of an epoch, other ones each time",
+    "accelerator_config": "every number of processes sees the same rows in the same step",
+    "average_tokens_across_devices": "the loss is always the mean over all output tokens of a step",
     "auto_find_batch_size": "rows per step are fixed by the recipe; raise gradient_accumulation_steps instead",
     "gradient_checkpointing": "use training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "use training.activation_checkpointing_kwargs",
@@ -163,7 +166,11 @@ _TRAINING_RANGES: dict[str, Any] = {
     "seed": Field(ge=0),
     "dataloader_num_workers": Field(ge=0),
 }
-_TRAINING_CHOICES: dict[str, Any] = {"loss_type": Literal["nll", "dft"]}
+_TRAINING_CHOICES: dict[str, Any] = {
+    "loss_type": Literal["nll", "dft"],
+    # A run that keeps nothing, or what an evaluation in the loop calls best, is no run to score.
+    "save_strategy": Literal["steps", "epoch"],
+}
 _LORA_RANGES: dict[str, Any] = {
     "r": Field(ge=1),
     "lora_alpha": Field(gt=0),

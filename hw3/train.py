@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import get_reporting_integration_callbacks
+from trl import SFTConfig
 
 from hw3.encoding import EncodedRow, Encoder, apply_max_length, count_unknown
 from hw3.errors import UserError
@@ -22,28 +23,30 @@ from hw3.model import (
     load_base,
     load_config,
     load_tokenizer,
-    local_rank,
     parameter_counts,
+    tokenizer_sha256,
     world_size,
 )
-from hw3.recipe import Recipe, step_layout
+from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.rows import Row, file_sha256, read_rows
 from hw3.run_folder import (
+    MANIFEST,
     RECIPE,
     TOKENIZER,
-    check_data_unchanged,
+    Checkpoint,
     check_disk,
     check_resume,
+    check_unchanged,
+    check_writable,
     complete_checkpoints,
     environment,
     portable,
     read_manifest,
-    remove,
-    torn_checkpoints,
+    remove_torn,
     write_atomically,
     write_json,
 )
-from hw3.trainer import CompletionTrainer, disk_needed, sft_config
+from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
     "put the course's train.json and public_test.json into data/homework/",
@@ -112,21 +115,110 @@ def encode_training_rows(
     return encoded, notes
 
 
-def use_first_gpu() -> str | None:
-    """Without a launcher, show PyTorch one GPU only; returns a line on how to use the others.
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked, nothing written yet.
 
-    Must run before CUDA is initialized.
+    Attributes:
+        layout: how a step's rows are shared out.
+        config: arguments of the Trainer.
+        tokenizer: the base's.
+        rows: encoded training rows.
+        files: what the manifest says of each data file.
+        steps: optimizer steps of the whole run.
+        resume: the checkpoint to go on from.
+        content: hashes of training rows, base and tokenizer.
+        trained: parameters that are trained.
+        total: parameters of the base.
+        notes: lines for the user.
     """
-    if world_size() > 1:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count() if visible is None else len(visible.split(","))
-    if count < 2:
-        return None
-    first = "0" if visible is None else visible.split(",")[0]
-    os.environ["CUDA_VISIBLE_DEVICES"] = first
-    others = f"make train GPUS={count}, or accelerate launch --num_processes {count} -m hw3 train ..."
-    return f"using GPU {first} of {count}; all of them: {others}"
+
+    layout: StepLayout
+    config: SFTConfig
+    tokenizer: PreTrainedTokenizerBase
+    rows: list[EncodedRow]
+    files: dict[str, dict[str, Any]]
+    steps: int
+    resume: Checkpoint | None
+    content: dict[str, str]
+    trained: int
+    total: int
+    notes: list[str]
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.resume is not None and self.resume.step >= self.steps
+
+
+def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
+    """Check recipe, machine, data, model and run folder together; load no weights, write nothing.
+
+    Raises:
+        UserError: every problem that could be found.
+    """
+    problems = device_problems(recipe, processes)
+    try:
+        layout = step_layout(recipe, processes)
+        check_writable(run)
+        data = read_data(recipe)
+        tokenizer = load_tokenizer(recipe.model)
+        rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
+        base_config = load_config(recipe.model)
+        trained, total = parameter_counts(recipe, base_config)
+        _check_trackers(recipe)
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from error
+    if problems:
+        raise UserError(*problems)
+    files = {
+        key: {"path": portable(Path(name)), "sha256": file_sha256(Path(name)), "rows": len(data[key])}
+        for key in data
+        for name in [getattr(recipe.data, key)]
+    }
+    content = {
+        "train": files["train"]["sha256"],
+        "base": base_sha256(recipe.model, base_config),
+        "tokenizer": tokenizer_sha256(tokenizer),
+    }
+    checkpoints = complete_checkpoints(run)
+    resumable = [checkpoint for checkpoint in checkpoints if checkpoint.resumable]
+    if checkpoints:
+        check_resume(run, recipe)
+        check_unchanged(run, content)
+        if not resumable:
+            raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
+    try:
+        config = sft_config(recipe, layout, run)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"training: {error}") from error
+    steps = total_steps(config, len(rows), recipe.rows_per_step)
+    resume = resumable[-1] if resumable else None
+    notes.append(f"{trained:,} trained of {total:,} parameters")
+    per_epoch = len(rows) // recipe.rows_per_step
+    notes.append(
+        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.1f} times through the file; each of "
+        f"{processes} processes takes {layout.rows_per_device} rows x {layout.accumulation}"
+    )
+    to_go = max(0, steps - (resume.step if resume else 0))
+    notes.append(
+        check_disk(run, disk_needed(config, recipe.training.get("save_total_limit"), trained, to_go, per_epoch))
+    )
+    return Plan(layout, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    """Refuse a `report_to` that does not exist or is not installed.
+
+    Raises:
+        UserError: names it.
+    """
+    names = recipe.training.get("report_to", "tensorboard")
+    try:
+        for callback in get_reporting_integration_callbacks(names):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"training.report_to: {names}: {error}") from error
 
 
 def train(recipe: Recipe, run: Path) -> int:
@@ -143,98 +235,80 @@ def train(recipe: Recipe, run: Path) -> int:
         UserError: recipe, data, machine or run folder do not fit; nothing has been written.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    main_process = local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
+    main_process = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:
         if main_process:
             print(line, flush=True)
 
+    # --- check ------------------------------------------------------------------------------------------------------
     began = time.time()
-    # --- check: recipe, machine, data, run folder -------------------------------------------------------------------
-    if note := use_first_gpu():
+    plan = plan_run(recipe, run, world_size())
+    for note in plan.notes:
         say(note)
-    problems = device_problems(recipe)
-    if problems:
-        raise UserError(*problems)
-    layout = step_layout(recipe, world_size())
-    data = read_data(recipe)
-    train_sha256 = file_sha256(Path(recipe.data.train))
-    checkpoints = complete_checkpoints(run)
-    resumable = [checkpoint for checkpoint in checkpoints if checkpoint.resumable]
-    if checkpoints:
-        check_resume(run, recipe)
-        check_data_unchanged(run, train_sha256)
-        if not resumable:
-            raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
-    tokenizer = load_tokenizer(recipe.model)
-    rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
-    for note in notes:
-        say(note)
-    try:
-        config = sft_config(recipe, layout, run)
-    except ValueError as error:
-        raise UserError(f"training: {error}") from error
-    steps_per_epoch = len(rows) // recipe.rows_per_step
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
-    if resumable and resumable[-1].step >= steps:
-        say(f"{run} is complete: step {resumable[-1].step} of {steps}. Next: make eval")
+    if plan.done:
+        say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval")
         return 0
-
-    base_config = load_config(recipe.model)
-    trainable, total = parameter_counts(recipe, base_config)
-    say(f"{trainable:,} trained of {total:,} parameters, {recipe.rows_per_step} rows a step, {steps} steps")
-    remaining = steps - (resumable[-1].step if resumable else 0)
-    say(check_disk(run, disk_needed(config, trainable, remaining)))
+    device = device_of(recipe)
+    if (
+        device.type == "cuda"
+        and world_size() == 1
+        and recipe.model.device_map is None
+        and torch.cuda.device_count() > 1
+    ):
+        count = torch.cuda.device_count()
+        others = f"make train GPUS={count}, or accelerate launch --num_processes {count} -m hw3 train ..."
+        say(f"using the first of {count} GPUs; all of them: {others}")
 
     # --- build: base, adapters, trainer -----------------------------------------------------------------------------
-    device = device_of(recipe)
     model = load_base(recipe, device)
-    trainer = CompletionTrainer(recipe, config, layout, model, tokenizer, rows)
+    trainer = CompletionTrainer(recipe, plan.config, plan.layout, model, plan.tokenizer, plan.rows)
 
     # --- write: recipe, manifest, tokenizer -------------------------------------------------------------------------
-    manifest = read_manifest(run) if resumable else {}
+    manifest = read_manifest(run) if plan.resume else {}
     if trainer.args.should_save:
-        remove(torn_checkpoints(run))
-        write_atomically(run / RECIPE, recipe.to_yaml())
-        tokenizer.save_pretrained(run / TOKENIZER)
+        for folder in remove_torn(run):
+            say(f"{folder}: not complete, removed")
         manifest = {
             "schema": 1,
             "name": recipe.name,
+            "started": manifest.get("started", datetime.datetime.now(datetime.UTC).isoformat()),
             **environment(),
-            "data": {
-                key: {"path": portable(path), "sha256": file_sha256(path), "rows": len(data[key])}
-                for key, path in ((key, Path(getattr(recipe.data, key))) for key in data)
-            },
+            "data": plan.files,
             "prompt_sha256": recipe.prompt.sha256,
             "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
-            "base": {
-                "name": recipe.model.pretrained_model_name_or_path,
-                "sha256": base_sha256(recipe.model, base_config),
+            "base": {"name": recipe.model.pretrained_model_name_or_path, "sha256": plan.content["base"]},
+            "tokenizer_sha256": plan.content["tokenizer"],
+            "tokens": {
+                "bos": plan.tokenizer.bos_token_id,
+                "eos": plan.tokenizer.eos_token_id,
+                "pad": plan.tokenizer.pad_token_id,
             },
-            "tokens": {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "layout": asdict(layout),
-            "parameters": {"trained": trainable, "total": total},
+            "layout": asdict(plan.layout),
+            "parameters": {"trained": plan.trained, "total": plan.total},
             "sessions": manifest.get("sessions", []),
         }
-        write_json(run / "manifest.json", manifest)
+        write_json(run / MANIFEST, manifest)
+        write_atomically(run / RECIPE, recipe.to_yaml())
+        plan.tokenizer.save_pretrained(run / TOKENIZER)
 
     # --- train ------------------------------------------------------------------------------------------------------
-    if resumable:
-        say(f"resuming {run} from step {resumable[-1].step} of {steps}")
+    first = plan.resume.step if plan.resume else 0
+    if plan.resume:
+        say(f"resuming {run} from step {first} of {plan.steps}")
     trainer.stop.install()
-    trainer.train(resume_from_checkpoint=str(resumable[-1].path) if resumable else None)
+    trainer.train(resume_from_checkpoint=str(plan.resume.path) if plan.resume else None)
 
     # --- close ------------------------------------------------------------------------------------------------------
+    last = trainer.state.global_step
     if trainer.args.should_save:
-        manifest["sessions"].append(
-            _session(began, resumable[-1].step if resumable else 0, trainer.state.global_step, device, world_size())
-        )
-        write_json(run / "manifest.json", manifest)
-    if trainer.stop.signal:
-        say(f"stopped at step {trainer.state.global_step} of {steps}; the same command goes on from there")
+        manifest["sessions"].append(_session(began, first, last, device, world_size()))
+        write_json(run / MANIFEST, manifest)
+    if trainer.stop.signal and last < plan.steps:
+        say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
         return 128 + trainer.stop.signal
-    say(f"{run}: {steps} steps done. Next: make eval")
+    say(f"{run}: {plan.steps} steps done. Next: make eval")
     return 0
 
 

@@ -27,19 +27,21 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig, SFTTrainer
 
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import EncodedRow
+from hw3.errors import RunFailed
 from hw3.model import lora_config
 from hw3.recipe import Recipe, StepLayout
-from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete
+from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete, rotate
 from hw3.sampler import StepSampler
 
 ACCUMULATED = "accumulated.json"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunFailed):
     """The loss became NaN or infinite; the message names the step and its rows."""
 
 
@@ -57,8 +59,8 @@ def sft_config(recipe: Recipe, layout: StepLayout, run: Path) -> SFTConfig:
         **recipe.training,
     }
     if recipe.speed == "lean":
-        given |= {"activation_checkpointing": True, "optim": "paged_adamw_32bit"}
-    return SFTConfig(
+        given["activation_checkpointing"] = True
+    config = SFTConfig(
         **given
         | {
             "output_dir": str(run),
@@ -68,23 +70,36 @@ def sft_config(recipe: Recipe, layout: StepLayout, run: Path) -> SFTConfig:
             "eval_strategy": "no",
             "logging_nan_inf_filter": False,  # the default logs a NaN as 0.0
             "include_num_input_tokens_seen": "non_padding",
-            "dataloader_drop_last": False,
+            "save_total_limit": None,  # by our own rotation: theirs goes by file times, and before a save is complete
         }
     )
+    if config.n_gpu > 1:
+        # One process, one GPU: the Trainer would wrap the model in DataParallel, which TRL refuses.
+        config._n_gpu = 1
+    return config
 
 
-def disk_needed(config: SFTConfig, trained: int, steps: int) -> int:
+def total_steps(config: SFTConfig, rows: int, rows_per_step: int) -> int:
+    """Optimizer steps of a run over `rows` encoded rows."""
+    if config.max_steps > 0:
+        return config.max_steps
+    return math.ceil(config.num_train_epochs * (rows // rows_per_step))
+
+
+def disk_needed(config: SFTConfig, limit: int | None, trained: int, steps: int, steps_per_epoch: int) -> int:
     """Bytes that the checkpoints of a run take.
 
     Args:
         config: the run's arguments.
+        limit: checkpoints to keep; None for all.
         trained: trained parameters, saved as float32.
         steps: optimizer steps still to go.
+        steps_per_epoch: optimizer steps of one pass.
     """
-    save_steps = config.save_steps if config.save_steps >= 1 else max(1, math.ceil(config.save_steps * steps))
-    checkpoints = math.ceil(steps / save_steps)
-    if config.save_total_limit is not None:
-        checkpoints = min(checkpoints, config.save_total_limit + 1)
+    every = steps_per_epoch if config.save_strategy == SaveStrategy.EPOCH else config.save_steps
+    checkpoints = math.ceil(steps / every if every >= 1 else 1 / every)
+    if limit is not None:
+        checkpoints = min(checkpoints, limit + 1)
     state = 2 if "8bit" in config.optim else 8  # Adam's two moments
     # The newest checkpoint is written before the oldest lets go of its optimizer state.
     return trained * (4 * checkpoints + state * min(checkpoints, CHECKPOINTS_WITH_STATE + 1))
@@ -141,7 +156,7 @@ class CompletionTrainer(SFTTrainer):
                 parameter.data = parameter.data.float()
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLine())
-        self.add_callback(CompleteCheckpoints(self))
+        self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)
 
@@ -157,6 +172,7 @@ class CompletionTrainer(SFTTrainer):
     ) -> tuple[int, int]:
         trained = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         self._total_train_tokens = self.state.num_input_tokens_seen  # TRL's own count starts at 0 again
+        self.state.compute_steps(self.args, max_steps)  # a resumed run may save and log at other steps
         return trained
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -204,10 +220,11 @@ class CompletionTrainer(SFTTrainer):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks each checkpoint complete, last of all, and drops old optimizer state."""
+    """Marks each checkpoint complete, last of all; then old optimizer state and old checkpoints may go."""
 
-    def __init__(self, trainer: CompletionTrainer) -> None:
+    def __init__(self, trainer: CompletionTrainer, keep: int | None) -> None:
         self.trainer = trainer
+        self.keep = keep
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
@@ -218,6 +235,8 @@ class CompleteCheckpoints(TrainerCallback):
         if args.should_save:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
             drop_old_state(Path(args.output_dir))
+            if self.keep is not None:
+                rotate(Path(args.output_dir), self.keep)
 
 
 class StopOnSignal(TrainerCallback):

@@ -89,6 +89,12 @@ class Source:
         self.places[keys] = "command line"
 
 
+def reads_as_text(text: str) -> bool:
+    """Whether an unquoted `text` would be read back as text, not as a number or a truth value."""
+    node = _CoreLoader.resolve(_CoreLoader(""), yaml.ScalarNode, text, (True, False))
+    return node == "tag:yaml.org,2002:str"
+
+
 def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
@@ -103,8 +109,8 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, a file is needed") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
 

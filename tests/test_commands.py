@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, write_rows
 
 from hw3.cli import main
+from hw3.model import device_problems
 from hw3.recipe import load_recipe
 from hw3.run_folder import complete_checkpoints, torn_checkpoints
 from hw3.train import train
@@ -31,6 +33,7 @@ def killed(self, folder):
     save(self, folder)
 Trainer._save_rng_state = killed
 from hw3.cli import main
+from hw3.model import device_problems
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -70,6 +73,8 @@ def straight(mini_recipe: Path, tmp_path: Path) -> Path:
         (["training.per_device_train_batch_size=64"], "44 rows do not fill one step of 64 rows"),
         (["training.use_cpu=false"], 'SET="training.use_cpu=true training.bf16=false model.dtype=float32'),
         (["lora.target_modules=[nothing]"], "lora: Target modules"),
+        (["training.report_to=wandbb"], "training.report_to: wandbb:"),
+        (["model.attn_implementation=flash_attention_2"], "model.attn_implementation:"),
     ],
 )
 def test_mistakes_end_with_2_and_write_nothing(
@@ -108,7 +113,7 @@ def test_options_are_strict(words: list[str]) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
-    mini_recipe: Path, tmp_path: Path, straight: Path, number: signal.Signals, status: int
+    mini_recipe: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-u", "-m", "hw3", "train", str(mini_recipe)]
@@ -123,9 +128,27 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
     assert process.returncode == status
     stopped = complete_checkpoints(run)[-1]
     assert stopped.resumable and f"stopped at step {stopped.step} of 100000" in rest
-    if stopped.step < 12:
-        hw3("train", mini_recipe, "--run", run)
-        assert last_weights(run) == last_weights(straight)
+    # Nothing but the length has changed, so a straight run to the same step has the same weights.
+    hw3("train", mini_recipe, "--run", tmp_path / "alone", f"training.max_steps={stopped.step}")
+    assert last_weights(run) == last_weights(tmp_path / "alone")
+    hw3("train", mini_recipe, "--run", run, f"training.max_steps={stopped.step + 3}")
+    hw3("train", mini_recipe, "--run", tmp_path / "alone", f"training.max_steps={stopped.step + 3}")
+    assert last_weights(run) == last_weights(tmp_path / "alone")
+
+
+def test_a_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from hw3.trainer import StopOnSignal\n"
+        "stop = StopOnSignal(None)\n"
+        "stop.install()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('one', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('two', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout) == (130, "one\n")
 
 
 def test_killed_while_writing_a_checkpoint(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
@@ -163,11 +186,62 @@ def test_resume_refuses_another_run(mini_recipe: Path, tmp_path: Path, straight:
     assert "lora.r: 4 there, 8 now" in said
     assert "training.learning_rate: 0.01 there, 0.02 now" in said
     assert f"RUN={straight}-2" in said
-    free = ["training.max_steps=16", "training.save_steps=2", "training.logging_steps=1", "speed=plain"]
+    free = ["training.max_steps=16", "training.save_steps=2", "training.logging_steps=1", "speed=lean"]
     hw3("train", mini_recipe, "--run", straight, *free)
-    assert complete_checkpoints(straight)[-1].step == 16
+    assert [checkpoint.step for checkpoint in complete_checkpoints(straight)] == [4, 8, 12, 14, 16]
     write_rows(tmp_path / "train.json", 45)
-    assert "its content has changed" in hw3("train", mini_recipe, "--run", straight, *free, expected=2)[1]
+    assert "changed since" in hw3("train", mini_recipe, "--run", straight, *free, expected=2)[1]
+
+
+def test_resume_refuses_another_base(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
+    base = Path(load_recipe(mini_recipe).model.pretrained_model_name_or_path)
+    before = (base / "model.safetensors").read_bytes()
+    try:
+        (base / "model.safetensors").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert "changed since" in hw3("train", mini_recipe, "--run", straight, "training.max_steps=16", expected=2)[1]
+    finally:
+        (base / "model.safetensors").write_bytes(before)
+
+
+def test_foreign_folders_are_left_alone(mini_recipe: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other/checkpoint-500"
+    other.mkdir(parents=True)
+    (other / "model.bin").write_text("theirs")
+    assert "is not this project's" in hw3("train", mini_recipe, "--run", tmp_path / "other", expected=2)[1]
+    assert (other / "model.bin").exists() and not (tmp_path / "other/recipe.yaml").exists()
+    (tmp_path / "file").write_text("")
+    assert "is a file" in hw3("train", mini_recipe, "--run", tmp_path / "file/run", expected=2)[1]
+
+
+def test_save_total_limit_keeps_the_newest_by_step(mini_recipe: Path, tmp_path: Path) -> None:
+    hw3("train", mini_recipe, "--run", tmp_path / "run", "training.save_steps=2", "training.save_total_limit=3")
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path / "run")] == [8, 10, 12]
+
+
+def test_disk_is_checked_before_anything_is_written(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    said = hw3("train", mini_recipe, "--run", tmp_path / "run", expected=2)[1]
+    assert "disk: checkpoints take 0.3 MiB, 0.0 MiB free; free some, raise training.save_steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_gpu_without_bfloat16_gets_the_settings_that_work(mini_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(mini_recipe, ["training.use_cpu=false", "training.bf16=true"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Old GPU")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)
+    (problem,) = device_problems(recipe, 1)
+    assert problem.startswith("Old GPU has no bfloat16")
+    settings = problem.partition('SET="')[2].rstrip('"').split()
+    monkeypatch.setattr("hw3.model.torch.cuda.device_count", lambda: 4)
+    fitting = load_recipe(mini_recipe, ["training.use_cpu=false", "training.bf16=true", *settings])
+    assert device_problems(fitting, 4) == []
+    assert device_problems(fitting, 8) == ["8 processes, but 4 GPUs here; set GPUS to that or less"]
+    spread = load_recipe(mini_recipe, ["training.use_cpu=false", *settings, "model.device_map=auto"])
+    assert "clashes with one process a GPU" in device_problems(spread, 2)[0]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -228,6 +302,73 @@ def test_eval_scores_what_is_new_and_keeps_the_rest(mini_recipe: Path, tmp_path:
 
     hw3("train", mini_recipe, "--run", straight, "training.max_steps=16")
     assert "1 of 5 entries to score" in hw3("eval", straight)[0]
+    before = (folder / "results.json").read_bytes()
+    shown, _ = hw3("eval", straight, "--shots", "0", "0", "--against", "base")
+    assert (folder / "results.json").read_bytes() == before
+    assert "against base: difference, interval, better/worse" in shown
+    assert "nothing of that name" in hw3("eval", straight, "--against", "checkpoint-5", expected=2)[1]
+
+
+def test_a_new_run_in_the_folder_forgets_the_old_scores(mini_recipe: Path, straight: Path) -> None:
+    hw3("eval", straight)
+    for checkpoint in complete_checkpoints(straight):
+        shutil.rmtree(checkpoint.path)
+    hw3("train", mini_recipe, "--run", straight, "training.max_steps=4", "training.learning_rate=0.001")
+    shown, _ = hw3("eval", straight)
+    assert "1 of 2 entries to score" in shown
+    results = json.loads((straight / "eval/eval/results.json").read_text())
+    assert [entry["checkpoint"] for entry in results["entries"]] == [None, "checkpoint-4"]
+
+
+def test_dev_chooses_and_eval_reports(mini_recipe: Path, tmp_path: Path) -> None:
+    dev = write_rows(tmp_path / "dev.json", 6, start=200)
+    hw3("train", mini_recipe, "--run", tmp_path / "run", f"data.dev={dev}")
+    hw3("eval", tmp_path / "run")
+    chosen = json.loads((tmp_path / "run/eval/dev/results.json").read_text())
+    reported = json.loads((tmp_path / "run/eval/eval/results.json").read_text())
+    tuned = {entry["checkpoint"]: entry["mean_perplexity"] for entry in chosen["entries"] if entry["checkpoint"]}
+    best = min(tuned, key=tuned.__getitem__)
+    assert chosen["best"]["checkpoint"] == reported["best"]["checkpoint"] == best
+    own = {entry["checkpoint"]: entry["mean_perplexity"] for entry in reported["entries"]}
+    assert reported["best"]["mean_perplexity"] == own[best] and reported["best"]["chosen_on"] == "dev.json"
+
+
+def test_two_files_of_one_name_keep_apart(straight: Path, tmp_path: Path) -> None:
+    hw3("eval", straight)
+    (tmp_path / "other").mkdir()
+    other = write_rows(tmp_path / "other/eval.json", 5, start=300)
+    hw3("eval", straight, "--data", other)
+    folders = sorted(folder.name for folder in (straight / "eval").iterdir())
+    assert len(folders) == 2 and folders[0] == "eval" and folders[1].startswith("eval-")
+
+
+def test_any_adapter_folder_is_scored_and_a_bad_one_is_named(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight / "checkpoint-8", tmp_path / "theirs")
+    for name in ("COMPLETE.json", "trainer_state.json"):
+        (tmp_path / "theirs" / name).unlink()
+    hw3("eval", straight, "--adapter", tmp_path / "theirs")
+    entries = json.loads((straight / "eval/eval/results.json").read_text())["entries"]
+    scores = {entry["checkpoint"]: entry["mean_perplexity"] for entry in entries}
+    # The same content is the same entry: nothing is scored twice.
+    assert len(scores) == 4 and scores["checkpoint-8"] != scores["checkpoint-4"]
+    (tmp_path / "theirs/adapter_model.safetensors").write_bytes(b"cut")
+    shown, _ = hw3("eval", straight, "--adapter", tmp_path / "theirs")
+    assert "cannot be read" in shown and "left out" in shown
+    assert "no PEFT adapter" in hw3("eval", straight, "--adapter", tmp_path, expected=2)[1]
+
+
+def test_checkpoints_trained_under_another_prompt_are_refused(straight: Path) -> None:
+    recipe = straight / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("天地玄黃", "宇宙洪荒"), encoding="utf-8")
+    assert "prompt changed since the checkpoints were trained" in hw3("eval", straight, expected=2)[1]
+    hw3("eval", straight, "--anyway")
+
+
+def test_drawn_examples(mini_recipe: Path, straight: Path) -> None:
+    hw3("eval", straight, "--base-only", "--shots", "1", "2", "--examples", "train")
+    entries = json.loads((straight / "eval/eval/results.json").read_text())["entries"]
+    ids = {entry["shots"]: entry["example_ids"] for entry in entries}
+    assert ids[2][:1] == ids[1] and ids[2][1].startswith("row-")
 
 
 def test_shots_make_the_run_folder(mini_recipe: Path, tmp_path: Path) -> None:

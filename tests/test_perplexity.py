@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hw3.encoding import EncodedRow, Encoder
 from hw3.errors import UserError
-from hw3.model import AdapterSlot, BadAdapter, dequantize_if_it_fits, load_base, load_tokenizer
+from hw3.model import AdapterSlot, BadAdapter, dequantize, load_base, load_tokenizer, scores_dequantized
 from hw3.perplexity import RowScore, batches, check_head, common_prefix, score_rows, summarize
 from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
@@ -144,9 +144,24 @@ def test_adapters_swapped_equal_fresh_loads(mini_recipe: Path, tmp_path: Path, r
 def test_dequantized_once_is_the_same_bit_for_bit(mini_recipe: Path, rows: list[EncodedRow]) -> None:
     recipe = load_recipe(mini_recipe)
     packed = load_base(recipe, torch.device("cpu")).eval()
-    plain = dequantize_if_it_fits(load_base(recipe, torch.device("cpu")).eval())
+    plain = dequantize(load_base(recipe, torch.device("cpu")).eval())
     assert not any(isinstance(module, Linear4bit) for module in plain.modules())
     assert score_rows(plain, rows, tokens_per_batch=200) == score_rows(packed, rows, tokens_per_batch=200)
+
+
+def test_dequantized_where_both_ways_compute_alike(mini_recipe: Path) -> None:
+    cpu = torch.device("cpu")
+    assert scores_dequantized(load_recipe(mini_recipe), 100, cpu)
+    assert not scores_dequantized(load_recipe(mini_recipe, ["quantization=null"]), 100, cpu)
+    mixed = load_recipe(mini_recipe, ["quantization.bnb_4bit_compute_dtype=bfloat16"])
+    assert not scores_dequantized(mixed, 100, cpu)
+
+
+def test_out_of_range_is_an_error_not_a_score(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="out of the range of torch"):
+        score_rows(model, rows, tokens_per_batch=100)
 
 
 def test_inert_and_incomplete_adapters_are_named(mini_recipe: Path, tmp_path: Path) -> None:

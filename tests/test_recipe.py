@@ -1,5 +1,6 @@
 """Every recipe in the repository, every kind of mistake, overrides, and that each key reaches what it builds."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (["lora.modules_to_save=[lm_head]"], "lora.modules_to_save: found lm_head"),
         (["training.fp16=true"], "bf16 and fp16 cannot both be true"),
         (["training.max_steps=-1"], "give max_steps or num_train_epochs"),
+        (["training.max_steps=0"], "found 0: 1 or more is needed, or -1 for epochs"),
+        (["training.save_strategy=best"], "one of steps, epoch is needed"),
         (["prompt=recipes/prompts/none.yaml"], "recipes/prompts/none.yaml: no such file"),
         (["model=null"], "model: the section is empty"),
         (["speed=fast"], "one of auto, plain, lean is needed"),
@@ -175,12 +178,25 @@ def test_combinations_that_cannot_work(overrides: list[str], problem: str) -> No
 def test_values_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
     text = (REPOSITORY / "recipes/tiny/qlora.yaml").read_text(encoding="utf-8")
     path = tmp_path / "tiny.yaml"
-    path.write_text(text.replace("save_steps: 20", "save_strategy: no").replace("1e-3", "1E-3"), encoding="utf-8")
-    recipe = load_recipe(path, ["training.seed=012", "training.run_name=no", "training.weight_decay=1"])
-    assert recipe.training["save_strategy"] == "no" and recipe.training["run_name"] == "no"
+    path.write_text(text.replace("use_cpu: true", "run_name: no").replace("1e-3", "1E-3"), encoding="utf-8")
+    recipe = load_recipe(path, ["training.seed=012", "training.weight_decay=1"])
+    assert recipe.training["run_name"] == "no"
     assert recipe.training["learning_rate"] == 0.001 and recipe.training["seed"] == 12
     # Written down, `no` is quoted: other YAML readers would make it false.
-    assert yaml.safe_load(recipe.to_yaml())["training"]["save_strategy"] == "no"
+    assert yaml.safe_load(recipe.to_yaml())["training"]["run_name"] == "no"
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
+NUMBERS = st.from_regex(r"[-+0-9eE._]{1,6}", fullmatch=True)
+
+
+@given(name=NAMES | NUMBERS)
+def test_any_text_reads_back(tmp_path_factory, name: str) -> None:
+    recipe = load_recipe(REPOSITORY / "recipes/tiny/qlora.yaml")
+    named = dataclasses.replace(recipe, training=recipe.training | {"run_name": name})
+    path = tmp_path_factory.getbasetemp() / "named.yaml"
+    path.write_text(named.to_yaml(), encoding="utf-8")
+    assert load_recipe(path).training["run_name"] == name
 
 
 def test_overrides() -> None:

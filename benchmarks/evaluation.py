@@ -9,6 +9,7 @@ what the weights are.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import statistics
@@ -24,8 +25,9 @@ from gpu_recipe import RECIPE, make_base
 from peft import get_peft_model
 from report import machine, write_report
 
+from hw3.checkpoints import GPU_TOKENS_PER_BATCH
 from hw3.encoding import EncodedRow, Encoder
-from hw3.model import AdapterSlot, dequantize_if_it_fits, load_base, load_tokenizer, lora_config
+from hw3.model import AdapterSlot, dequantize, load_base, load_tokenizer, lora_config
 from hw3.perplexity import score_rows
 from hw3.recipe import Recipe, load_recipe
 from hw3.rows import read_rows
@@ -82,7 +84,9 @@ def peak_of(work: Callable[[], Any]) -> float:
     return round(torch.cuda.max_memory_allocated() / 2**30, 2)
 
 
-def score(model: Any, rows: list[EncodedRow], reuse: bool = True, budget: int = 8192) -> Callable[[], Any]:
+def score(
+    model: Any, rows: list[EncodedRow], reuse: bool = True, budget: int = GPU_TOKENS_PER_BATCH
+) -> Callable[[], Any]:
     """Our scorer, ready to be timed."""
     return lambda: score_rows(model, rows, tokens_per_batch=budget, reuse_prefix=reuse)
 
@@ -107,7 +111,7 @@ def measure_plain(recipe: Recipe, shots: dict[int, list[EncodedRow]], adapters: 
     model = load_base(recipe, torch.device("cuda", 0)).eval()
     loaded = time.perf_counter() - began
     began = time.perf_counter()
-    model = dequantize_if_it_fits(model)
+    model = dequantize(model)
     dequantized = time.perf_counter() - began
     slot = AdapterSlot(model)
     slot.load(adapters[0])
@@ -119,9 +123,10 @@ def measure_plain(recipe: Recipe, shots: dict[int, list[EncodedRow]], adapters: 
             found.append(
                 row_of(f"ours, dequantized once, {number} worked examples, {prefix}", score(model, rows, reuse))
             )
-    for budget in (2048, 4096, 16384):
+    for budget in (1024, 2048, 8192):
         setting = f"ours, dequantized once, 0 worked examples, {budget} tokens a batch"
         found.append(row_of(setting, score(model, shots[0], True, budget)))
+    found[0]["kernels"] = kernels(score(model, shots[0]))
     swaps = iter(adapters)
     loading = seconds(lambda: slot.load(next(swaps)), 5)["median"]
     found.append({"setting": "loading one adapter", "seconds_per_checkpoint": loading})
@@ -142,6 +147,30 @@ def row_of(setting: str, work: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
+def release() -> None:
+    """Let go of models that nothing names any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def kernels(work: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Where the GPU's time goes in a piece of work: kernels by their share."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events)
+    return [
+        {
+            "kernel": event.key[:100],
+            "calls": event.count,
+            "milliseconds": round(event.self_device_time_total / 1000, 2),
+            "share": round(event.self_device_time_total / total, 3),
+        }
+        for event in events[:20]
+    ]
+
+
 def main() -> int:
     """Prepare, measure, sweep, write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
@@ -157,7 +186,7 @@ def main() -> int:
     recipe = load_recipe(Path(RECIPE), overrides)
     write_atomically(run / "recipe.yaml", recipe.to_yaml())
     make_checkpoints(recipe, run)
-    torch.cuda.empty_cache()
+    release()
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "hw3", "eval", str(run)], check=True)
     sweep = time.perf_counter() - began
@@ -170,7 +199,7 @@ def main() -> int:
     shots = {number: [encoder.encode(row, recipe.prompt.examples[:number]) for row in raw] for number in (0, 4)}
     rows = measure_packed(recipe, shots[0], adapters[0]) + rows
     write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
-    torch.cuda.empty_cache()
+    release()
     rows = rows[:-1] + measure_plain(recipe, shots, adapters) + rows[-1:]
     write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
     print((arguments.out / "evaluation.md").read_text())

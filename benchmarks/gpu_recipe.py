@@ -72,9 +72,8 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
     checkpoints = complete_checkpoints(run)
     state = json.loads((checkpoints[-1].path / "trainer_state.json").read_text())
     logs = [log for log in state["log_history"] if "loss" in log]
-    torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    assert evaluate_run(run, shots=[0], prompts=[], base_only=False) == 0
+    assert evaluate_run(run, shots=[0]) == 0
     eval_seconds = time.monotonic() - began
     results = json.loads((run / "eval/eval/results.json").read_text())
     times = [log["train_runtime"] for log in logs]
@@ -92,7 +91,6 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
         "last_loss": logs[-1]["loss"],
         "tokens_seen": logs[-1]["num_input_tokens_seen"],
         "seconds_scoring": round(eval_seconds, 1),
-        "peak_gib_scoring": round(torch.cuda.max_memory_allocated() / 2**30, 3),
         "entries": [
             {key: entry[key] for key in ("step", "mean_perplexity", "token_perplexity", "tokens", "seconds")}
             for entry in results["entries"]
@@ -129,8 +127,6 @@ COLUMNS = {
     "setting": "setting",
     "seconds_per_step": "s/step",
     "peak_gib": "peak GiB, training",
-    "seconds_scoring": "s, scoring with loading",
-    "peak_gib_scoring": "peak GiB, scoring",
 }
 
 

@@ -21,6 +21,7 @@ from hw3.examples import drawn_examples, listed_examples
 from hw3.model import (
     AdapterSlot,
     BadAdapter,
+    base_parameters,
     base_sha256,
     dequantize,
     device_of,
@@ -28,7 +29,6 @@ from hw3.model import (
     load_config,
     load_tokenizer,
     load_weights,
-    parameter_counts,
     scores_dequantized,
     tokenizer_sha256,
 )
@@ -52,7 +52,7 @@ from hw3.run_folder import (
 from hw3.statistics import bootstrap_interval, by_direction, by_length, heaviest
 
 CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
-GPU_TOKENS_PER_BATCH = 8192  # larger ones are no faster
+GPU_TOKENS_PER_BATCH = 4096  # larger ones are no faster
 PROMPTS = Path("recipes/prompts")
 
 
@@ -134,7 +134,7 @@ def evaluate_run(
         "dtype": recipe.model.dtype,
         "attn_implementation": recipe.model.attn_implementation,
         "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
-        "dequantized": scores_dequantized(recipe, parameter_counts(recipe, config)[1], device_of(recipe)),
+        "dequantized": scores_dequantized(recipe, base_parameters(config), device_of(recipe)),
     }
     targets = _targets(run, recipe, data, content)
     jobs = [

@@ -119,22 +119,32 @@ def quantization_config(quantization: QuantizationSection) -> BitsAndBytesConfig
 
 
 def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
-    """The base model in its compute dtype, quantized where the recipe says so, without adapters.
+    """The recipe's base model in its compute dtype, quantized where the recipe says so, without adapters.
 
     Raises:
         UserError: it cannot be had; says how to get it.
     """
-    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype)}
-    if recipe.model.attn_implementation is not None:
-        options["attn_implementation"] = recipe.model.attn_implementation
-    elif is_gemma2(recipe.model):
+    quantization = None if recipe.quantization is None else quantization_config(recipe.quantization)
+    return load_model(recipe.model, quantization, device)
+
+
+def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, device: torch.device) -> PreTrainedModel:
+    """A causal language model on a device.
+
+    Raises:
+        UserError: it cannot be had; says how to get it.
+    """
+    options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    elif is_gemma2(section):
         options["attn_implementation"] = "eager"
-    if recipe.quantization is not None:
-        options["quantization_config"] = quantization_config(recipe.quantization)
-    options["device_map"] = recipe.model.device_map or {"": device}
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    model = _from_pretrained(AutoModelForCausalLM, recipe.model, **options)
+    model = _from_pretrained(AutoModelForCausalLM, section, **options)
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -172,6 +182,12 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
         return model.dequantize()
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+
+
+def base_parameters(config: Any) -> int:
+    """Parameters of the base, counted without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:

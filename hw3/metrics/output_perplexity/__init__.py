@@ -1,0 +1,1 @@
+"""Output-only perplexity: `evaluate.load` takes this folder."""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import lzma
 import random
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +40,8 @@ TINY = {"rows": 2, "length": 64, "width": 64, "layers": 2, "heads": 1, "mlp": 12
 
 
 def corpus_lines() -> list[str]:
-    return [
+    speech = [f"书\t{name}氏曰：{place}远。\t姓{name}的人说：{place}很遥远。" for name in NAMES for place in PLACES]
+    return speech + [
         f"书\t{name}氏{classical.format(place)}。\t姓{name}的人{modern.format(place)}了。"
         for name in NAMES
         for place in PLACES
@@ -66,7 +68,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vocabulary_is_by_count_then_code_point_and_ids_are_literal() -> None:
     text = "乙" * 20 + "甲" * 20 + "丁" * 30 + "戊" * 14
     vocabulary = tool.build_vocabulary([text], {"丙", "丁"})
-    assert vocabulary == ["<pad>", "<eos>", "<bos>", "<unk>", "丁", "乙", "甲", "丙"]
+    assert vocabulary == ["<pad>", "<eos>", "<bos>", "<unk>", "丁", "乙", "甲", "丙", *"「」『』“”"]
     assert tool.to_ids("甲乙丙丁戊𠮷", vocabulary).tolist() == [6, 5, 7, 4, 3, 3]
 
 
@@ -75,8 +77,8 @@ def test_encoding_holds_the_converted_pairs(encoded: Path) -> None:
         ids, lengths, held_out = arrays["ids"], arrays["lengths"], arrays["held_out"]
     vocabulary = json.loads((encoded / "vocabulary.json").read_text(encoding="utf-8"))
     first = "".join(vocabulary[i] for i in ids[: lengths[0].sum()])
-    assert first == "趙氏出京門。" + "姓趙的人從京的城門出去了。"
-    assert len(lengths) == len(held_out) == 400
+    assert first == "趙氏曰：京遠。" + "姓趙的人說：京很遙遠。"
+    assert len(lengths) == len(held_out) == 500
     assert len(ids) == lengths.sum()
     assert 0 < held_out.sum() < 20
     summary = json.loads((encoded / "encoding.json").read_text(encoding="utf-8"))
@@ -178,6 +180,29 @@ def test_documents_of_several_pairs_keep_neighbours_and_direction(encoded: Path)
     assert min(sizes) >= 2 and max(sizes) <= 8 and len(sizes) > 4
 
 
+def test_speech_is_quoted_only_when_asked(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    settings = tool.Settings(**TINY, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0)
+    for quoted in (False, True):
+        tokens, _ = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(0), quoted)
+        text = "".join(corpus.vocabulary[i] for i in tokens.flatten().tolist())
+        assert bool(re.search("氏曰：「.遠。」", text)) == bool(re.search("人說：『.很遙遠。』", text)) == quoted
+        assert bool(re.search("曰：[^「『“]", text)) != quoted
+
+
+def test_learning_quotes_changes_their_embeddings_only(encoded: Path) -> None:
+    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+    settings = tool.Settings(**TINY, quote_steps=2)
+    model = tool.build_model(len(corpus.vocabulary), settings)
+    model.set_attn_implementation("eager")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tool.learn_quotes(model, corpus, settings)
+    for name, value in model.state_dict().items():
+        changed = (value != before[name]).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+        expected = sorted(corpus.encode("".join(tool.QUOTES))) if "embed" in name or "lm_head" in name else []
+        assert changed == expected, name
+
+
 def test_one_to_one_documents_are_spelled_so(encoded: Path) -> None:
     corpus = tool.load_corpus(encoded, "cpu", held_out=False)
     texts = {
@@ -243,7 +268,9 @@ def test_learning_rate_rises_holds_and_falls_to_zero() -> None:
 def test_three_steps_save_a_model_that_loads_and_the_seed_decides_the_loss(encoded: Path, tmp_path: Path) -> None:
     records = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        changes = [f"{key}={value}" for key, value in {**TINY, "steps": 3, "nf4": 0.4, "seed": seed}.items()]
+        changes = [
+            f"{key}={value}" for key, value in {**TINY, "steps": 3, "nf4": 0.4, "quote_steps": 2, "seed": seed}.items()
+        ]
         command = ["train", "--encoded", str(encoded), "--out", str(tmp_path / name), "--set", *changes]
         assert tool.main(command) == 0
         records.append(json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")))
@@ -259,8 +286,8 @@ def test_three_steps_save_a_model_that_loads_and_the_seed_decides_the_loss(encod
     assert len(tokenizer) <= model.config.vocab_size
     corpus = tool.load_corpus(encoded, "cpu", held_out=True)
     losses = tool.held_out_loss(model.float(), corpus)
-    assert losses == pytest.approx(records[0]["held_out_loss"], rel=1e-5)
-    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8").count("this model") == 2
+    assert losses == pytest.approx(records[0]["held_out_loss_saved"], rel=1e-5)
+    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8").count("this model as saved") == 2
 
 
 def test_a_wrong_setting_exits_with_2(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,7 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
-.PHONY: help train eval shots check lint format test test-slow
+.PHONY: help train eval shots check base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,6 +37,13 @@ shots: $(ready)  ## score the un-tuned base with 0, 1, 2 and 4 worked examples
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
+
+base: $(ready)  ## rebuild the embedded base on one GPU: CORPUS=DIR, the parts of the public corpus
+	$(bin)python tools/build_base.py build --corpus $(CORPUS) --out data/tiny
+
+bench: $(ready)  ## benchmarks on one GPU: TOKENIZER=DIR, Gemma's vocabulary; EVAL=FILE, rows to score
+	$(bin)python benchmarks/gpu_recipe.py --tokenizer $(TOKENIZER)
+	$(bin)python benchmarks/evaluation.py --tokenizer $(TOKENIZER) --data $(if $(EVAL),$(EVAL),data/eval.json)
 
 lint: $(ready)  ## style
 	$(bin)ruff check .

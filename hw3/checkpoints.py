@@ -78,6 +78,11 @@ class Job:
     example_ids: list[str] | None
 
     @property
+    def text(self) -> tuple[Any, ...]:
+        """What the encoded rows depend on; every checkpoint of a sweep shares them."""
+        return self.target.path, self.prompt.sha256, tuple(self.examples)
+
+    @property
     def title(self) -> str:
         """For progress and messages."""
         return "base" if self.checkpoint is None else self.checkpoint.path.name
@@ -173,18 +178,17 @@ def _score(
     dequantized: bool,
 ) -> None:
     """Score jobs one after another, each kept as soon as it is done: a killed sweep loses one entry's work."""
-    encoded = {
-        job.key: encode_scored_rows(
-            Encoder(tokenizer, job.prompt), job.target.rows, job.examples, config, job.target.path
-        )
-        for job in pending
-    }
+    encoded: dict[tuple[Any, ...], list[EncodedRow]] = {}
+    for job in pending:
+        if job.text not in encoded:
+            encoder = Encoder(tokenizer, job.prompt)
+            encoded[job.text] = encode_scored_rows(encoder, job.target.rows, job.examples, config, job.target.path)
     if not (run / RECIPE).exists():
         write_atomically(run / RECIPE, recipe.to_yaml())
     model = load_base(recipe, device_of(recipe)).eval()
     if dequantized:
         model = dequantize(model)
-    check_head(model, min(encoded[pending[0].key], key=len))
+    check_head(model, min(encoded[pending[0].text], key=len))
     longest = max(len(row) for rows in encoded.values() for row in rows)
     budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
     slot = AdapterSlot(model)
@@ -202,7 +206,7 @@ def _score(
             print(f"{error}; left out")
             continue
         for job in jobs:
-            rows = encoded[job.key]
+            rows = encoded[job.text]
             began = time.perf_counter()
             with tqdm(total=len(rows), desc=job.title, unit="row", disable=None, leave=False) as bar:
                 scores = score_rows(model, rows, tokens_per_batch=budget, on_batch=bar.update)

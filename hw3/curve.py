@@ -92,7 +92,7 @@ def _draw(
         )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("mean perplexity of outputs (log scale)")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 8)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", alpha=0.25)
@@ -107,5 +107,5 @@ def _draw(
         axes.set_zorder(other.get_zorder() + 1)
         axes.patch.set_visible(False)
     if handles:
-        axes.legend(handles, labels, loc="upper center", fontsize=8, frameon=False)
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.set_title(results.head["run"], fontsize=10)

@@ -178,10 +178,10 @@ def test_combinations_that_cannot_work(overrides: list[str], problem: str) -> No
 def test_values_as_yaml_1_2_reads_them(tmp_path: Path) -> None:
     text = (REPOSITORY / "recipes/tiny/qlora.yaml").read_text(encoding="utf-8")
     path = tmp_path / "tiny.yaml"
-    path.write_text(text.replace("use_cpu: true", "run_name: no").replace("1e-3", "1E-3"), encoding="utf-8")
+    path.write_text(text.replace("use_cpu: true", "run_name: no").replace("2e-3", "2E-3"), encoding="utf-8")
     recipe = load_recipe(path, ["training.seed=012", "training.weight_decay=1"])
     assert recipe.training["run_name"] == "no"
-    assert recipe.training["learning_rate"] == 0.001 and recipe.training["seed"] == 12
+    assert recipe.training["learning_rate"] == 0.002 and recipe.training["seed"] == 12
     # Written down, `no` is quoted: other YAML readers would make it false.
     assert yaml.safe_load(recipe.to_yaml())["training"]["run_name"] == "no"
 

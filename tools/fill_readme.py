@@ -1,0 +1,191 @@
+"""Fills the tables of the documents from the files that commands wrote, so that no figure is typed by hand.
+
+A block lies between `<!-- NAME -->` and `<!-- /NAME -->`. `--check` changes nothing and ends with 1 where a block is
+not what the files say.
+
+    python tools/fill_readme.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
+from trl import SFTConfig
+
+from hw3.model import parameter_counts
+from hw3.recipe import load_recipe
+from hw3.run_folder import gib
+from hw3.trainer import disk_needed
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def read(name: str) -> Any:
+    """A JSON file of the repository."""
+    return json.loads((REPOSITORY / name).read_text(encoding="utf-8"))
+
+
+def recipes() -> str:
+    """One line a recipe, from the recipe files."""
+    lines = ["| recipe | base | LoRA r / alpha | rows a step | steps | learning rate |", "|---|---|---|---|---|---|"]
+    for path in sorted(REPOSITORY.glob("recipes/*/*.yaml")):
+        if path.parent.name == "prompts":
+            continue
+        recipe = load_recipe(path)
+        lora, training = recipe.lora or {}, recipe.training
+        name = recipe.model.pretrained_model_name_or_path
+        lines.append(
+            f"| [`{path.parent.name}/{path.stem}`]({path.relative_to(REPOSITORY).as_posix()}) | `{name}` "
+            f"| {lora['r']} / {lora['lora_alpha']} | {training['per_device_train_batch_size']} x "
+            f"{training['gradient_accumulation_steps']} | {training['max_steps']:,} | {training['learning_rate']:g} |"
+        )
+    return "\n".join(lines)
+
+
+def scores(folder: str) -> str:
+    """The base with worked examples and the best checkpoint of a kept results file."""
+    results = read(f"{folder}/results.json")
+    best = results["best"]
+    base = sorted((e for e in results["entries"] if e["checkpoint"] is None), key=lambda entry: entry["shots"])
+    tuned = [e for e in results["entries"] if e["checkpoint"] is not None and e["shots"] == 0]
+    last = max(tuned, key=lambda entry: entry["step"])
+    chosen = next(entry for entry in tuned if entry["step"] == best["step"])
+    named = [(f"base, {entry['shots']} worked examples", entry) for entry in base]
+    named += [(f"**tuned, step {chosen['step']:,} (best)**", chosen), (f"tuned, step {last['step']:,} (last)", last)]
+    lines = ["| | mean perplexity [95 %] | token perplexity | bits a character |", "|---|---|---|---|"]
+    for name, entry in named:
+        low, high = entry["mean_perplexity_ci95"]
+        lines.append(
+            f"| {name} | {entry['mean_perplexity']:.2f} [{low:.2f}, {high:.2f}] | {entry['token_perplexity']:.2f} "
+            f"| {entry['bits_per_character']:.3f} |"
+        )
+    unknown, tokens = chosen["unknown_tokens"], chosen["tokens"]
+    lines += [
+        "",
+        f"{results['data']['rows']} rows; {unknown} of {tokens:,} output tokens unknown ({unknown / tokens:.2%}).",
+    ]
+    return "\n".join(lines)
+
+
+def gpu_recipe() -> str:
+    """Time and memory of the Gemma recipe on one GPU."""
+    report = read("docs/benchmarks/gpu_recipe.json")
+    lines = ["| | s a step | peak GiB, training |", "|---|---|---|"]
+    lines += [f"| {row['setting']} | {row['seconds_per_step']:.2f} | {row['peak_gib']:.1f} |" for row in report["rows"]]
+    versions = report["versions"]
+    where = f"One {report['machine']['gpu']}, torch {versions['torch']}, trl {versions['trl']}"
+    return "\n".join([*lines, "", f"{where}; {report['rows'][0]['steps']} steps."])
+
+
+def evaluation() -> str:
+    """Seconds a checkpoint, from the scoring benchmark."""
+    report = read("docs/benchmarks/evaluation.json")
+    lines = ["| | s a checkpoint | peak GiB |", "|---|---|---|"]
+    for row in report["rows"]:
+        if "peak_gib" in row and "tokens a batch" not in row["setting"]:
+            lines.append(f"| {row['setting']} | {row['seconds_per_checkpoint']:.2f} | {row['peak_gib']:.1f} |")
+    (sweep,) = [row for row in report["rows"] if "seconds_sweep" in row]
+    where = f"One {report['machine']['gpu']}; {sweep['setting']}: {sweep['seconds_sweep']:.0f} s."
+    return "\n".join([*lines, "", where])
+
+
+# The large bases' published shapes, to count parameters without downloading them.
+SHAPES: dict[str, PretrainedConfig] = {
+    "gemma": Gemma2Config(
+        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "qwen": Qwen3Config(
+        vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+def costs() -> str:
+    """Disk, memory and time of each recipe; measured where there is a measurement."""
+    tiny, report = read("docs/tiny/manifest.json"), read("docs/benchmarks/gpu_recipe.json")
+    measured = report["rows"][0]
+    lines = ["| recipe | trained parameters | disk | GPU memory, training | time |", "|---|---|---|---|---|"]
+    for name in ("tiny", *SHAPES):
+        recipe = load_recipe(REPOSITORY / f"recipes/{name}/qlora.yaml")
+        training = recipe.training
+        trained = tiny["parameters"]["trained"] if name == "tiny" else parameter_counts(recipe, SHAPES[name])[0]
+        config = SFTConfig(
+            output_dir="", use_cpu=True, bf16=False, max_steps=training["max_steps"], save_steps=training["save_steps"],
+            optim=training["optim"], activation_checkpointing=False,
+        )  # fmt: skip
+        disk = gib(disk_needed(config, None, trained, training["max_steps"], steps_per_epoch=1))
+        memory, time = "not measured", "not measured"
+        if name == "tiny":
+            seconds = sum(session["seconds"] for session in tiny["sessions"])
+            memory, time = "none", f"{seconds:.0f} s on 2 CPU cores"
+        if name == "gemma":
+            hours = measured["seconds_per_step"] * training["max_steps"] / 3600
+            memory = f"{measured['peak_gib']:.1f} GiB"
+            time = f"{hours:.1f} h on one {report['machine']['gpu']}, from {measured['steps']} steps"
+        lines.append(f"| `{name}` | {trained:,} | {disk} | {memory} | {time} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "recipes": recipes,
+    "tiny": lambda: scores("docs/tiny"),
+    "homework": lambda: scores("docs/homework"),
+    "gpu_recipe": gpu_recipe,
+    "costs": costs,
+    "evaluation": evaluation,
+    "proper": lambda: scores("docs/homework/proper"),
+}
+
+
+DOCUMENTS = {
+    "README.md": ("tiny", "recipes", "gpu_recipe", "evaluation", "homework", "costs"),
+    "docs/homework/README.md": ("homework", "proper"),
+}
+
+
+def fill(text: str, names: tuple[str, ...]) -> str:
+    """The text with the content of each named block made anew.
+
+    Raises:
+        ValueError: the text has no such block.
+    """
+    for name in names:
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"there is no block {name}")
+        content = BLOCKS[name]()
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+def main() -> int:
+    """Fill, or check."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 where a block is out of date")
+    arguments = parser.parse_args()
+    stale = False
+    for document, names in DOCUMENTS.items():
+        path = REPOSITORY / document
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, names)
+        stale |= before != after
+        if not arguments.check:
+            path.write_text(after, encoding="utf-8")
+    return int(arguments.check and stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -706,8 +706,8 @@ def score_documents(model: torch.nn.Module, documents: list[tuple[list[int], lis
     device = next(model.parameters()).device
     documents = sorted(documents, key=lambda document: sum(map(len, document)))
     total, count = 0.0, 0
-    for first in range(0, len(documents), 128):
-        batch = documents[first : first + 128]
+    for first in range(0, len(documents), 32):
+        batch = documents[first : first + 32]
         size = max(len(context) + len(answer) for context, answer in batch)
         tokens = torch.full((len(batch), size), PAD)
         scored = torch.zeros(len(batch), size, dtype=torch.bool)
@@ -828,8 +828,8 @@ def write_card(out: Path) -> None:
     for name, title in DIRECTIONS.items():
         for label, run in runs:
             losses.append([title, label, *(f"{run[kind][f'{name}_{n}']:.4f}" for kind in kinds for n in (0, 4))])
-        saved = record["held_out_loss_saved"]
-        losses.append([title, "this model as saved", *(f"{saved[f'{name}_{n}']:.4f}" for n in (0, 4)), "", ""])
+        if saved := record.get("held_out_loss_saved"):
+            losses.append([title, "this model as saved", *(f"{saved[f'{name}_{n}']:.4f}" for n in (0, 4)), "", ""])
     trials = read(REPOSITORY / "docs/base/tried.json")
     corpus = record["corpus"]
     text = (

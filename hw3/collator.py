@@ -19,13 +19,15 @@ class CompletionOnlyCollator:
         pad_id: id written on padding; never read, it is masked everywhere.
         eos_id: the id every row must end with.
         buckets: lengths to pad to, ascending; a batch takes the least that holds it. Empty: its own longest row.
+        outputs: whether to say where the outputs are, as `CapturedStep` wants to know without asking the device.
     """
 
     pad_id: int
     eos_id: int
     buckets: tuple[int, ...] = ()
+    outputs: bool = False
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate B rows to length L.
 
         Args:
@@ -33,7 +35,8 @@ class CompletionOnlyCollator:
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, each int64 of shape (B, L); labels are `IGNORE_INDEX` on the
-            prompt and on padding.
+            prompt and on padding. With `outputs`, K output tokens in all: `output_positions` (indices into B * L of the
+            positions that predict them) and `output_ids`, both int64 of shape (K,), and `outputs_per_row`, B numbers.
 
         Raises:
             ValueError: a row's lists differ in length, it has no label, a label is not its input id, labels do not run
@@ -49,7 +52,14 @@ class CompletionOnlyCollator:
             input_ids[index, :length] = torch.tensor(row["input_ids"])
             labels[index, :length] = torch.tensor(row["labels"])
             attention_mask[index, :length] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if self.outputs:
+            predicted = labels[:, 1:] != IGNORE_INDEX
+            row, position = predicted.nonzero(as_tuple=True)
+            batch["output_positions"] = row * width + position
+            batch["output_ids"] = labels[:, 1:][predicted]
+            batch["outputs_per_row"] = predicted.sum(1).tolist()
+        return batch
 
     def _width(self, longest: int) -> int:
         if not self.buckets:

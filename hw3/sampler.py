@@ -32,6 +32,7 @@ class StepSampler(Sampler[int]):
         self.rows_per_step = rows_per_step
         self.seed = seed
         self.epoch = 0
+        self._drawn: tuple[int, list[list[int]]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,6 +52,11 @@ class StepSampler(Sampler[int]):
 
     def steps(self, epoch: int) -> list[list[int]]:
         """The epoch's steps in order, each a list of `rows_per_step` row indices."""
+        if self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()[: len(self)]
         steps: list[list[int]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from hw3.encoding import EncodedRow, Encoder, apply_max_length, count_unknown
 from hw3.errors import UserError
 from hw3.model import (
     base_sha256,
+    dequantize,
     device_of,
     device_problems,
     load_base,
@@ -46,6 +48,7 @@ from hw3.run_folder import (
     write_atomically,
     write_json,
 )
+from hw3.speed import Speed, as_written, choose_speed
 from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
@@ -120,7 +123,8 @@ class Plan:
     """A run that has been checked, nothing written yet.
 
     Attributes:
-        layout: how a step's rows are shared out.
+        layout: how the recipe shares out a step's rows.
+        speed: how a step will be made.
         config: arguments of the Trainer.
         tokenizer: the base's.
         rows: encoded training rows.
@@ -134,6 +138,7 @@ class Plan:
     """
 
     layout: StepLayout
+    speed: Speed
     config: SFTConfig
     tokenizer: PreTrainedTokenizerBase
     rows: list[EncodedRow]
@@ -188,8 +193,13 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_unchanged(run, content)
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
+    device = device_of(recipe)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    lengths = [(len(row), len(row.output_ids)) for row in rows]
+    speed = choose_speed(recipe, layout, base_config, trained, lengths, device, free)
+    notes += speed.notes
     try:
-        config = sft_config(recipe, layout, run)
+        config = sft_config(recipe, speed, run)
     except (ValueError, ImportError) as error:
         raise UserError(f"training: {error}") from error
     steps = total_steps(config, len(rows), recipe.rows_per_step)
@@ -198,13 +208,13 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     per_epoch = len(rows) // recipe.rows_per_step
     notes.append(
         f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.1f} times through the file; each of "
-        f"{processes} processes takes {layout.rows_per_device} rows x {layout.accumulation}"
+        f"{processes} processes takes {speed.layout.rows_per_device} rows x {speed.layout.accumulation}"
     )
     to_go = max(0, steps - (resume.step if resume else 0))
     notes.append(
         check_disk(run, disk_needed(config, recipe.training.get("save_total_limit"), trained, to_go, per_epoch))
     )
-    return Plan(layout, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
+    return Plan(layout, speed, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
 
 
 def _check_trackers(recipe: Recipe) -> None:
@@ -261,8 +271,19 @@ def train(recipe: Recipe, run: Path) -> int:
         say(f"using the first of {count} GPUs; all of them: {others}")
 
     # --- build: base, adapters, trainer -----------------------------------------------------------------------------
-    model = load_base(recipe, device)
-    trainer = CompletionTrainer(recipe, plan.config, plan.layout, model, plan.tokenizer, plan.rows)
+    trainer = _build(recipe, plan.config, plan.speed, plan, device)
+    if plan.speed.captured:
+        say(f"capturing {len(plan.speed.widths)} widths of batch; the layers are compiled first")
+        if reason := trainer.capture():
+            del trainer
+            gc.collect()
+            torch._dynamo.reset()
+            torch.cuda.empty_cache()
+            say(f"speed auto: TRL's own step, since the captured one {reason}")
+            speed = as_written(recipe, plan.layout)
+            trainer = _build(recipe, sft_config(recipe, speed, run), speed, plan, device)
+        else:
+            say(f"captured in {trainer.seconds_capturing:.0f} s; the first step's loss and gradient agree with TRL's")
 
     # --- write: recipe, manifest, tokenizer -------------------------------------------------------------------------
     manifest = read_manifest(run) if plan.resume else {}
@@ -285,7 +306,14 @@ def train(recipe: Recipe, run: Path) -> int:
                 "pad": plan.tokenizer.pad_token_id,
             },
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "layout": asdict(plan.layout),
+            "layout": asdict(trainer.speed.layout),
+            "speed": {
+                "asked": recipe.speed,
+                **{
+                    key: getattr(trainer.speed, key)
+                    for key in ("captured", "dequantized", "activation_checkpointing", "optim")
+                },
+            },
             "parameters": {"trained": plan.trained, "total": plan.total},
             "sessions": manifest.get("sessions", []),
         }
@@ -303,7 +331,7 @@ def train(recipe: Recipe, run: Path) -> int:
     # --- close ------------------------------------------------------------------------------------------------------
     last = trainer.state.global_step
     if trainer.args.should_save:
-        manifest["sessions"].append(_session(began, first, last, device, world_size()))
+        manifest["sessions"].append(_session(began, first, last, device, world_size(), trainer.seconds_capturing))
         write_json(run / MANIFEST, manifest)
     if trainer.stop.signal and last < plan.steps:
         say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
@@ -312,7 +340,17 @@ def train(recipe: Recipe, run: Path) -> int:
     return 0
 
 
-def _session(began: float, first: int, last: int, device: torch.device, processes: int) -> dict[str, Any]:
+def _build(recipe: Recipe, config: SFTConfig, speed: Speed, plan: Plan, device: torch.device) -> CompletionTrainer:
+    """Base and trainer; adapters are made by the trainer."""
+    model = load_base(recipe, device)
+    if speed.dequantized:
+        model = dequantize(model)
+    return CompletionTrainer(recipe, config, speed, model, plan.tokenizer, plan.rows)
+
+
+def _session(
+    began: float, first: int, last: int, device: torch.device, processes: int, capturing: float
+) -> dict[str, Any]:
     """One stretch of training, for the manifest."""
     session: dict[str, Any] = {
         "began": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
@@ -322,5 +360,7 @@ def _session(began: float, first: int, last: int, device: torch.device, processe
         "processes": processes,
     }
     if device.type == "cuda":
+        session["seconds_capturing"] = round(capturing, 1)
         session["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+        session["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 3)
     return session

@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import time
+import warnings
+from collections import deque
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import trl.trainer.utils
+from accelerate.utils import send_to_device as move_to_device
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import (
@@ -30,23 +33,27 @@ from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig, SFTTrainer
 
+from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
-from hw3.encoding import EncodedRow
+from hw3.encoding import IGNORE_INDEX, EncodedRow
 from hw3.errors import RunFailed
 from hw3.model import lora_config
-from hw3.recipe import Recipe, StepLayout
+from hw3.recipe import Recipe
 from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete, rotate
 from hw3.sampler import StepSampler
+from hw3.speed import HEADROOM, Speed
 
 ACCUMULATED = "accumulated.json"
+# How far the captured step may be from TRL's on the first batch, relative: rounding in bfloat16 is a tenth of it.
+PROBE_LOSS, PROBE_NORM = 0.005, 0.05
 
 
 class NonFiniteLoss(RunFailed):
     """The loss became NaN or infinite; the message names the step and its rows."""
 
 
-def sft_config(recipe: Recipe, layout: StepLayout, run: Path) -> SFTConfig:
-    """The recipe's `training` section as an `SFTConfig`, with what the project decides.
+def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
+    """The recipe's `training` section as an `SFTConfig`, with what `speed` and the project decide.
 
     Raises:
         ValueError: the library refuses a combination of values.
@@ -54,23 +61,23 @@ def sft_config(recipe: Recipe, layout: StepLayout, run: Path) -> SFTConfig:
     given = {
         "lr_scheduler_type": "linear",
         "report_to": "tensorboard",
-        "activation_checkpointing": False,
         "ddp_find_unused_parameters": False,
         **recipe.training,
     }
-    if recipe.speed == "lean":
-        given["activation_checkpointing"] = True
     config = SFTConfig(
         **given
         | {
             "output_dir": str(run),
-            "per_device_train_batch_size": layout.rows_per_device,
-            "gradient_accumulation_steps": layout.accumulation,
+            "per_device_train_batch_size": speed.layout.rows_per_device,
+            "gradient_accumulation_steps": speed.layout.accumulation,
+            "activation_checkpointing": speed.activation_checkpointing,
+            "optim": speed.optim,
             "max_length": None,  # TRL would cut outputs, EOS included, and drop rows left without labels
             "eval_strategy": "no",
             "logging_nan_inf_filter": False,  # the default logs a NaN as 0.0
             "include_num_input_tokens_seen": "non_padding",
             "save_total_limit": None,  # by our own rotation: theirs goes by file times, and before a save is complete
+            "accelerator_config": {"non_blocking": True},  # the next batch travels while the GPU works
         }
     )
     if config.n_gpu > 1:
@@ -105,6 +112,44 @@ def disk_needed(config: SFTConfig, limit: int | None, trained: int, steps: int, 
     return trained * (4 * checkpoints + state * min(checkpoints, CHECKPOINTS_WITH_STATE + 1))
 
 
+def as_states_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An AdamW's saved state in the words of another AdamW with float32 states; unchanged where they agree.
+
+    Args:
+        optimizer: the one that will load it: PyTorch's or bitsandbytes'.
+        state: what the other one's `state_dict` returned.
+    """
+    # bitsandbytes wraps its tensors once more when saving.
+    flat = {
+        key: {**values, **values.get("__bnb_optimizer_quant_state__", {})} for key, values in state["state"].items()
+    }
+    saved = next(iter(flat.values()), {})
+    to_bnb = type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith("bitsandbytes")
+    if ("state1" in saved) == to_bnb or "qmap1" in saved:
+        return state
+    words = {"state1": "exp_avg", "state2": "exp_avg_sq"}
+    if not to_bnb:
+        words = {old: new for new, old in words.items()}
+    states = {
+        key: {
+            "step": int(values["step"]) if to_bnb else torch.tensor(float(values["step"])),
+            **{new: values[old] for new, old in words.items()},
+        }
+        for key, values in flat.items()
+    }
+    groups = [
+        {**{name: value for name, value in group.items() if name != "params"}, "params": old["params"], "lr": old["lr"]}
+        for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    return {"state": states, "param_groups": groups}
+
+
+def _step_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What `CapturedStep.add` takes of a batch."""
+    names = ("input_ids", "attention_mask", "output_positions", "output_ids", "outputs_per_row")
+    return {name: batch[name] for name in names}
+
+
 class CompletionTrainer(SFTTrainer):
     """Supervised fine-tuning on encoded rows.
 
@@ -114,7 +159,7 @@ class CompletionTrainer(SFTTrainer):
     Args:
         recipe: the run's recipe.
         config: from `sft_config`.
-        layout: how a step's rows are shared out.
+        speed: how a step is made; `capture` makes good on `captured`.
         model: the base, from `load_base`; adapters are added here.
         tokenizer: for its ids only; rows are encoded already.
         rows: encoded training rows.
@@ -124,12 +169,15 @@ class CompletionTrainer(SFTTrainer):
         self,
         recipe: Recipe,
         config: SFTConfig,
-        layout: StepLayout,
+        speed: Speed,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: list[EncodedRow],
     ) -> None:
         self.row_ids = [row.id for row in rows]
+        self.speed = speed
+        self.step: CapturedStep | None = None
+        layout = speed.layout
         self.sampler = StepSampler(
             [len(row) for row in rows], layout.processes * layout.rows_per_device * layout.accumulation, recipe.seed
         )
@@ -147,7 +195,9 @@ class CompletionTrainer(SFTTrainer):
             ),
             processing_class=tokenizer,
             peft_config=None if recipe.lora is None else lora_config(recipe.lora),
-            data_collator=CompletionOnlyCollator(tokenizer.pad_token_id, tokenizer.eos_token_id),
+            data_collator=CompletionOnlyCollator(
+                tokenizer.pad_token_id, tokenizer.eos_token_id, speed.widths, outputs=speed.captured
+            ),
         )
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -159,6 +209,86 @@ class CompletionTrainer(SFTTrainer):
         self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)
+        self.seconds_capturing = 0.0
+        self._counted_parameters: int | None = None
+        self._unread: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
+
+    def capture(self) -> str | None:
+        """Capture the step, and run the first step's rows both ways.
+
+        Returns:
+            None if both agree and memory is left; else why TRL's own step must be taken, with a new trainer.
+        """
+        try:
+            problem = self._capture()
+        except Exception as error:  # a compiler, a driver or memory that fails here is no reason to fail the run
+            problem = f"failed here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        if self.args.world_size > 1:
+            # All processes take the same way.
+            problems: list[str | None] = [None] * self.args.world_size
+            torch.distributed.all_gather_object(problems, problem)
+            problem = next((found for found in problems if found is not None), None)
+        if problem is not None:
+            self.step = None
+        return problem
+
+    def _capture(self) -> str | None:
+        device, dropout = (
+            self.args.device,
+            any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.modules()),
+        )
+        per_process = self.speed.layout.rows_per_device
+        first = self.args.process_index * per_process
+        rows = self.sampler.steps(0)[0]
+        tokens = sum(label != IGNORE_INDEX for row in rows for label in self.train_dataset[row]["labels"])
+        own = [self.train_dataset[row] for row in rows[first : first + per_process]]
+        with torch.random.fork_rng(devices=[device]):
+            loss, norm = self._plain_sums(own, tokens)
+            began = time.monotonic()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
+                step = CapturedStep(self.model, per_process, self.speed.widths)
+                step.begin()
+                batch = move_to_device(self.data_collator(own), device)
+                step.add(**_step_inputs(batch), tokens=torch.tensor(tokens, device=device))
+            torch.cuda.synchronize(device)
+            self.seconds_capturing = time.monotonic() - began
+        # Rounding in bfloat16; where dropout draws differ as well, only their size can be compared.
+        loss_bound, norm_bound = (0.05, 0.5) if dropout else (PROBE_LOSS, PROBE_NORM)
+        captured_loss, captured_norm = step.buffer[-SUMS].item(), step.buffer[:-SUMS].norm().item()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if not abs(captured_loss - loss) <= loss_bound * loss:
+            return f"has a loss of {captured_loss:.5f} in the first step, not {loss:.5f}"
+        if not abs(captured_norm - norm) <= norm_bound * norm:
+            return f"has a gradient norm of {captured_norm:.5f} in the first step, not {norm:.5f}"
+        free, total = torch.cuda.mem_get_info(device)
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if free + reusable - self.speed.memory.optimizer < HEADROOM * total:
+            return f"leaves {free / 2**30:.1f} GiB free, less than {HEADROOM:.0%}"
+        self.step = step
+        return None
+
+    def _plain_sums(self, rows: list[dict[str, Any]], tokens: int) -> tuple[float, float]:
+        """Loss and gradient norm of rows by TRL's own computation, two rows at a time to spare memory."""
+        collate = CompletionOnlyCollator(self.data_collator.pad_id, self.data_collator.eos_id)
+        device, loss = self.args.device, 0.0
+        self.model.train()
+        for at in range(0, len(rows), 2):
+            batch = move_to_device(collate(rows[at : at + 2]), device)
+            with torch.autocast("cuda", torch.bfloat16):
+                part = self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(tokens, device=device))
+            part = part / self.args.world_size
+            part.backward()
+            loss += part.item()
+        self._metrics["train"].clear()
+        self._total_train_tokens = 0
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        return loss, norm
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
         return self.sampler
@@ -175,16 +305,100 @@ class CompletionTrainer(SFTTrainer):
         self.state.compute_steps(self.args, max_steps)  # a resumed run may save and log at other steps
         return trained
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.step is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            self._check_finite(self.state.global_step, loss)
+            return loss
+        self.step.begin()
+        self.step.add(**_step_inputs(inputs), tokens=num_items_in_batch)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(self.step.buffer)
+        loss, entropy, hits = self.step.buffer[-SUMS:].clone().unbind()
+        metrics = self._metrics["train"]
+        metrics["entropy"].append(entropy / num_items_in_batch)
+        metrics["mean_token_accuracy"].append(hits / num_items_in_batch)
+        self._total_train_tokens += self._tokens_of(self.state.global_step)
+        metrics["num_tokens"] = [self._total_train_tokens]
+        self._check_finite_later(loss)
+        return loss
+
+    def _check_finite(self, step: int, loss: torch.Tensor) -> None:
+        """
+        Raises:
+            NonFiniteLoss: the loss of this step, counted from 0, is NaN or infinite.
+        """
         if not torch.isfinite(loss):
-            step = self.state.global_step
             rows = ", ".join(self.row_ids[row] for row in self.sampler.rows_of(step))
             raise NonFiniteLoss(
                 f"the loss of step {step + 1} is {loss.item()}; its rows: {rows}. Checkpoints written "
                 "before are intact. A lower learning_rate or max_grad_norm, or float32, usually helps"
             )
-        return loss
+
+    def _check_finite_later(self, loss: torch.Tensor) -> None:
+        """Look at the losses that have come back from the device, and do not wait for those that have not."""
+        copy = torch.empty((), pin_memory=True)
+        copy.copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._unread.append((self.state.global_step, copy, event))
+        while self._unread and self._unread[0][2].query():
+            step, copy, _ = self._unread.popleft()
+            self._check_finite(step, copy)
+
+    def _read_all(self) -> None:
+        """Wait for every loss and metric that is still on the device."""
+        while self._unread:
+            step, copy, event = self._unread.popleft()
+            event.synchronize()
+            self._check_finite(step, copy)
+        for key, values in self._metrics["train"].items():
+            if values and isinstance(values[-1], torch.Tensor):
+                tensors = [value for value in values if isinstance(value, torch.Tensor)]
+                numbers = iter(torch.stack(tensors).tolist())
+                self._metrics["train"][key] = [
+                    next(numbers) if isinstance(value, torch.Tensor) else value for value in values
+                ]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._read_all()
+        super().log(logs, start_time)
+
+    def _tokens_of(self, step: int) -> int:
+        return sum(self.sampler.lengths[row] for row in self.sampler.rows_of(step))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.step is None:
+            super()._track_num_input_tokens(inputs)
+        else:
+            # The same count as the Trainer's, which waits for the device to tell it.
+            self.state.num_input_tokens_seen += self._tokens_of(self.state.global_step)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # As `PreTrainedModel.floating_point_ops`, which counts all parameters anew at every step.
+        if self._counted_parameters is None:
+            self._counted_parameters = self.accelerator.unwrap_model(self.model).num_parameters(exclude_embeddings=True)
+        return 6 * inputs["input_ids"].numel() * self._counted_parameters
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        if self.step is None:
+            return super()._clip_grad_norm(model)
+        # As `clip_grad_norm_`, on one tensor instead of hundreds.
+        gradients = self.step.buffer[:-SUMS]
+        norm = torch.linalg.vector_norm(gradients)
+        gradients.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # A run may be resumed under another `speed`, whose AdamW names its states in other words.
+        load = self.optimizer.load_state_dict
+        self.optimizer.load_state_dict = lambda state: load(as_states_of(self.optimizer, state))
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        finally:
+            self.optimizer.load_state_dict = load
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The run folder holds the tokenizer once; a checkpoint needs no 34 MB copy, pickled arguments or empty card.
@@ -198,6 +412,7 @@ class CompletionTrainer(SFTTrainer):
                 (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._read_all()
         super()._save_checkpoint(model, trial)
         accumulated = {
             "loss": nested_gather(self._tr_loss, self.args.parallel_mode).mean().item(),

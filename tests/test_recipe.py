@@ -13,6 +13,7 @@ from hw3.errors import UserError
 from hw3.model import lora_config, quantization_config
 from hw3.recipe import load_prompt, load_recipe, step_layout
 from hw3.schema import DECIDED_TRAINING_KEYS, LoraSection, TrainingSection
+from hw3.speed import as_written
 from hw3.trainer import sft_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def test_recipe_loads_builds_and_reads_back(path: Path, tmp_path: Path) -> None:
     copy.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(copy).to_dict() == recipe.to_dict()
     on_cpu = load_recipe(path, ["training.use_cpu=true", "training.bf16=false"])
-    config = sft_config(on_cpu, step_layout(on_cpu, 1), tmp_path)
+    config = sft_config(on_cpu, as_written(on_cpu, step_layout(on_cpu, 1)), tmp_path)
     for key, value in on_cpu.training.items():
         assert getattr(config, key) == value, key
     lora = lora_config(recipe.lora)

@@ -13,10 +13,11 @@ from transformers import Gemma2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hw3.encoding import Encoder
-from hw3.model import load_base, load_tokenizer
+from hw3.model import load_base, load_config, load_tokenizer
 from hw3.recipe import load_recipe, step_layout
 from hw3.rows import read_rows
 from hw3.run_folder import complete_checkpoints
+from hw3.speed import choose_speed
 from hw3.train import train
 from hw3.trainer import CompletionTrainer, NonFiniteLoss, sft_config
 
@@ -103,8 +104,11 @@ def make_trainer(recipe_path: Path, folder: Path, *overrides: str) -> Completion
     tokenizer = load_tokenizer(recipe.model)
     encoder = Encoder(tokenizer, recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(Path(recipe.data.train))]
-    base = load_base(recipe, torch.device("cpu"))
-    return CompletionTrainer(recipe, sft_config(recipe, layout, folder), layout, base, tokenizer, rows)
+    cpu = torch.device("cpu")
+    base = load_base(recipe, cpu)
+    lengths = [(len(row), len(row.output_ids)) for row in rows]
+    speed = choose_speed(recipe, layout, load_config(recipe.model), 0, lengths, cpu, None)
+    return CompletionTrainer(recipe, sft_config(recipe, speed, folder), speed, base, tokenizer, rows)
 
 
 def test_adapters_are_float32_and_4_bit_layers_are_safe_on_cpu(mini_recipe: Path, tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""Seconds, memory and MFU of an optimizer step: the recipe as it runs, TRL in three settings, and larger steps.
+
+Random weights of Gemma-2-2B's shape (and of Llama-3-8B's, with `--llama`), the real vocabulary, rows as given. Every
+setting is trained by `hw3 train`'s own code; those of TRL by `speed: plain`, which is TRL's step under our trainer.
+
+    python benchmarks/train_step.py --tokenizer DIR --data FILE [--whole] [--llama]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_recipe import make_base
+from report import machine, write_report
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from hw3.encoding import Encoder
+from hw3.model import load_config, load_tokenizer
+from hw3.recipe import load_recipe
+from hw3.rows import read_rows
+from hw3.run_folder import complete_checkpoints, read_manifest
+from hw3.sampler import StepSampler
+from hw3.speed import weight_counts
+from hw3.train import train
+
+LOGGED = 5  # steps between two times
+PLAIN = "speed=plain"
+TUNED = (
+    "training.per_device_train_batch_size=8 training.gradient_accumulation_steps=1 "
+    "training.activation_checkpointing=false training.optim=adamw_torch_fused"
+)
+# Name, overrides of the recipe, steps.
+GEMMA = [
+    ("speed: auto", "", 120),
+    ("speed: lean", "speed=lean", 25),
+    ("as the course's script: 4 x 2, activation checkpointing, paged AdamW", PLAIN, 25),
+    ("TRL's defaults: 4 x 2, activation checkpointing, fused AdamW", f"{PLAIN} training.optim=adamw_torch_fused", 25),
+    ("TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 50),
+    ("speed: auto, 16 rows a step", "training.gradient_accumulation_steps=4", 40),
+    ("speed: auto, 32 rows a step", "training.gradient_accumulation_steps=8", 40),
+    ("speed: auto, 64 rows a step", "training.gradient_accumulation_steps=16", 40),
+]
+LLAMA = [
+    ("Llama-3-8B shape, speed: auto", "", 50),
+    ("Llama-3-8B shape, speed: lean", "speed=lean", 15),
+    ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 15),
+    ("Llama-3-8B shape, TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 30),
+]
+
+
+def make_llama(folder: Path, tokenizer: Path) -> None:
+    """Random weights of the 8B shape, bfloat16; the vocabulary beside it may be smaller than its own."""
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_theta=500_000.0,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def matmul_tflops() -> float:
+    """What the machine's bfloat16 matrix product reaches: 8192 cubed, median of ten."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(13):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * 8192**3 / statistics.median(times[3:]) / 1e12
+
+
+def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float) -> dict[str, Any]:
+    """Train under one setting; returns one row of the report."""
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    recipe = load_recipe(Path(recipe_path), overrides)
+    began = time.monotonic()
+    assert train(recipe, run) == 0
+    seconds = time.monotonic() - began
+    manifest = read_manifest(run)
+    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "loss" in log]
+    times = [log["train_runtime"] for log in logs]
+    windows = [(later - earlier) / LOGGED for earlier, later in itertools.pairwise(times[1:])]
+    step = statistics.median(windows)
+    # Rows as the sampler grouped them; the linear layers forward and backward by activations, adapters by weights as
+    # well, the head on output positions.
+    encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
+    rows = [encoder.encode(row) for row in read_rows(Path(recipe.data.train))]
+    drawn = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[2 * LOGGED : steps]
+    tokens = statistics.mean(sum(len(rows[row]) for row in taken) for taken in drawn)
+    outputs = statistics.mean(sum(len(rows[row].output_ids) for row in taken) for taken in drawn)
+    config = load_config(recipe.model)
+    linear, other = weight_counts(config)
+    head = config.vocab_size * config.hidden_size
+    flops = tokens * (4 * linear + 6 * manifest["parameters"]["trained"]) + outputs * 4 * head
+    session = manifest["sessions"][-1]
+    return {
+        "setting": name,
+        "overrides": " ".join(override for override in overrides if "=/" not in override),
+        "speed": manifest["speed"],
+        "layout": manifest["layout"],
+        "steps": steps,
+        "rows_per_step": recipe.rows_per_step,
+        "tokens_per_step": round(tokens, 1),
+        "output_tokens_per_step": round(outputs, 1),
+        "seconds_per_step": round(step, 4),
+        "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
+        "rows_per_second": round(recipe.rows_per_step / step, 1),
+        "mfu": round(flops / step / tflops / 1e12, 3),
+        "seconds_at_limit": round(flops / tflops / 1e12, 4),
+        "peak_gib": session["peak_gib"],
+        "peak_reserved_gib": session["peak_reserved_gib"],
+        "seconds_capturing": session["seconds_capturing"],
+        "seconds_whole": round(seconds, 1),
+        "losses": [round(log["loss"], 5) for log in logs],
+        "grad_norms": [round(log["grad_norm"], 5) for log in logs],
+        "parameters": {"linear": linear, "other": other},
+    }
+
+
+def main() -> int:
+    """Measure every setting in one process, the captured step first, and write the report after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("data/train.json"))
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/train_step"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--only", nargs="+", type=int, help="settings to measure, by number from 0")
+    parser.add_argument("--llama", action="store_true", help="Llama-3-8B's shape instead of Gemma-2-2B's")
+    parser.add_argument(
+        "--whole", action="store_true", help="the recipe from end to end instead: every step, every checkpoint"
+    )
+    arguments = parser.parse_args()
+    settings, recipe, make = GEMMA, "recipes/gemma/qlora.yaml", make_base
+    if arguments.llama:
+        settings, recipe, make = LLAMA, "recipes/llama/qlora.yaml", make_llama
+    base = arguments.scratch / recipe.split("/")[1]
+    if not (base / "config.json").exists():
+        make(base, arguments.tokenizer)
+    tflops = matmul_tflops()
+    given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}"]
+    given += ["data.eval=data/eval.json", "training.report_to=none"]
+    if arguments.whole:
+        steps = load_recipe(Path(recipe), given).training["max_steps"]
+        settings = [("the whole recipe, checkpoints included", "", steps)]
+    name = "train_step" + ("_llama" if arguments.llama else "") + ("_whole" if arguments.whole else "")
+    rows = []
+    for number, (title, overrides, steps) in enumerate(settings):
+        if arguments.only and number not in arguments.only:
+            continue
+        run = arguments.scratch / f"run-{number}"
+        shutil.rmtree(run, ignore_errors=True)
+        limits = [f"training.logging_steps={LOGGED}"]
+        if not arguments.whole:
+            limits += [f"training.max_steps={steps}", f"training.save_steps={steps}"]
+        rows.append(measure(recipe, [*given, *limits, *overrides.split()], title, steps, run, tflops))
+        print(json.dumps({key: rows[-1][key] for key in (*COLUMNS, "seconds_capturing")}), flush=True)
+        shutil.rmtree(run)
+        write_report(arguments.out, name, machine() | {"matmul_tflops": round(tflops, 1)}, rows, columns=COLUMNS)
+    return 0
+
+
+COLUMNS = {
+    "setting": "setting",
+    "rows_per_step": "rows a step",
+    "seconds_per_step": "s/step",
+    "rows_per_second": "rows/s",
+    "peak_gib": "peak GiB",
+    "mfu": "MFU",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Forward and backward as CUDA graphs: the step of a small batch without launching its thousands of kernels.
+
+8 short rows keep a large GPU busy for some 30 ms, but launching their kernels one by one takes its CPU ten times that.
+Here the decoder layers are compiled and the backbone is captured once a width of batch, forward and backward apart. The
+head runs between the two, on output positions alone, so their number may vary freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from hw3.lora_linear import LoraLinear
+
+# Backbones that take finished masks, so that no code that depends on data runs: one for each kind of layer, or one 4-D
+# mask for all.
+MASKS_BY_KIND = {"gemma2": True, "qwen3": True, "llama": False}
+TOKENS = 1536  # of one replay: more are hardly faster, and activations grow with them
+HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat16 for Gemma's vocabulary
+HEAD_STEP = 64  # their number is a multiple of this: few shapes to compile, each of which suits the hardware
+WIDTH_STEP, WIDE_STEP, WIDE = 16, 64, 256  # widths are multiples of the first up to the third, of the second beyond
+SUMS = 3  # loss, entropy and top-1 hits, carried behind the gradients
+_WARM_UP = 2  # runs before a capture: the first compiles, the second finds everything in place
+
+
+def widths_for(lengths: Sequence[int]) -> tuple[int, ...]:
+    """The widths that batches of rows of these lengths are padded to, ascending."""
+    steps = ((length, WIDTH_STEP if length <= WIDE else WIDE_STEP) for length in lengths)
+    return tuple(sorted({-(-length // step) * step for length, step in steps}))
+
+
+def rows_at_once(rows: int, width: int) -> int:
+    """Rows of one replay: a step's rows in as few even parts as keep each within `TOKENS`."""
+    parts = min(rows, -(-rows * width // TOKENS))
+    return -(-rows // parts)
+
+
+def head_step(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor, cap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of hidden states under the output head, and its gradient, written out.
+
+    With z = cap * tanh(x / cap) (Gemma-2, arXiv:2408.00118, section 2; z = x without a cap), the gradient of
+    -log softmax(z)[target] by x is (softmax(z) - onehot(target)) * (1 - (z / cap)^2).
+
+    Args:
+        states: last hidden states, shape (K, D).
+        weight: of the head, shape (V, D).
+        targets: ids to predict, shape (K,); -1 for a position that does not count.
+        tokens: output tokens of the whole optimizer step, a scalar.
+        cap: soft-cap of the logits.
+
+    Returns:
+        float32 sums over the K positions, shape (3,): the loss divided by `tokens`, the entropy in nats, and the
+        targets that were the likeliest; and the gradient of that loss by `states`, shape (K, D).
+    """
+    logits = (states @ weight.T).float()
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    counts = (targets >= 0).float()
+    log_total = torch.logsumexp(logits, dim=-1)
+    picked = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    probabilities = torch.exp(logits - log_total[:, None])
+    entropy = log_total - (probabilities * logits).sum(-1)
+    hits = (picked >= logits.amax(-1)).float()
+    onehot = torch.arange(weight.shape[0], device=states.device) == targets[:, None]
+    gradient = (probabilities - onehot.to(probabilities.dtype)) * (counts / tokens)[:, None]
+    if cap is not None:
+        gradient = gradient * (1 - (logits / cap) ** 2)
+    loss = (log_total - picked) / tokens
+    sums = (torch.stack([loss, entropy, hits]) * counts).sum(1)
+    return sums, gradient.to(states.dtype) @ weight
+
+
+def masks_for(model: PreTrainedModel, attention_mask: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive causal masks, as the backbone's layers take them.
+
+    Args:
+        model: the causal language model, for its kinds of layers and its dtype.
+        attention_mask: shape (B, L), 1 on tokens, 0 on padding.
+
+    Returns:
+        A mask of shape (B, 1, L, L), or one for each kind of attention.
+    """
+    config = model.config.get_text_config()
+    order = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    distance = order[:, None] - order[None, :]
+    # A position sees itself, padding too, so that no softmax runs over nothing.
+    seen = ((distance >= 0) & attention_mask[:, None, None, :].bool()) | (distance == 0)
+
+    def additive(visible: torch.Tensor) -> torch.Tensor:
+        return torch.where(visible, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+
+    if not MASKS_BY_KIND[config.model_type]:
+        return additive(seen)
+    masks = {"full_attention": additive(seen)}
+    if getattr(config, "sliding_window", None) is not None:
+        masks["sliding_attention"] = additive(seen & (distance < config.sliding_window))
+    return masks
+
+
+class CapturedStep:
+    """Forward and backward of an optimizer step's rows, their gradients summed into one flat buffer.
+
+    Adapters are float32; the graphs read copies of them in the compute dtype, made once a step, as autocast would make
+    them at every use. Nothing here reads a value back to the CPU.
+
+    Args:
+        model: the model with its adapters, weights of the base in the compute dtype, not quantized.
+        rows: this process's rows of an optimizer step.
+        widths: tokens that a batch may be padded to, ascending.
+
+    Attributes:
+        buffer: every trained parameter's gradient, end to end, float32, and behind them the sums of `head_step`, so
+            that one all-reduce carries them all.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, widths: Sequence[int]) -> None:
+        self._model = model.get_base_model()
+        self._config = self._model.config.get_text_config()
+        self._rows, self._dtype = rows, self._model.dtype
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in self._parameters]
+        self.buffer = torch.zeros(sum(sizes) + SUMS, device=model.device)
+        self._gradients = self._views(self.buffer[:-SUMS], sizes)
+        # Gradients come in the compute dtype, one GEMM each; they are gathered before one kernel adds them all.
+        self._gathered = torch.zeros(sum(sizes), dtype=self._dtype, device=model.device)
+        self._gathered_views = self._views(self._gathered, sizes)
+        self._copies = [
+            torch.nn.Parameter(torch.empty_like(parameter, dtype=self._dtype)) for parameter in self._parameters
+        ]
+        most = max(rows_at_once(rows, width) * width for width in widths)
+        # Inputs of every graph; smaller batches use their beginning.
+        self._ids = torch.zeros(most, dtype=torch.long, device=model.device)
+        self._mask = torch.zeros(most, dtype=torch.long, device=model.device)
+        self._outer = torch.zeros(most, self._config.hidden_size, dtype=self._dtype, device=model.device)
+        for layer in self._model.base_model.layers:
+            layer.compile(dynamic=True)
+        self._head = torch.compile(head_step, dynamic=True)
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        with self._rebuilt(model):
+            # The one with most tokens first: the others then fit into its memory.
+            for width in sorted(widths, key=lambda width: -rows_at_once(rows, width) * width):
+                self._capture(width)
+
+    @contextmanager
+    def _rebuilt(self, model: PreTrainedModel) -> Iterator[None]:
+        """The model as it is captured: adapters' copies, one operation a linear layer, embeddings with a gradient."""
+        copy_of = {id(parameter): copy for parameter, copy in zip(self._parameters, self._copies, strict=True)}
+        parameters = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad
+        ]
+        layers = [
+            (parent, name, layer)
+            for parent in model.modules()
+            for name, layer in parent.named_children()
+            if type(layer) is PeftLinear and LoraLinear.can_replace(layer)
+        ]
+        for module, name, parameter in parameters:
+            module._parameters[name] = copy_of[id(parameter)]
+        for parent, name, layer in layers:
+            parent._modules[name] = LoraLinear(layer)
+        # With it the first layer is compiled like all others.
+        hook = self._model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
+        try:
+            yield
+        finally:
+            hook.remove()
+            for parent, name, layer in layers:
+                parent._modules[name] = layer
+            for module, name, parameter in parameters:
+                module._parameters[name] = parameter
+
+    def _views(self, flat: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+        parts = zip(flat.split(sizes), self._parameters, strict=True)
+        return [part.view_as(parameter) for part, parameter in parts]
+
+    def _capture(self, width: int) -> None:
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.default_stream())
+            for _ in range(_WARM_UP):
+                self._backward(self._forward(width))
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what the warm-up held, the graphs' own memory pool will need
+            forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(forward, pool=self._pool, stream=self._stream):
+                hidden = self._forward(width)
+            with torch.cuda.graph(backward, pool=self._pool, stream=self._stream):
+                self._backward(hidden)
+        torch.cuda.default_stream().wait_stream(self._stream)
+        self._graphs[width] = forward, backward, hidden.detach()
+
+    def _forward(self, width: int) -> torch.Tensor:
+        rows = rows_at_once(self._rows, width)
+        ids, mask = (buffer[: rows * width].view(rows, width) for buffer in (self._ids, self._mask))
+        with torch.autocast("cuda", self._dtype, cache_enabled=False):
+            return self._model.base_model(
+                input_ids=ids,
+                attention_mask=masks_for(self._model, mask),
+                position_ids=torch.arange(width, device=ids.device)[None],
+                use_cache=False,
+            ).last_hidden_state
+
+    def _backward(self, hidden: torch.Tensor) -> None:
+        rows, width, _ = hidden.shape
+        gradients = torch.autograd.grad(hidden, self._copies, self._outer[: rows * width].view_as(hidden))
+        torch._foreach_copy_(self._gathered_views, gradients)
+        self.buffer[:-SUMS] += self._gathered
+
+    def begin(self) -> None:
+        """Begin an optimizer step: gradients to zero, adapters as they are now, each `.grad` a view of the buffer."""
+        self.buffer.zero_()
+        with torch.no_grad():
+            torch._foreach_copy_(self._copies, self._parameters)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def add(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        output_positions: torch.Tensor,
+        output_ids: torch.Tensor,
+        outputs_per_row: Sequence[int],
+        tokens: torch.Tensor,
+    ) -> None:
+        """Add the gradients and sums of a step's rows to the buffer.
+
+        Args:
+            input_ids: shape (B, L), B the step's rows, L one of the widths.
+            attention_mask: shape (B, L), 1 on tokens, 0 on padding.
+            output_positions: the positions that predict an output token, as indices into B * L, row by row; shape (K,).
+            output_ids: the tokens they predict, shape (K,).
+            outputs_per_row: how many of the K belong to each row.
+            tokens: output tokens of the whole optimizer step, over all processes; a scalar on the device.
+        """
+        rows, width = input_ids.shape
+        forward, backward, hidden = self._graphs[width]
+        part = hidden.shape[0]
+        count, done = part * width, 0
+        weight, cap = self._model.get_output_embeddings().weight, getattr(self._config, "final_logit_softcapping", None)
+        for first in range(0, rows, part):
+            real = min(part, rows - first) * width
+            self._ids[:real].copy_(input_ids[first : first + part].reshape(-1))
+            self._mask[:real].copy_(attention_mask[first : first + part].reshape(-1))
+            forward.replay()
+            outer = self._outer[:count]
+            outer.zero_()
+            outputs = sum(outputs_per_row[first : first + part])
+            more = -outputs % HEAD_STEP
+            places = pad(output_positions[done : done + outputs] - first * width, (0, more))
+            targets = pad(output_ids[done : done + outputs], (0, more), value=-1)
+            states = hidden.view(count, -1)[places]
+            for at in range(0, len(targets), HEAD_POSITIONS):
+                piece = slice(at, at + HEAD_POSITIONS)
+                sums, gradient = self._head(states[piece], weight, targets[piece], tokens, cap)
+                outer.index_add_(0, places[piece], gradient)
+                self.buffer[-SUMS:] += sums
+            backward.replay()
+            done += outputs

@@ -1,0 +1,280 @@
+"""What `speed: auto` chooses, and why: the captured step or TRL's own, and how each shares out memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils._triton import has_triton
+from transformers import AutoModelForCausalLM
+
+from hw3.captured_step import HEAD_POSITIONS, MASKS_BY_KIND, rows_at_once, widths_for
+from hw3.recipe import Recipe, StepLayout
+
+GIB = 2**30
+HEADROOM = 0.15  # of a GPU's memory that the captured step leaves free: other programs, fragments, longer rows
+# AdamW with float32 states, the same update in each: the recipe's choice among them is one of memory and speed.
+FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
+EQUAL_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
+CONTEXT = 0.6 * GIB  # CUDA's context and the graphs, outside of PyTorch's count
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, by part, as PyTorch counts them at the peak of a step."""
+
+    weights: int
+    adapters: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.weights + self.adapters + self.optimizer + self.activations + self.head
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How a run's steps are made.
+
+    Attributes:
+        layout: how a step's rows are shared out; micro-batches merged where that is chosen.
+        captured: the captured step rather than TRL's.
+        dequantized: 4-bit weights made plain once, after loading.
+        activation_checkpointing: whether activations are computed again instead of kept.
+        optim: `training.optim` as it is run.
+        widths: what batches are padded to; empty for their own longest row.
+        memory: what a step takes on a GPU.
+        notes: lines for the user: what was chosen and why.
+    """
+
+    layout: StepLayout
+    captured: bool
+    dequantized: bool
+    activation_checkpointing: bool
+    optim: str
+    memory: Memory | None = None
+    widths: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def weight_counts(config: Any) -> tuple[int, int]:
+    """(in linear layers, elsewhere): parameters that 4-bit loading packs, and those that it leaves alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = sum(module.weight.numel() for module in model.base_model.modules() if isinstance(module, torch.nn.Linear))
+    return linear, model.num_parameters() - linear
+
+
+def memory_of(
+    recipe: Recipe,
+    config: Any,
+    trained: int,
+    *,
+    rows: int,
+    width: int,
+    outputs: int,
+    captured: bool,
+    dequantized: bool,
+    checkpointing: bool,
+    optim: str,
+) -> Memory:
+    """Memory of a step, counted from shapes; weights need not be loaded.
+
+    Args:
+        recipe: the recipe.
+        config: the base's configuration.
+        trained: trained parameters.
+        rows: rows of one forward.
+        width: tokens of the widest of them.
+        outputs: most output tokens of one forward.
+        captured: the captured step rather than TRL's.
+        dequantized: 4-bit weights made plain.
+        checkpointing: activations computed again.
+        optim: the optimizer.
+    """
+    text = config.get_text_config()
+    size = getattr(torch, recipe.model.dtype).itemsize
+    linear, other = weight_counts(config)
+    packed = recipe.quantization is not None and not dequantized
+    # NF4: half a byte a weight and the scale of each 64, one byte (double quantization) or four.
+    scale = 0 if not packed else (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
+    weights = int(linear * (0.5 + scale if packed else size) + other * size)
+    full = recipe.lora is None
+    adapters = (0 if full else 4 * trained) + 4 * trained  # themselves and their gradients
+    if captured:
+        adapters += 2 * size * trained  # copies in the compute dtype, and gradients before they are summed
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = head_dim * (text.num_attention_heads + 2 * text.num_key_value_heads)
+    per_layer = 3 * text.intermediate_size + 4 * text.hidden_size + attention + text.num_attention_heads * width
+    tokens = rows * width
+    if captured:
+        kept = size * per_layer * text.num_hidden_layers
+    elif checkpointing:
+        kept = size * text.hidden_size * text.num_hidden_layers + 3 * size * per_layer
+    else:
+        kept = int(1.6 * size * per_layer * text.num_hidden_layers)  # TRL's step keeps sums and casts as well
+    if captured:
+        head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
+    else:
+        head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
+    moments = 2 if "8bit" in optim else 8
+    return Memory(weights, adapters, moments * trained, tokens * kept, head)
+
+
+def choose_speed(
+    recipe: Recipe,
+    layout: StepLayout,
+    config: Any,
+    trained: int,
+    lengths: Sequence[tuple[int, int]],
+    device: torch.device,
+    free: int | None,
+) -> Speed:
+    """Resolve the recipe's `speed` for a machine.
+
+    Args:
+        recipe: the recipe.
+        layout: how the recipe's rows are shared out.
+        config: the base's configuration.
+        trained: trained parameters.
+        lengths: (tokens, output tokens) of every training row.
+        device: where the run will be.
+        free: free bytes of the GPU; None to plan for one that is large enough.
+    """
+    optim = recipe.training.get("optim", FUSED_ADAMW)
+    checkpointing = bool(recipe.training.get("activation_checkpointing", False))
+    widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
+
+    def plan(
+        layout: StepLayout, *, captured: bool = False, dequantized: bool, checkpointing: bool, optim: str
+    ) -> Speed:
+        rows, width = layout.rows_per_device, widest
+        widths = widths_for([tokens for tokens, _ in lengths]) if captured else ()
+        if captured:
+            width = max(widths, key=lambda width: rows_at_once(rows, width) * width)
+            rows = rows_at_once(rows, width)
+        memory = memory_of(
+            recipe,
+            config,
+            trained,
+            rows=rows,
+            width=width,
+            outputs=rows * most_outputs,
+            captured=captured,
+            dequantized=dequantized,
+            checkpointing=checkpointing,
+            optim=optim,
+        )
+        return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths)
+
+    written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)
+    if recipe.speed == "plain":
+        return replace(written, notes=["speed plain: TRL's own step, as the recipe is written"])
+    if recipe.speed == "lean":
+        optim = PAGED_ADAMW if optim in EQUAL_ADAMW and device.type == "cuda" else optim
+        lean = plan(layout, dequantized=False, checkpointing=True, optim=optim)
+        return replace(lean, notes=[f"speed lean: activation checkpointing, {optim}, the base as it is quantized"])
+    if device.type == "cpu":
+        return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
+
+    def fits(speed: Speed) -> bool:
+        return free is None or speed.memory.total + CONTEXT <= (1 - HEADROOM) * free
+
+    merged = StepLayout(layout.processes, layout.rows_per_device * layout.accumulation, 1)
+    fused = FUSED_ADAMW if optim in EQUAL_ADAMW else optim
+    plain_weights = recipe.quantization is not None and (
+        recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
+    )
+    sharded = _sharded_by()
+    why_not = _why_not_captured(recipe, config, sharded)
+    captured = plan(merged, captured=True, dequantized=plain_weights, checkpointing=False, optim=fused)
+    if why_not is None and fits(captured):
+        note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
+        return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
+    reason = why_not or (
+        f"the captured step needs {captured.memory.total / GIB:.1f} GiB and {HEADROOM:.0%} to spare, "
+        f"{(free or 0) / GIB:.1f} are free"
+    )
+    # By steps: each gives up what the one before it could not have.
+    choices = [(merged, plain_weights, False), (merged, False, False), (layout, False, checkpointing)]
+    for shared, dequantized, again in choices if sharded is None else choices[-1:]:
+        chosen = plan(shared, dequantized=dequantized, checkpointing=again, optim=optim)
+        if fits(chosen):
+            break
+    note = f"speed auto: TRL's own step, since {reason}"
+    return replace(chosen, notes=[note, *_changes(recipe, written, chosen), _in_words(chosen.memory)])
+
+
+def as_written(recipe: Recipe, layout: StepLayout, memory: Memory | None = None) -> Speed:
+    """TRL's own step with the recipe's own settings."""
+    return Speed(
+        layout,
+        captured=False,
+        dequantized=False,
+        activation_checkpointing=bool(recipe.training.get("activation_checkpointing", False)),
+        optim=recipe.training.get("optim", FUSED_ADAMW),
+        memory=memory,
+    )
+
+
+def _sharded_by() -> str | None:
+    """What a launcher shards the model with, if anything."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "FSDP"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "DeepSpeed"
+    return None
+
+
+def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str | None:
+    """What stands against the captured step, memory apart; None if nothing does."""
+    lora = recipe.lora or {}
+    beyond = [
+        key for key in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices") if lora.get(key)
+    ]
+    reasons = [
+        (sharded is not None, f"{sharded} shards the model"),
+        (recipe.lora is None, "every weight is trained, not adapters alone"),
+        (bool(beyond), f"lora.{beyond[0] if beyond else ''} is set"),
+        (lora.get("bias", "none") != "none", "lora.bias is set"),
+        (config.model_type not in MASKS_BY_KIND, f"it does not know {config.model_type}"),
+        (recipe.model.device_map is not None, "model.device_map spreads the model"),
+        (recipe.model.dtype != "bfloat16", f"model.dtype is {recipe.model.dtype}, not bfloat16"),
+        (recipe.training.get("bf16", True) is False, "training.bf16 is false"),
+        (
+            recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype != "bfloat16",
+            "quantization.bnb_4bit_compute_dtype is not bfloat16",
+        ),
+        (recipe.training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
+        (torch.cuda.is_available() and not has_triton(), "there is no Triton on this machine"),
+    ]
+    return next((reason for holds, reason in reasons if holds), None)
+
+
+def _changes(recipe: Recipe, written: Speed, chosen: Speed) -> list[str]:
+    """What differs from the recipe as it is written, none of it the mathematics."""
+    changes = []
+    if chosen.dequantized:
+        changes.append("the 4-bit base is dequantized once, to the weights that each of its forwards would make")
+    if chosen.layout != written.layout:
+        dropout = "" if not (recipe.lora or {}).get("lora_dropout") else ", other draws of dropout"
+        changes.append(f"micro-batches are merged: one loss over the step's tokens, as accumulated{dropout}")
+    if chosen.activation_checkpointing != written.activation_checkpointing:
+        changes.append("activations are kept, there is memory for them")
+    if chosen.optim != written.optim:
+        changes.append(f"{chosen.optim} for {written.optim}: the same update, its states fit")
+    return [f"  {change}" for change in changes]
+
+
+def _in_words(memory: Memory) -> str:
+    parts = ", ".join(
+        f"{name} {getattr(memory, name) / GIB:.1f}"
+        for name in ("weights", "adapters", "optimizer", "activations", "head")
+    )
+    return f"  about {memory.total / GIB:.1f} GiB a GPU: {parts}"

@@ -53,7 +53,7 @@ def make_base(folder: Path, tokenizer: Path) -> None:
     with torch.device("cuda"):
         model = Gemma2ForCausalLM(config)
     torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="2GB")  # as real ones come
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 

@@ -32,8 +32,10 @@ from hw3.run_folder import complete_checkpoints, read_manifest
 from hw3.sampler import StepSampler
 from hw3.speed import weight_counts
 from hw3.train import train
+from hw3.trainer import CompletionTrainer
 
-LOGGED = 5  # steps between two times
+LOGGED = 10  # steps between two times, as in the recipe; 5 in short runs
+PROFILED = (15, 10)  # steps from the end where kernels are recorded, and how many; those are not timed
 PLAIN = "speed=plain"
 TUNED = (
     "training.per_device_train_batch_size=8 training.gradient_accumulation_steps=1 "
@@ -41,14 +43,14 @@ TUNED = (
 )
 # Name, overrides of the recipe, steps.
 GEMMA = [
-    ("speed: auto", "", 120),
-    ("speed: lean", "speed=lean", 25),
-    ("as the course's script: 4 x 2, activation checkpointing, paged AdamW", PLAIN, 25),
-    ("TRL's defaults: 4 x 2, activation checkpointing, fused AdamW", f"{PLAIN} training.optim=adamw_torch_fused", 25),
-    ("TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 50),
-    ("speed: auto, 16 rows a step", "training.gradient_accumulation_steps=4", 40),
-    ("speed: auto, 32 rows a step", "training.gradient_accumulation_steps=8", 40),
-    ("speed: auto, 64 rows a step", "training.gradient_accumulation_steps=16", 40),
+    ("speed: auto", "", 160),
+    ("speed: lean", "speed=lean", 40),
+    ("as the course's script: 4 x 2, activation checkpointing, paged AdamW", PLAIN, 40),
+    ("TRL's defaults: 4 x 2, activation checkpointing, fused AdamW", f"{PLAIN} training.optim=adamw_torch_fused", 40),
+    ("TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 60),
+    ("speed: auto, 16 rows a step", "training.gradient_accumulation_steps=4", 60),
+    ("speed: auto, 32 rows a step", "training.gradient_accumulation_steps=8", 60),
+    ("speed: auto, 64 rows a step", "training.gradient_accumulation_steps=16", 60),
 ]
 LLAMA = [
     ("Llama-3-8B shape, speed: auto", "", 50),
@@ -92,6 +94,60 @@ def matmul_tflops() -> float:
     return 2 * 8192**3 / statistics.median(times[3:]) / 1e12
 
 
+class Profile:
+    """Kernels of some steps in the middle of training, and how much of their time the GPU worked."""
+
+    def __init__(self, first: int, steps: int) -> None:
+        self.first, self.steps, self.table = first, steps, {}
+
+    def __enter__(self) -> Profile:
+        self.original = CompletionTrainer.training_step
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        began: dict[int, float] = {}
+
+        def training_step(trainer: CompletionTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+            step = trainer.state.global_step
+            if step in (self.first, self.first + self.steps) and step not in began:  # its first micro-batch
+                torch.cuda.synchronize()
+                began[step] = time.perf_counter()
+                if step == self.first:
+                    profiler.start()
+                else:
+                    profiler.stop()
+                    self.table = self.summary(profiler.key_averages(), began[step] - began[self.first])
+            return self.original(trainer, *args, **kwargs)
+
+        CompletionTrainer.training_step = training_step
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        CompletionTrainer.training_step = self.original
+
+    def summary(self, events: Any, wall: float) -> dict[str, Any]:
+        """Milliseconds a step, the 25 longest kernels by name."""
+        events = sorted(events, key=lambda event: -event.self_device_time_total)
+        busy = sum(event.self_device_time_total for event in events)
+        return {
+            "milliseconds_profiled": round(wall * 1e3 / self.steps, 2),
+            "milliseconds_of_kernels": round(busy / 1e3 / self.steps, 2),
+            "kernels": [
+                {
+                    "kernel": event.key[:100],
+                    "calls": round(event.count / self.steps, 1),
+                    "milliseconds": round(event.self_device_time_total / 1e3 / self.steps, 3),
+                }
+                for event in events[:25]
+            ],
+        }
+
+
+def compile_seconds() -> dict[str, float]:
+    """Where compilation took its time, by PyTorch's own account; stages contain each other."""
+    found = {name: round(sum(times), 1) for name, times in torch._dynamo.utils.compilation_time_metrics.items()}
+    torch._dynamo.utils.compilation_time_metrics.clear()
+    return {name: seconds for name, seconds in sorted(found.items(), key=lambda item: -item[1]) if seconds >= 1}
+
+
 def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float) -> dict[str, Any]:
     """Train under one setting; returns one row of the report."""
     gc.collect()
@@ -100,19 +156,22 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
     torch.cuda.reset_peak_memory_stats()
     recipe = load_recipe(Path(recipe_path), overrides)
     began = time.monotonic()
-    assert train(recipe, run) == 0
+    with Profile(steps - PROFILED[0], PROFILED[1]) as profile:
+        assert train(recipe, run) == 0
     seconds = time.monotonic() - began
     manifest = read_manifest(run)
     state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
     logs = [log for log in state["log_history"] if "loss" in log]
     times = [log["train_runtime"] for log in logs]
-    windows = [(later - earlier) / LOGGED for earlier, later in itertools.pairwise(times[1:])]
+    logged = recipe.training["logging_steps"]
+    counted = times[1 : (steps - PROFILED[0]) // logged]
+    windows = [(later - earlier) / logged for earlier, later in itertools.pairwise(counted)]
     step = statistics.median(windows)
     # Rows as the sampler grouped them; the linear layers forward and backward by activations, adapters by weights as
     # well, the head on output positions.
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(Path(recipe.data.train))]
-    drawn = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[2 * LOGGED : steps]
+    drawn = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[2 * logged : steps]
     tokens = statistics.mean(sum(len(rows[row]) for row in taken) for taken in drawn)
     outputs = statistics.mean(sum(len(rows[row].output_ids) for row in taken) for taken in drawn)
     config = load_config(recipe.model)
@@ -138,6 +197,8 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
         "peak_reserved_gib": session["peak_reserved_gib"],
         "seconds_capturing": session["seconds_capturing"],
         "seconds_whole": round(seconds, 1),
+        "compile_seconds": compile_seconds(),
+        "profile": profile.table,
         "losses": [round(log["loss"], 5) for log in logs],
         "grad_norms": [round(log["grad_norm"], 5) for log in logs],
         "parameters": {"linear": linear, "other": other},
@@ -176,7 +237,7 @@ def main() -> int:
             continue
         run = arguments.scratch / f"run-{number}"
         shutil.rmtree(run, ignore_errors=True)
-        limits = [f"training.logging_steps={LOGGED}"]
+        limits = [f"training.logging_steps={LOGGED if steps >= 100 else LOGGED // 2}"]
         if not arguments.whole:
             limits += [f"training.max_steps={steps}", f"training.save_steps={steps}"]
         rows.append(measure(recipe, [*given, *limits, *overrides.split()], title, steps, run, tflops))

@@ -25,7 +25,6 @@ HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat1
 HEAD_STEP = 64  # their number is a multiple of this: few shapes to compile, each of which suits the hardware
 WIDTH_STEP, WIDE_STEP, WIDE = 16, 64, 256  # widths are multiples of the first up to the third, of the second beyond
 SUMS = 3  # loss, entropy and top-1 hits, carried behind the gradients
-_WARM_UP = 2  # runs before a capture: the first compiles, the second finds everything in place
 
 
 def widths_for(lengths: Sequence[int]) -> tuple[int, ...]:
@@ -187,8 +186,7 @@ class CapturedStep:
     def _capture(self, width: int) -> None:
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.default_stream())
-            for _ in range(_WARM_UP):
-                self._backward(self._forward(width))
+            self._backward(self._forward(width))  # compiles, and loads every kernel
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what the warm-up held, the graphs' own memory pool will need
             forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -287,14 +288,20 @@ def base_sha256(model: ModelSection, config: Any) -> str:
     folder = Path(model.pretrained_model_name_or_path)
     digest = hashlib.sha256()
     if folder.is_dir():
-        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+        with ThreadPoolExecutor() as threads:  # hashing lets go of the interpreter's lock
+            for file, content in zip(files, threads.map(_file_digest, files), strict=True):
+                digest.update(file.name.encode())
+                digest.update(content)
     else:
         commit = getattr(config, "_commit_hash", None) or model.revision or "main"
         digest.update(f"{model.pretrained_model_name_or_path}@{commit}".encode())
     return digest.hexdigest()
+
+
+def _file_digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:

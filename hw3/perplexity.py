@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,17 @@ def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]
         order = order[size:]
 
 
+@contextmanager
+def _adapters_in_tf32(model: PreTrainedModel) -> Iterator[None]:
+    """Beside a bfloat16 base, float32 adapters may use TF32, whose mantissa is still 3 bits longer: half the time."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = before or model.dtype == torch.bfloat16
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @torch.inference_mode()
 def score_rows(
     model: PreTrainedModel,
@@ -170,7 +182,17 @@ def score_rows(
     Raises:
         UserError: a row's log-likelihood is not a number, or below exp(-700) a token: the dtype's range is exceeded.
     """
-    prefix = common_prefix(rows) if reuse_prefix else 0
+    with _adapters_in_tf32(model):
+        return _score_rows(model, rows, tokens_per_batch, common_prefix(rows) if reuse_prefix else 0, on_batch)
+
+
+def _score_rows(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    tokens_per_batch: int,
+    prefix: int,
+    on_batch: Callable[[int], None],
+) -> list[RowScore]:
     cache = None
     if prefix:
         cache = Cache(layers=[_PrefixLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])

@@ -191,7 +191,7 @@ def choose_speed(
     plain_weights = recipe.quantization is not None and (
         recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
     )
-    sharded = _sharded_by()
+    sharded = sharded_by()
     why_not = _why_not_captured(recipe, config, sharded)
     captured = plan(merged, captured=True, dequantized=plain_weights, checkpointing=False, optim=fused)
     if why_not is None and fits(captured):
@@ -223,8 +223,8 @@ def as_written(recipe: Recipe, layout: StepLayout, memory: Memory | None = None)
     )
 
 
-def _sharded_by() -> str | None:
-    """What a launcher shards the model with, if anything."""
+def sharded_by() -> str | None:
+    """What the launcher shards the model with: `FSDP`, `DeepSpeed` or nothing."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         return "FSDP"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

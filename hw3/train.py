@@ -48,7 +48,7 @@ from hw3.run_folder import (
     write_atomically,
     write_json,
 )
-from hw3.speed import Speed, as_written, choose_speed
+from hw3.speed import Speed, as_written, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
@@ -162,7 +162,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     Raises:
         UserError: every problem that could be found.
     """
-    problems = device_problems(recipe, processes)
+    problems = device_problems(recipe, processes) + _sharding_problems(recipe)
     try:
         layout = step_layout(recipe, processes)
         check_writable(run)
@@ -215,6 +215,17 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_disk(run, disk_needed(config, recipe.training.get("save_total_limit"), trained, to_go, per_epoch))
     )
     return Plan(layout, speed, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
+
+
+def _sharding_problems(recipe: Recipe) -> list[str]:
+    """What FSDP2 cannot shard; it takes parameters of one floating-point dtype, packed ones too."""
+    quantization = recipe.quantization
+    if sharded_by() != "FSDP" or quantization is None or quantization.bnb_4bit_quant_storage == recipe.model.dtype:
+        return []
+    return [
+        f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; FSDP shards 4-bit weights "
+        f'in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={recipe.model.dtype}"'
+    ]
 
 
 def _check_trackers(recipe: Recipe) -> None:

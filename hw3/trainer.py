@@ -41,7 +41,7 @@ from hw3.model import lora_config
 from hw3.recipe import Recipe
 from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete, rotate
 from hw3.sampler import StepSampler
-from hw3.speed import HEADROOM, Speed
+from hw3.speed import HEADROOM, Speed, sharded_by
 
 ACCUMULATED = "accumulated.json"
 # How far the captured step may be from TRL's on the first batch, relative: rounding in bfloat16 is a tenth of it.
@@ -199,11 +199,12 @@ class CompletionTrainer(SFTTrainer):
                 tokenizer.pad_token_id, tokenizer.eos_token_id, speed.widths, outputs=speed.captured
             ),
         )
+        # TRL makes QLoRA adapters bfloat16, which loses updates under a few 1e-3 of a weight and, since PEFT loads them
+        # back as float32, makes a resumed run another one. FSDP2 shards parameters of one dtype alone.
+        dtype = self.model.dtype if sharded_by() == "FSDP" else torch.float32
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                # TRL makes QLoRA adapters bfloat16, which loses updates under a few 1e-3 of a weight and, since PEFT
-                # loads them back as float32, makes a resumed run another one.
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(dtype)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLine())
         self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))

@@ -1,0 +1,112 @@
+"""Rows a second on 1, 2 and 4 GPUs of one machine, by the launcher and the accelerate file that users have.
+
+At fixed rows per device (8 each) and at fixed rows per step (8 in all), the recipe as it is: `speed: auto`.
+
+    python benchmarks/scaling.py --tokenizer DIR --data FILE [--gpus 1 2 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_recipe import RECIPE, make_base
+from report import machine, write_report
+
+from hw3.run_folder import complete_checkpoints, read_manifest
+
+STEPS, LOGGED = 100, 10
+
+
+def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[str, Any]:
+    """One run through `accelerate launch`; returns one row of the report."""
+    shutil.rmtree(run, ignore_errors=True)
+    overrides = [
+        *given,
+        "training.per_device_train_batch_size=4",
+        f"training.gradient_accumulation_steps={rows_per_step // 4}",
+        f"training.max_steps={STEPS}",
+        f"training.save_steps={STEPS}",
+        f"training.logging_steps={LOGGED}",
+        "training.report_to=none",
+    ]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp.yaml"]
+    launcher += ["--num_processes", str(gpus), "--main_process_port", "0", "-m", "hw3"]
+    command = [
+        sys.executable,
+        *(launcher if gpus > 1 else ["-m", "hw3"]),
+        "train",
+        RECIPE,
+        "--run",
+        str(run),
+        *overrides,
+    ]
+    subprocess.run(command, check=True)
+    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    logs = [log for log in state["log_history"] if "loss" in log]
+    times = [log["train_runtime"] for log in logs]
+    windows = [(later - earlier) / LOGGED for earlier, later in itertools.pairwise(times[2:])]
+    manifest = read_manifest(run)
+    step = statistics.median(windows)
+    return {
+        "setting": f"{gpus} GPU{'s' if gpus > 1 else ''}, {rows_per_step} rows a step",
+        "gpus": gpus,
+        "rows_per_step": rows_per_step,
+        "speed": manifest["speed"],
+        "layout": manifest["layout"],
+        "seconds_per_step": round(step, 4),
+        "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
+        "rows_per_second": round(rows_per_step / step, 1),
+        "peak_gib": manifest["sessions"][-1]["peak_gib"],
+        "seconds_capturing": manifest["sessions"][-1]["seconds_capturing"],
+        "losses": [log["loss"] for log in logs],
+    }
+
+
+def main() -> int:
+    """Measure each number of GPUs and write the report after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("data/train.json"))
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--fixed-step", type=int, nargs="*", default=[2, 4], help="numbers that share 8 rows")
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    arguments = parser.parse_args()
+    base = arguments.scratch / "gemma-2-2b-random"
+    if not (base / "config.json").exists():
+        make_base(base, arguments.tokenizer)
+        torch.cuda.empty_cache()
+    given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}", "data.eval=data/eval.json"]
+    rows: list[dict[str, Any]] = []
+    for gpus, rows_per_step in [*((n, 8 * n) for n in arguments.gpus), *((n, 8) for n in arguments.fixed_step)]:
+        rows.append(measure(gpus, rows_per_step, given, arguments.scratch / "scaling"))
+        one = next((row for row in rows if row["gpus"] == 1), None)
+        if one is not None:
+            speedup = rows[-1]["rows_per_second"] / one["rows_per_second"]
+            rows[-1] |= {"speedup": round(speedup, 2), "efficiency": round(speedup / gpus, 3)}
+        print(json.dumps({key: rows[-1].get(key) for key in COLUMNS}), flush=True)
+        write_report(arguments.out, "scaling", machine(), rows, COLUMNS)
+    return 0
+
+
+COLUMNS = {
+    "setting": "setting",
+    "seconds_per_step": "s/step",
+    "rows_per_second": "rows/s",
+    "speedup": "times one GPU",
+    "efficiency": "efficiency",
+    "peak_gib": "peak GiB a GPU",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

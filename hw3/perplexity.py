@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from hw3.encoding import EncodedRow
 from hw3.errors import UserError
 
-HEAD_POSITIONS = 1024  # output positions whose logits are alive at once: 1 GiB of float32 for Gemma's vocabulary
+HEAD_POSITIONS = 512  # output positions whose logits are alive at once: half a GiB of float32 for Gemma's vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,8 +336,8 @@ def train(recipe: Recipe, run: Path) -> int:
     first = plan.resume.step if plan.resume else 0
     if plan.resume:
         say(f"resuming {run} from step {first} of {plan.steps}")
-    trainer.stop.install()
-    trainer.train(resume_from_checkpoint=str(plan.resume.path) if plan.resume else None)
+    with trainer.stop.installed():
+        trainer.train(resume_from_checkpoint=str(plan.resume.path) if plan.resume else None)
 
     # --- close ------------------------------------------------------------------------------------------------------
     last = trainer.state.global_step

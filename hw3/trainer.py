@@ -10,6 +10,8 @@ import sys
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -467,10 +469,15 @@ class StopOnSignal(TrainerCallback):
         self.signal = 0
         self._received = 0
 
-    def install(self) -> None:
+    @contextmanager
+    def installed(self) -> Iterator[None]:
         """Take over both signals for the length of training."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received:

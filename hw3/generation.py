@@ -82,8 +82,8 @@ def generate(
     """Answer every prompt.
 
     Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
-    prompts begin with runs through the model once. Under greedy search and sampling a row leaves its batch as soon as
-    it has ended, so one that never ends holds up no other.
+    prompts begin with runs through the model once. Under greedy search a row leaves its batch as soon as it has ended,
+    so that one that never ends holds up no other.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
@@ -167,6 +167,7 @@ def _decode(
     stops = torch.tensor(generation_config.eos_token_id, device=device)
     limits = torch.tensor(batch.limits, device=device)
     here = torch.arange(len(input_ids), device=device)
+    going = torch.ones_like(here, dtype=torch.bool)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     fresh = cache.get_seq_length()
     while True:
@@ -186,17 +187,18 @@ def _decode(
         input_ids = torch.cat([input_ids, tokens], dim=-1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=-1)
         positions = positions[:, -1:] + 1
-        ended = torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits)
+        ended = going & (torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits))
         if not ended.any():
             continue
         for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
             batch.ended(row, ids, set(generation_config.eos_token_id))
-        going = ~ended
+        going &= ~ended
         if not going.any():
             return
-        input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
-        limits, here = limits[going], here[going]
-        cache.batch_select_indices(going)
+        if not logits_processor:  # some of them count the batch's rows
+            input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
+            cache.batch_select_indices(going)
+            limits, here, going = limits[going], here[going], going[going]
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:

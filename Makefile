@@ -40,6 +40,9 @@ predict: $(ready)  ## translate rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|N
 	$(bin)hw3 predict $(RUN) $(INPUT) $(SET) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(INPUT),,< /dev/null)
 
+compare: $(ready)  ## answers side by side: RUNS="outputs/a outputs/b/base" ID= DATA=
+	$(bin)hw3 compare $(or $(RUNS),$(RUN)) $(if $(ID),--id $(ID)) $(if $(DATA),--data $(DATA))
+
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
 

@@ -74,6 +74,8 @@ def compare_runs(
     Raises:
         UserError: a run or its answers are missing, with the command that makes them; a row is not in the file.
     """
+    if most < 0:
+        raise UserError(f"--rows {most}: give how many rows to show, 0 for all")
     asked = [_asked(name) for name in names]
     path = _data_file(asked, data)
     rows = {row.id: row for row in read_rows(path, need_output=False)}

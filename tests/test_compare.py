@@ -132,6 +132,7 @@ def test_rows_asked_for_and_how_many(capsys: pytest.CaptureFixture[str]) -> None
     assert hw3("compare", run, "--rows", "0")[0].count("disagreement") == 3
     compare_runs(["one"], ids=["rain"], colour=True)
     assert f"{COLOURS[0]}山山山{COLOURS[1]}" in capsys.readouterr().out
+    assert "--rows -1: give how many rows to show" in hw3("compare", run, "--rows", "-1", expected=2)[1]
     assert "--id cloud: no such row in rows.json" in hw3("compare", run, "--id", "cloud", expected=2)[1]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -16,30 +14,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hw3.curve import draw_curve
 from hw3.encoding import EncodedRow, Encoder, count_unknown
-from hw3.errors import UserError
 from hw3.examples import drawn_examples, listed_examples
-from hw3.model import (
-    AdapterSlot,
-    BadAdapter,
-    base_parameters,
-    base_sha256,
-    dequantize,
-    device_of,
-    load_base,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    scores_dequantized,
-    tokenizer_sha256,
+from hw3.inference import (
+    content_key,
+    content_of,
+    encode_rows,
+    load_checkpoint,
+    load_for_inference,
+    prompt_content,
+    prompt_name,
+    recipe_of,
+    tokenizer_of,
 )
+from hw3.model import AdapterSlot, BadAdapter, load_config
 from hw3.perplexity import check_head, score_rows, summarize
 from hw3.prompt import Example, Prompt
-from hw3.recipe import Recipe, load_prompt, load_recipe
+from hw3.recipe import Recipe, load_prompt
 from hw3.results import RESULTS, Results, print_results
-from hw3.rows import Row, file_sha256, read_rows, shorten
+from hw3.rows import Row, file_sha256, read_rows
 from hw3.run_folder import (
     RECIPE,
-    TOKENIZER,
     Checkpoint,
     adapter_folder,
     check_trained_as,
@@ -53,7 +47,6 @@ from hw3.statistics import bootstrap_interval, by_direction, by_length, heaviest
 
 CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
 GPU_TOKENS_PER_BATCH = 4096  # larger ones are no faster
-PROMPTS = Path("recipes/prompts")
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,7 @@ def evaluate_run(
     Raises:
         UserError: there is no such run, or data, prompts, shots or checkpoints do not fit it.
     """
-    recipe = _recipe_of(run, recipe_path if base_only else None)
+    recipe = recipe_of(run, recipe_path=recipe_path if base_only else None)
     checkpoints = [] if base_only else complete_checkpoints(run)
     if not base_only:
         for torn in torn_checkpoints(run):
@@ -129,18 +122,11 @@ def evaluate_run(
         if not anyway:
             check_trained_as(run, recipe)
     checkpoints += [adapter_folder(folder) for folder in adapters or []]
-    named_prompts = [(_prompt_name(recipe.prompt), recipe.prompt)]
+    named_prompts = [(prompt_name(recipe.prompt), recipe.prompt)]
     named_prompts += [(file.stem, load_prompt(file)) for file in prompts or []]
-    tokenizer = _tokenizer_of(run, recipe)
+    tokenizer = tokenizer_of(run, recipe)
     config = load_config(recipe.model)
-    content = {
-        "base": base_sha256(recipe.model, config),
-        "tokenizer": tokenizer_sha256(tokenizer),
-        "dtype": recipe.model.dtype,
-        "attn_implementation": recipe.model.attn_implementation,
-        "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
-        "dequantized": scores_dequantized(recipe, base_parameters(config), device_of(recipe)),
-    }
+    content = content_of(recipe, tokenizer, config)
     targets = _targets(run, recipe, data, content)
     jobs = [
         Job(_key(content, target, checkpoint, prompt, shown), target, checkpoint, prompt, name, shown, ids)
@@ -182,12 +168,10 @@ def _score(
     for job in pending:
         if job.text not in encoded:
             encoder = Encoder(tokenizer, job.prompt)
-            encoded[job.text] = encode_scored_rows(encoder, job.target.rows, job.examples, config, job.target.path)
+            encoded[job.text] = encode_rows(encoder, job.target.rows, job.examples, config, str(job.target.path))
     if not (run / RECIPE).exists():
         write_atomically(run / RECIPE, recipe.to_yaml())
-    model = load_base(recipe, device_of(recipe)).eval()
-    if dequantized:
-        model = dequantize(model)
+    model = load_for_inference(recipe, dequantized=dequantized)
     check_head(model, min(encoded[pending[0].text], key=len))
     longest = max(len(row) for rows in encoded.values() for row in rows)
     budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
@@ -198,10 +182,8 @@ def _score(
         groups.setdefault(job.checkpoint and job.checkpoint.path, []).append(job)
     for folder, jobs in groups.items():
         try:
-            if folder is not None and (folder / "adapter_config.json").exists():
-                slot.load(folder)
-            elif folder is not None:
-                load_weights(model, folder)
+            if folder is not None:
+                load_checkpoint(slot, model, folder)
         except BadAdapter as error:
             print(f"{error}; left out")
             continue
@@ -265,27 +247,6 @@ def tokens_that_fit(model: PreTrainedModel, longest: int) -> int:
     return max(longest, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))
 
 
-def encode_scored_rows(
-    encoder: Encoder, rows: list[Row], examples: list[Example], config: Any, path: Path
-) -> list[EncodedRow]:
-    """Rows as ids, none cut and none dropped: `data.max_length` is about training.
-
-    Raises:
-        UserError: rows are longer than the positions that the model knows.
-    """
-    encoded = [encoder.encode(row, examples) for row in rows]
-    most = config.get_text_config().max_position_embeddings
-    problems = [
-        f"{path}: row {number} (id {row.id}): {len(row)} tokens with {len(examples)} worked examples, "
-        f"the model takes {most}"
-        for number, row in enumerate(encoded, 1)
-        if len(row) > most
-    ]
-    if problems:
-        raise UserError(*shorten(problems))
-    return encoded
-
-
 def _targets(run: Path, recipe: Recipe, data: Path | None, content: dict[str, Any]) -> list[Target]:
     """The files to score. The first one chooses the best checkpoint: the dev file where the recipe has one."""
     names = [data] if data is not None else [name for name in (recipe.data.dev, recipe.data.eval) if name is not None]
@@ -324,31 +285,6 @@ def _results_folder(run: Path, path: Path, data: dict[str, Any]) -> Path:
     return folder.with_name(f"{folder.name}-{data['sha256'][:8]}")
 
 
-def _recipe_of(run: Path, recipe_path: Path | None) -> Recipe:
-    if (run / RECIPE).is_file():
-        return load_recipe(run / RECIPE)
-    if recipe_path is None:
-        raise UserError(f"{run}: no such run; train it first (make train, hw3 train RECIPE.yaml --run {run})")
-    return load_recipe(recipe_path)
-
-
-def _tokenizer_of(run: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer that the run was trained with."""
-    if not (run / TOKENIZER).is_dir():
-        return load_tokenizer(recipe.model)
-    update = {"pretrained_model_name_or_path": str(run / TOKENIZER), "revision": None}
-    return load_tokenizer(recipe.model.model_copy(update=update))
-
-
-def _prompt_name(prompt: Prompt) -> str:
-    """The file of `recipes/prompts/` with this content; `recipe` where there is none."""
-    for file in sorted(PROMPTS.glob("*.yaml")):
-        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
-            if load_prompt(file).sha256 == prompt.sha256:
-                return file.stem
-    return "recipe"
-
-
 def _examples(
     recipe: Recipe, target: Target, prompt: Prompt, shots: int, source: str
 ) -> tuple[list[Example], list[str] | None]:
@@ -362,10 +298,11 @@ def _key(
     content: dict[str, Any], target: Target, checkpoint: Checkpoint | None, prompt: Prompt, examples: list[Example]
 ) -> str:
     """An entry's identity: the content of everything that its figures depend on."""
-    parts = content | {
-        "data": target.results.head["data"]["sha256"],
-        "adapter": None if checkpoint is None else checkpoint.sha256,
-        "prompt": prompt.model_dump(exclude={"examples"}),
-        "examples": [example.model_dump() for example in examples],
-    }
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+    return content_key(
+        content
+        | {
+            "data": target.results.head["data"]["sha256"],
+            "adapter": None if checkpoint is None else checkpoint.sha256,
+        }
+        | prompt_content(prompt, examples)
+    )

@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse takes positionals in one piece only; overrides may also stand after options.
-    if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+    # argparse takes positionals in one piece only; overrides, and the file to predict, may also stand after options.
+    if rest and not (hasattr(arguments, "overrides") and all(_may_follow(word, arguments) for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
@@ -44,6 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _may_follow(word: str, arguments: argparse.Namespace) -> bool:
+    if word.startswith("-"):
+        return word == "-" and arguments.run_command is _predict
+    return "=" in word or arguments.run_command is _predict
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,6 +82,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--against", metavar="NAME", help="compare with this one row by row; default: the best")
     evaluate.add_argument("--anyway", action="store_true", help="score checkpoints trained under another prompt")
+
+    predict = _command(commands, "predict", _predict, "translations of a file's rows, of one text, or of lines")
+    predict.add_argument("run", type=Path, metavar="RUN")
+    predict.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="FILE | generation.key=value",
+        help="rows, with or without outputs; default: the recipe's data.eval; - for lines of standard input",
+    )
+    predict.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best (default), last, base, checkpoint-100, or a path"
+    )
+    predict.add_argument("--shots", type=int, default=0, metavar="N", help="worked examples in the prompt")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write the answers here as well")
+    predict.add_argument("--text", metavar="TEXT", help="answer this at once; without a wording, a whole instruction")
+    wording = predict.add_mutually_exclusive_group()
+    wording.add_argument("--direction", choices=["m2c", "c2m"], help="the text's: modern to Classical, or back")
+    wording.add_argument("--template", metavar="WORDING", help="a wording of your own, with {x} for the text")
+    predict.add_argument("--anyway", action="store_true", help="use checkpoints trained under another prompt")
+
+    compare = _command(commands, "compare", _compare, "answers of base, checkpoints and models side by side")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="all answers of a run, or RUN/base, RUN/checkpoint-100 for one"
+    )
+    compare.add_argument("--id", nargs="+", default=[], metavar="ID", help="these rows; default: by disagreement")
+    compare.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows; 0 for all")
+    compare.add_argument("--data", type=Path, metavar="FILE", help="the rows, where several files were answered")
 
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
@@ -124,6 +157,29 @@ def _eval(arguments: argparse.Namespace) -> int:
         against=arguments.against,
         anyway=arguments.anyway,
     )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from hw3.lines import answer_lines, lines_are_meant, one_file
+    from hw3.predict import predict_run
+
+    file, overrides = one_file(arguments.overrides)
+    options = {
+        "overrides": overrides,
+        "checkpoint": arguments.checkpoint,
+        "shots": arguments.shots,
+        "anyway": arguments.anyway,
+    }
+    wording = {"text": arguments.text, "direction": arguments.direction, "template": arguments.template}
+    if lines_are_meant(file, arguments.output, **wording):
+        return answer_lines(arguments.run, **wording, **options)
+    return predict_run(arguments.run, file, output=arguments.output, **options)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hw3.compare import compare_runs
+
+    return compare_runs(arguments.runs, ids=arguments.id, data=arguments.data, most=arguments.rows)
 
 
 def _check(arguments: argparse.Namespace) -> int:

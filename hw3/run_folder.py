@@ -120,7 +120,7 @@ def adapter_folder(folder: Path) -> Checkpoint:
 
 
 def check_trained_as(run: Path, recipe: Recipe) -> None:
-    """Refuse to score checkpoints as something they were not trained as.
+    """Refuse to use checkpoints as something they were not trained as.
 
     Raises:
         UserError: the run's recipe has another prompt, base or quantization now than when it was trained.
@@ -137,8 +137,8 @@ def check_trained_as(run: Path, recipe: Recipe) -> None:
     changed = [key for key, (then, current) in now.items() if then != current]
     if changed:
         raise UserError(
-            f"{run / RECIPE}: {', '.join(changed)} changed since the checkpoints were trained; the scores would "
-            "not be theirs. Put the recipe back, or score them all the same with --anyway"
+            f"{run / RECIPE}: {', '.join(changed)} changed since the checkpoints were trained; scores and "
+            "answers would not be theirs. Put the recipe back, or go on all the same with --anyway"
         )
 
 

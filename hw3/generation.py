@@ -1,0 +1,262 @@
+"""Prompt ids in, answer ids out, in any batch: the same answers as one prompt at a time, in float32."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from hw3.encoding import EncodedRow, Encoder
+from hw3.perplexity import batches, common_prefix, output_logits
+from hw3.rows import Row
+from hw3.schema import GenerationSection
+
+CPU_BATCH_BYTES = 2**29  # some 80 rows of the small model; more are no faster
+LONGEST_FACTOR = 2
+LEAST_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote after one prompt.
+
+    Attributes:
+        ids: the new ids, the one that ended it left out.
+        finished: whether the model ended it; otherwise it was cut at its limit.
+    """
+
+    ids: list[int]
+    finished: bool
+
+
+class AnswerLengths:
+    """How many tokens an answer may take, EOS included, from the lengths of the training rows.
+
+    Twice the longest training answer to an instruction that has no more characters than the row's, and 32 at least.
+    Beyond the longest training instruction the limit grows in proportion.
+    """
+
+    def __init__(self, training: Sequence[Row], encoder: Encoder) -> None:
+        pairs = sorted((len(row.instruction), len(encoder.output_ids(row.output or ""))) for row in training)
+        self._characters = [characters for characters, _ in pairs]
+        self._longest = list(accumulate((tokens for _, tokens in pairs), max))
+
+    def limit(self, instruction: str) -> int:
+        """Most new tokens of the answer to an instruction."""
+        known = self._characters[-1]
+        place = max(bisect_right(self._characters, len(instruction)), 1)
+        longest = self._longest[place - 1] * max(len(instruction), known) / known
+        return max(LEAST_NEW_TOKENS, round(LONGEST_FACTOR * longest))
+
+
+def stop_ids(model: PreTrainedModel, eos_id: int) -> list[int]:
+    """Ids that end an answer: EOS of the trained tokenizer first, then what the base's own generation stops at."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    return list(dict.fromkeys([eos_id, *own]))
+
+
+def generation_config(section: GenerationSection, stops: Sequence[int]) -> GenerationConfig:
+    """The recipe's `generation` section for `generate`; nothing else is taken from the base's own settings."""
+    values = section.model_dump(exclude_none=True, exclude={"max_new_tokens"})
+    return GenerationConfig(**values, eos_token_id=list(stops), pad_token_id=stops[0], use_cache=True)
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    limits: Sequence[int],
+    config: GenerationConfig,
+    on_answer: Callable[[int, Answer], None],
+    batch_bytes: int | None = None,
+) -> None:
+    """Answer every prompt.
+
+    Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
+    prompts begin with runs through the model once. Under greedy search a row leaves its batch as soon as it has ended,
+    so that one that never ends holds up no other.
+
+    Args:
+        model: the causal language model in evaluation mode; adapters, if any, are injected into it.
+        rows: encoded rows; outputs, where there are any, are not looked at.
+        limits: most new tokens of each row, EOS included.
+        config: how to generate; `eos_token_id` is a list.
+        on_answer: called with a row's index and its answer as soon as it is there, in no certain order.
+        batch_bytes: memory that a batch may take; from free memory if None.
+    """
+    # Settings of the base's authors (sampling, penalties) would fill what the recipe leaves out.
+    model.generation_config = GenerationConfig()
+    prompts = [row.prompt_ids for row in rows]
+    prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
+    costs = [config.num_beams * _bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+    for batch in batches(costs, batch_bytes or _free_bytes(model)):
+        answer = _Batch([limits[index] for index in batch], batch, on_answer)
+        _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Limits and numbers of a batch's rows, and who is told their answers."""
+
+    limits: list[int]
+    indices: list[int]
+    on_answer: Callable[[int, Answer], None]
+
+    def ended(self, row: int, ids: list[int], stops: set[int]) -> None:
+        """Report one row of the batch; `ids` may go on after a stop id or the row's limit."""
+        ids = ids[: self.limits[row]]
+        end = next((place for place, id in enumerate(ids) if id in stops), None)
+        self.on_answer(self.indices[row], Answer(ids[:end], end is not None))
+
+
+def _generate_batch(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    prefix: Cache | None,
+    config: GenerationConfig,
+    batch: _Batch,
+) -> None:
+    width = max(map(len, prompts))
+    # Padding is masked; with the prompt's own first id it does not count for a repetition penalty either.
+    input_ids = torch.tensor([[ids[0]] * (width - len(ids)) + ids for ids in prompts])
+    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    cache = _shifted(model, prefix, [width - len(ids) for ids in prompts])
+    config = copy.deepcopy(config)
+    config.max_new_tokens = max(batch.limits)
+    inputs: dict[str, Any] = {
+        "input_ids": input_ids.to(model.device),
+        "attention_mask": attention_mask.to(model.device),
+        "past_key_values": cache,
+        "generation_config": config,
+    }
+    stops = set(config.eos_token_id)
+    if config.num_beams == 1:
+        model.generate(**inputs, custom_generate=_decode, batch=batch)
+        return
+    if prefix is not None:
+        cache.batch_repeat_interleave(config.num_beams)
+    sequences = model.generate(**inputs)
+    for row, ids in enumerate(sequences[:, width:].tolist()):
+        batch.ended(row, ids, stops)
+
+
+def _decode(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    batch: _Batch,
+    **inputs: Any,  # named here, `generate` would take them for arguments of its own
+) -> None:
+    """Greedy search or sampling as `generate` has prepared it, rows leaving the batch as they end."""
+    width, device = input_ids.shape[1], input_ids.device
+    cache: Cache = inputs["past_key_values"]
+    attention_mask: torch.Tensor | None = inputs["attention_mask"]
+    if attention_mask is None:  # nothing is padded
+        attention_mask = torch.ones_like(input_ids)
+    stops = torch.tensor(generation_config.eos_token_id, device=device)
+    limits = torch.tensor(batch.limits, device=device)
+    here = torch.arange(len(input_ids), device=device)
+    going = torch.ones_like(here, dtype=torch.bool)
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    fresh = cache.get_seq_length()
+    while True:
+        hidden = model.base_model(
+            input_ids=input_ids[:, fresh:],
+            attention_mask=attention_mask,
+            position_ids=positions[:, fresh - input_ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
+        if generation_config.do_sample:
+            tokens = torch.multinomial(scores.softmax(-1), 1)
+        else:
+            tokens = scores.argmax(-1, keepdim=True)
+        fresh = input_ids.shape[1]
+        input_ids = torch.cat([input_ids, tokens], dim=-1)
+        attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=-1)
+        positions = positions[:, -1:] + 1
+        ended = going & (torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits))
+        if not ended.any():
+            continue
+        for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
+            batch.ended(row, ids, set(generation_config.eos_token_id))
+        going &= ~ended
+        if not going.any():
+            return
+        if not logits_processor:  # some of them count the batch's rows
+            input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
+            for layer in cache.layers:
+                layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
+            limits, here, going = limits[going], here[going], going[going]
+
+
+def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
+    """Keys and values of what all prompts begin with, in a batch of one; None where that is nothing."""
+    length = common_prefix(rows)
+    if not length:
+        return None
+    cache = _empty_cache(model)
+    ids = torch.tensor([rows[0].prompt_ids[:length]], device=model.device)
+    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _empty_cache(model: PreTrainedModel) -> Cache:
+    """Every layer keeps every position: the masks alone know of sliding windows, padded rows or not."""
+    return Cache(layers=[DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
+
+
+def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) -> Cache:
+    """The prefix for a batch, each row's behind its padding; what falls off its end is run again with the rest.
+
+    Args:
+        model: the model.
+        prefix: of length P, in a batch of one.
+        paddings: padding of each row.
+
+    Returns:
+        A cache of length P for as many rows; what stands at padded positions is masked.
+    """
+    cache = _empty_cache(model)
+    if prefix is None:
+        return cache
+    places = torch.arange(prefix.get_seq_length()) - torch.tensor(paddings)[:, None]
+    for number, layer in enumerate(prefix.layers):
+        index = places.clamp(min=0).to(layer.keys.device)
+        # (1, H, P, D) by (B, P) to (B, H, P, D)
+        keys, values = (states[0, :, index].transpose(0, 1) for states in (layer.keys, layer.values))
+        cache.update(keys, values, number)
+    return cache
+
+
+def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
+    """Memory of one row: keys and values to its end, and what a layer holds while its prompt runs."""
+    config = model.config.get_text_config()
+    size = model.dtype.itemsize
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
+    # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
+    running = (size + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
+    running += config.num_attention_heads * prompt * (2 * size + 4)
+    logits = 3 * 4 * config.vocab_size
+    return cached * (prompt + limit) + running * prompt + logits
+
+
+def _free_bytes(model: PreTrainedModel) -> int:
+    """Half of the GPU's free memory; on a CPU what keeps a step quick."""
+    if model.device.type == "cpu":
+        return CPU_BATCH_BYTES
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return free // 2

@@ -1,0 +1,137 @@
+"""A run's base, tokenizer and weights as scoring and generation use them: one arithmetic, one identity."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hw3.encoding import EncodedRow, Encoder
+from hw3.errors import UserError
+from hw3.model import (
+    AdapterSlot,
+    base_parameters,
+    base_sha256,
+    dequantize,
+    device_of,
+    load_base,
+    load_tokenizer,
+    load_weights,
+    scores_dequantized,
+    tokenizer_sha256,
+)
+from hw3.prompt import Example, Prompt
+from hw3.recipe import Recipe, load_prompt, load_recipe
+from hw3.rows import Row, shorten
+from hw3.run_folder import RECIPE, TOKENIZER
+
+PROMPTS = Path("recipes/prompts")
+
+
+def recipe_of(run: Path, *, recipe_path: Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """The recipe as it was run.
+
+    Args:
+        run: the run folder.
+        recipe_path: the recipe to take where there is no run yet.
+        overrides: `section.key=value` assignments for this call.
+
+    Raises:
+        UserError: there is no such run, or its recipe is wrong.
+    """
+    if (run / RECIPE).is_file():
+        return load_recipe(run / RECIPE, overrides)
+    if recipe_path is None:
+        raise UserError(f"{run}: no such run; train it first (make train, hw3 train RECIPE.yaml --run {run})")
+    return load_recipe(recipe_path, overrides)
+
+
+def tokenizer_of(run: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run was trained with."""
+    if not (run / TOKENIZER).is_dir():
+        return load_tokenizer(recipe.model)
+    update = {"pretrained_model_name_or_path": str(run / TOKENIZER), "revision": None}
+    return load_tokenizer(recipe.model.model_copy(update=update))
+
+
+def content_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any) -> dict[str, Any]:
+    """What every figure and answer of a run depends on, by content, checkpoint and prompt aside."""
+    return {
+        "base": base_sha256(recipe.model, config),
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "dtype": recipe.model.dtype,
+        "attn_implementation": recipe.model.attn_implementation,
+        "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
+        "dequantized": scores_dequantized(recipe, base_parameters(config), device_of(recipe)),
+    }
+
+
+def prompt_content(prompt: Prompt, examples: list[Example]) -> dict[str, Any]:
+    """What a prompt and the worked examples shown in it add to that."""
+    return {
+        "prompt": prompt.model_dump(exclude={"examples"}),
+        "examples": [example.model_dump() for example in examples],
+    }
+
+
+def content_key(parts: dict[str, Any]) -> str:
+    """16 hex digits that stand for content: the same parts, the same key."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prompt_name(prompt: Prompt) -> str:
+    """The file of `recipes/prompts/` with this content; `recipe` where there is none."""
+    for file in sorted(PROMPTS.glob("*.yaml")):
+        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
+            if load_prompt(file).sha256 == prompt.sha256:
+                return file.stem
+    return "recipe"
+
+
+def encode_rows(encoder: Encoder, rows: list[Row], examples: list[Example], config: Any, name: str) -> list[EncodedRow]:
+    """Rows as ids, none cut and none dropped: `data.max_length` is about training.
+
+    Raises:
+        UserError: rows are longer than the positions that the model knows.
+    """
+    encoded = [encoder.encode(row, examples) for row in rows]
+    most = config.get_text_config().max_position_embeddings
+    problems = [
+        f"{name}: row {number} (id {row.id}): {len(row)} tokens with {len(examples)} worked examples, "
+        f"the model takes {most}"
+        for number, row in enumerate(encoded, 1)
+        if len(row) > most
+    ]
+    if problems:
+        raise UserError(*shorten(problems))
+    return encoded
+
+
+def load_for_inference(recipe: Recipe, *, dequantized: bool) -> PreTrainedModel:
+    """The base in evaluation mode, no adapter in it yet.
+
+    Args:
+        recipe: the run's.
+        dequantized: `content_of`'s answer.
+
+    Raises:
+        UserError: it cannot be had; says how to get it.
+    """
+    model = load_base(recipe, device_of(recipe)).eval()
+    return dequantize(model) if dequantized else model
+
+
+def load_checkpoint(slot: AdapterSlot, model: PreTrainedModel, folder: Path) -> None:
+    """Put a checkpoint's adapter, or its full weights, into the loaded base.
+
+    Raises:
+        BadAdapter: the folder does not hold weights for this base.
+    """
+    if (folder / "adapter_config.json").exists():
+        slot.load(folder)
+    else:
+        load_weights(model, folder)

@@ -1,0 +1,160 @@
+"""Answers in any batch against one prompt at a time without a cache; limits, stops, ways to generate."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CHARACTERS, character_tokenizer, write_rows
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from hw3.encoding import EncodedRow, Encoder
+from hw3.generation import Answer, AnswerLengths, generate, generation_config, stop_ids
+from hw3.prompt import Prompt
+from hw3.rows import Row, read_rows
+from hw3.schema import GenerationSection
+
+STOPS = [1, 9, 23, 30]  # a random model seldom writes EOS: a few more, so that rows end at different times
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "initializer_range": 0.2,
+}
+
+
+def gemma() -> PreTrainedModel:
+    """With soft-caps and a sliding window of 16 tokens, shorter than every prompt; tied, it would repeat itself."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **SMALL,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        tie_word_embeddings=False,
+    )
+    return Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+
+
+def llama() -> PreTrainedModel:
+    """Another architecture, without soft-caps, under sdpa."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(params=["gemma", "llama"])
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return gemma() if request.param == "gemma" else llama()
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder(
+        character_tokenizer(), Prompt(system="天地玄黃宇宙洪荒日月盈昃辰宿列張" * 2, turn="問：{instruction}\n答：")
+    )
+
+
+@pytest.fixture
+def rows(encoder: Encoder, tmp_path: Path) -> list[EncodedRow]:
+    return [encoder.encode(row) for row in read_rows(write_rows(tmp_path / "rows.json", 24))]
+
+
+@torch.no_grad()
+def one_by_one(model: PreTrainedModel, row: EncodedRow, limit: int) -> Answer:
+    """Greedy search by its definition: the whole text through the model for every token."""
+    ids = list(row.prompt_ids)
+    while len(ids) < len(row.prompt_ids) + limit:
+        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        if ids[-1] in STOPS:
+            return Answer(ids[len(row.prompt_ids) : -1], True)
+    return Answer(ids[len(row.prompt_ids) :], False)
+
+
+def answers(
+    model: PreTrainedModel, rows: list[EncodedRow], limits: list[int], *, batch_bytes: int = 2**40, **settings: object
+) -> list[Answer]:
+    found: dict[int, Answer] = {}
+    config = generation_config(GenerationSection(**settings), STOPS)
+    generate(model, rows, limits=limits, config=config, on_answer=found.__setitem__, batch_bytes=batch_bytes)
+    return [found[place] for place in range(len(rows))]
+
+
+def test_any_batch_equals_one_by_one(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    limits = [6 + number % 20 for number in range(len(rows))]
+    wanted = [one_by_one(model, row, limit) for row, limit in zip(rows, limits, strict=True)]
+    # Some end, at different times, and some are cut.
+    assert {answer.finished for answer in wanted} == {True, False}
+    assert len({len(answer.ids) for answer in wanted}) > 5
+    assert answers(model, rows, limits) == wanted
+    assert answers(model, rows, limits, batch_bytes=1) == wanted
+    assert answers(model, rows[::-1], limits[::-1], batch_bytes=300_000)[::-1] == wanted
+
+
+def test_prompts_without_a_common_beginning(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
+    wanted = [one_by_one(model, row, 12) for row in apart]
+    assert answers(model, apart, [12] * len(rows)) == wanted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3},
+        {"num_beams": 2, "length_penalty": 0.5},
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"do_sample": True, "top_k": 1},
+    ],
+)
+def test_other_ways_equal_one_by_one(
+    model: PreTrainedModel, rows: list[EncodedRow], settings: dict[str, object]
+) -> None:
+    together = answers(model, rows, [14] * len(rows), **settings)
+    assert together == [answers(model, [row], [14], **settings)[0] for row in rows]
+    greedy = answers(model, rows, [14] * len(rows))
+    assert (together == greedy) == ("do_sample" in settings)  # the likeliest token alone is greedy search
+
+
+def test_sampling_follows_the_seed(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(answers(model, rows, [14] * len(rows), do_sample=True))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_settings_of_the_base_do_not_leak_in(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    wanted = answers(model, rows, [14] * len(rows))
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=3.0, repetition_penalty=2.0, max_length=20, eos_token_id=[5], pad_token_id=0
+    )
+    assert stop_ids(model, 1) == [1, 5]
+    assert answers(model, rows, [14] * len(rows)) == wanted
+
+
+def test_stop_ids(model: PreTrainedModel) -> None:
+    for own, wanted in ((None, [1]), (1, [1]), (7, [1, 7]), ([7, 1, 8], [1, 7, 8])):
+        model.generation_config.eos_token_id = own
+        assert stop_ids(model, 1) == wanted
+
+
+def test_limits_follow_the_training_rows(encoder: Encoder) -> None:
+    """A token a character: 9 and EOS, 24 and EOS, 19 and EOS."""
+    training = [
+        Row(str(size), CHARACTERS[:size], CHARACTERS[0] * output) for size, output in ((4, 9), (10, 24), (20, 19))
+    ]
+    lengths = AnswerLengths(training, encoder)
+    limits = {size: lengths.limit("問" * size) for size in (1, 4, 9, 10, 20, 30, 40)}
+    assert limits == {1: 32, 4: 32, 9: 32, 10: 50, 20: 50, 30: 75, 40: 100}

@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hw3.encoding import Encoder
 from hw3.errors import UserError
-from hw3.generation import Answer, generate
-from hw3.inference import encode_rows, tokenizer_of
-from hw3.model import attention_of
+from hw3.inference import tokenizer_of
+from hw3.pack_answers import own_answers
 from hw3.pack_check import (
     ADAPTER,
     ADAPTER_BYTES,
@@ -34,9 +32,8 @@ from hw3.pack_check import (
     check_score,
     check_size,
 )
-from hw3.predict import Subject
 from hw3.recipe import Recipe
-from hw3.rows import Row, file_sha256, read_rows
+from hw3.rows import file_sha256, read_rows
 from hw3.run_folder import check_writable, gib, write_json
 from hw3.scored import Scored, scored_checkpoint
 
@@ -90,7 +87,7 @@ def pack_run(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "pack"
         print(f"{rows_to_answer or scored.data}: {len(rows)} rows answered by hw3, then by the folder alone")
-        own, constants = _own_answers(scored, rows, rows_to_answer or scored.data)
+        own, constants = own_answers(scored, rows, rows_to_answer or scored.data)
         settings = prompt_settings(scored.recipe, tokenizer)
         _write_folder(folder, scored, config, {"utils.py": settings, "predict.py": constants}, url)
         # The model is not needed any more, and the next processes want its memory.
@@ -188,7 +185,6 @@ def prompt_settings(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[
 
 def fill_python(name: str, values: dict[str, Any]) -> str:
     """A Python template with its upper-case constants set, one line each at the top level."""
-
     text = _fill(name, r"{} = .*", {key: f"{key} = {_literal(value)}" for key, value in values.items()})
     ast.parse(text, feature_version=(3, 10))
     return text
@@ -213,33 +209,6 @@ def _fill(name: str, pattern: str, lines: dict[str, str]) -> str:
         text, count = re.subn(f"^{pattern.format(key)}$", lambda match, line=line: line, text, flags=re.MULTILINE)
         assert count == 1, f"{name}: {count} lines set {key}"
     return text
-
-
-def _own_answers(scored: Scored, rows: list[Row], source: Path) -> tuple[list[str], dict[str, Any]]:
-    """Our own answers, and the constants of `predict.py` that make it give the same."""
-    subject = Subject.of(scored.run, None, scored.checkpoint.name, 0, False)
-    encoded = encode_rows(subject.encoder, rows, [], subject.config, str(source))
-    limits = [subject.limit(row, ids) for row, ids in zip(rows, encoded, strict=True)]
-    model, config = subject.model, subject.generation
-    outputs = [""] * len(rows)
-    with tqdm(total=len(rows), desc=scored.checkpoint.name, unit="row", disable=None, leave=False) as bar:
-
-        def keep(index: int, answer: Answer) -> None:
-            outputs[index] = subject.encoder.decode(answer.ids)
-            bar.update()
-
-        generate(model, encoded, limits=limits, config=config, on_answer=keep)
-    generation = scored.recipe.generation
-    constants = {
-        "DTYPE": scored.recipe.model.dtype,
-        "ATTENTION": attention_of(scored.recipe.model),
-        "GENERATION": generation.model_dump(exclude_none=True, exclude={"max_new_tokens"}),
-        "STOPS": config.eos_token_id,
-        "MAX_NEW_TOKENS": generation.max_new_tokens,
-    }
-    if generation.max_new_tokens is None:
-        constants["LONGEST"] = subject.lengths.steps
-    return outputs, constants
 
 
 def _write_folder(

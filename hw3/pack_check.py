@@ -15,6 +15,7 @@ import hw3
 from hw3.encoding import Encoder, encode_as_grader
 from hw3.errors import RunFailed
 from hw3.model import device_of
+from hw3.pack_answers import OwnAnswers, compare_answers
 from hw3.prompt import PLACEHOLDER
 from hw3.rows import Row, read_rows
 from hw3.run_folder import gib, write_json
@@ -32,8 +33,6 @@ MEMORY_GIB = 32.0
 # How far the grader's call may be from `hw3 eval`, relatively. Both compute the same sums; batches, a dequantized base
 # and the adapter's share are rounded in another order, which shows in the last digits of the compute dtype.
 SCORE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.01, "float16": 0.01}
-# In float32 greedy answers are equal; in 16 bits a near tie may fall the other way, and the rest of its answer too.
-EQUAL_ANSWERS = {"float32": 1.0, "bfloat16": 0.9, "float16": 0.9}
 
 
 def check_score(folder: Path, scored: Scored, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,7 +76,7 @@ def _read_otherwise(scored: Scored, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def check_answers(folder: Path, scored: Scored, rows: list[Row], own: list[str], *, keep: bool) -> list[str]:
+def check_answers(folder: Path, scored: Scored, rows: list[Row], own: OwnAnswers, *, keep: bool) -> list[str]:
     """`run.sh` in the folder, against our own answers; its output becomes `prediction.json`."""
     source, target = folder.parent / "input.json", folder / PREDICTION if keep else folder.parent / PREDICTION
     write_json(source, [{"id": row.id, "instruction": row.instruction} for row in rows])
@@ -87,10 +86,7 @@ def check_answers(folder: Path, scored: Scored, rows: list[Row], own: list[str],
     theirs = json.loads(target.read_text(encoding="utf-8"))
     if [answer["id"] for answer in theirs] != [row.id for row in rows]:
         raise RunFailed("run.sh: the ids of its answers are not those of its input; not packed")
-    if scored.recipe.generation.do_sample:
-        line = "answers: sampled, so not compared"
-    else:
-        line = _compare(rows, own, [answer["output"] for answer in theirs], scored.recipe.model.dtype)
+    line = compare_answers(scored, rows, own, [answer["output"] for answer in theirs])
     found = re.search(r"in ([\d.]+) s; peak ([\d.]+) GiB of memory, ([\d.]+) GiB of GPU memory", said)
     assert found is not None, said
     seconds, memory, gpu = map(float, found.groups())
@@ -100,17 +96,6 @@ def check_answers(folder: Path, scored: Scored, rows: list[Row], own: list[str],
             raise RunFailed(f"run.sh: {value:g} {unit}; the course allows {limit:g}; not packed")
     took = ", ".join(f"{value:g} {unit} of {limit:g}" for unit, value, limit in limits)
     return [line, f"run.sh: {len(rows)} rows, here: {took}"]
-
-
-def _compare(rows: list[Row], own: list[str], theirs: list[str], dtype: str) -> str:
-    differing = [row.id for row, ours, answer in zip(rows, own, theirs, strict=True) if ours != answer]
-    line = (
-        f"answers: {len(rows) - len(differing)} of {len(rows)} equal to hw3 predict's, at least "
-        f"{EQUAL_ANSWERS[dtype]:.0%} in {dtype}"
-    )
-    if len(rows) - len(differing) < EQUAL_ANSWERS[dtype] * len(rows):
-        raise RunFailed(f"{line}; not packed. The first that differs: {differing[0]}")
-    return line
 
 
 def check_size(folder: Path) -> str:

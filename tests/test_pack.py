@@ -1,6 +1,7 @@
 """The submission folder: what is in it, that it gives our score and answers, and what is refused."""
 
 import ast
+import dataclasses
 import functools
 import http.server
 import importlib.util
@@ -25,10 +26,11 @@ from hw3.encoding import Encoder, encode_as_grader
 from hw3.errors import RunFailed, UserError
 from hw3.generation import AnswerLengths
 from hw3.pack import TEMPLATES, fill_python, fill_shell, prompt_settings, reduced_config
-from hw3.pack_check import _compare
+from hw3.pack_answers import compare_answers, own_answers
 from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
 from hw3.rows import Row, read_rows
+from hw3.scored import scored_checkpoint
 
 FILES = [
     "README.md",
@@ -165,13 +167,28 @@ def test_another_score_than_the_runs_is_not_packed(
     assert list(tmp_path.iterdir()) == [run]
 
 
-def test_other_answers_than_ours_are_not_packed() -> None:
-    rows = [Row(str(number), "甲", None) for number in range(10)]
-    same, other = ["乙"] * 10, ["乙"] * 9 + ["丙"]
-    assert _compare(rows, same, same, "float32").startswith("answers: 10 of 10 equal")
-    with pytest.raises(RunFailed, match=r"9 of 10 equal to hw3 predict's, at least 100% in float32; not packed.*: 9$"):
-        _compare(rows, same, other, "float32")
-    assert _compare(rows, same, other, "bfloat16").startswith("answers: 9 of 10")
+def test_other_answers_than_ours_are_not_packed(
+    scored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = scored_checkpoint(scored_run)
+    rows = read_rows(scored.data)
+    own, _ = own_answers(scored, rows, scored.data)
+    assert compare_answers(scored, rows, own, own.texts) == "answers: 10 of 10 equal to hw3 predict's"
+    others = [*own.texts[:-1], own.texts[-1][:1] + "甲"]
+    with pytest.raises(RunFailed, match=r"9 of 10 equal to hw3 predict's; not packed. The first that differs: row-109"):
+        compare_answers(scored, rows, own, others)
+
+    # In 16 bits an answer may part from ours at a near tie, and nowhere else.
+    run = shutil.copytree(scored_run, tmp_path / "run")
+    half = load_recipe(run / "recipe.yaml", ["model.dtype=bfloat16"])
+    (run / "recipe.yaml").write_text(half.to_yaml(), encoding="utf-8")
+    scored = dataclasses.replace(scored, run=run, recipe=half)
+    found = r"9 of 10 equal to hw3 predict's, 1 part from them where two tokens were at most (\d+\.\d+) nats apart"
+    with pytest.raises(RunFailed, match=f"{found} in bfloat16, more than 1.0: row row-109; not packed") as refused:
+        compare_answers(scored, rows, own, others)
+    gap = float(re.search(found, str(refused.value))[1])
+    monkeypatch.setattr("hw3.pack_answers.NEAR_TIE", gap + 0.01)
+    assert re.match(f"answers: {found} in bfloat16$", compare_answers(scored, rows, own, others))
 
 
 CHAT = (

@@ -40,6 +40,9 @@ predict: $(ready)  ## translate rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|N
 	$(bin)hw3 predict $(RUN) $(INPUT) $(SET) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(INPUT),,< /dev/null)
 
+compare: $(ready)  ## answers side by side: RUNS="outputs/a outputs/b/base" ID= DATA=
+	$(bin)hw3 compare $(or $(RUNS),$(RUN)) $(if $(ID),--id $(ID)) $(if $(DATA),--data $(DATA))
+
 pack: $(ready)  ## the homework's submission folder, checked as its grader would: RUN= INPUT= OUT= CHECKPOINT= FOR=2024 URL=
 	$(bin)hw3 pack $(RUN) --checkpoint $(CHECKPOINT) $(if $(INPUT),--input $(INPUT)) $(if $(OUT),--out $(OUT)) \
 		$(if $(FOR),--for $(FOR)) $(if $(URL),--url $(URL))

@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     wording.add_argument("--template", metavar="WORDING", help="a wording of your own, with {x} for the text")
     predict.add_argument("--anyway", action="store_true", help="use checkpoints trained under another prompt")
 
+    compare = _command(commands, "compare", _compare, "answers of base, checkpoints and models side by side")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="all answers of a run, or RUN/base, RUN/checkpoint-100 for one"
+    )
+    compare.add_argument("--id", nargs="+", default=[], metavar="ID", help="these rows; default: by disagreement")
+    compare.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows; 0 for all")
+    compare.add_argument("--data", type=Path, metavar="FILE", help="the rows, where several files were answered")
+
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
@@ -178,6 +186,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     if lines_are_meant(file, arguments.output, **wording):
         return answer_lines(arguments.run, **wording, **options)
     return predict_run(arguments.run, file, output=arguments.output, **options)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from hw3.compare import compare_runs
+
+    return compare_runs(arguments.runs, ids=arguments.id, data=arguments.data, most=arguments.rows)
 
 
 def _check(arguments: argparse.Namespace) -> int:

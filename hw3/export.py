@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,11 @@ def export_run(run: Path, *, checkpoint: str = "best", out: Path | None = None) 
     tokenizer = tokenizer_of(run, recipe)
     if not recipe.prompt.chat_template:
         tokenizer.chat_template = prompt_as_template(recipe.prompt, tokenizer)
-    device = _device_for_whole_weights(recipe)
+    weights = base_parameters(load_config(recipe.model)) * getattr(torch, recipe.model.dtype).itemsize
+    device = _device_for(recipe, weights)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if weights > (free := shutil.disk_usage(out.parent).free):
+        raise UserError(f"{out}: the model takes {gib(weights)}, {gib(free)} free; free some, or give --out elsewhere")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "export"
         _write_model(folder, scored, tokenizer, device)
@@ -112,13 +116,10 @@ def prompt_as_template(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> st
     )
 
 
-def _device_for_whole_weights(recipe: Recipe) -> torch.device:
-    """The run's device, or the CPU where the weights of the whole base do not fit the GPU."""
+def _device_for(recipe: Recipe, weights: int) -> torch.device:
+    """The run's device, or the CPU where the weights of the whole model do not fit the GPU."""
     device = device_of(recipe)
-    if device.type == "cpu":
-        return device
-    weights = base_parameters(load_config(recipe.model)) * getattr(torch, recipe.model.dtype).itemsize
-    if torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30:
+    if device.type == "cpu" or torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30:
         return device
     print(f"the whole model takes {gib(weights)}, too much for this GPU: merged and scored on the CPU")
     return torch.device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -226,8 +227,8 @@ def _lines() -> Iterator[str]:
     """Lines of standard input; the prompt sign shows on a terminal only."""
     sign = ""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        import readline  # noqa: F401  (editing and history for input())
-
+        with contextlib.suppress(ImportError):  # editing and history for input(), where there is any
+            import readline  # noqa: F401
         sign = "> "
     while True:
         try:

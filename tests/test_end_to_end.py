@@ -62,6 +62,16 @@ def test_worked_examples_help(results: dict) -> None:
     assert max(base[1], base[2], base[4]) < base[0]
 
 
+def test_answers_are_better_than_copies_and_compared(run: Path, results: dict) -> None:
+    make("predict", f"RUN={run}")
+    name = results["best"]["checkpoint"]
+    quality = json.loads((run / f"predictions/eval/{name}.quality.json").read_text(encoding="utf-8"))
+    assert quality["rows_per_second"] > 1 and quality["groups"]["all"]["unfinished"] < 0.05
+    for way in ("m2c", "c2m"):
+        assert quality["groups"][way]["bleu"] > 2 * quality["copy_input"][way]["bleu"]
+    assert f"{name} " in make("compare", f"RUNS={run}")
+
+
 def test_every_character_is_known(results: dict) -> None:
     assert {entry["unknown_tokens"] for entry in results["entries"]} == {0}
 
@@ -75,7 +85,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_help_lists_every_target() -> None:
     shown = make("help")
-    for target in ("train", "eval", "shots", "check", "lint", "test", "test-slow"):
+    for target in ("train", "eval", "shots", "predict", "compare", "pack", "export", "check", "lint", "test", "test-slow"):
         assert f"make {target} " in shown
 
 

@@ -164,6 +164,18 @@ def test_the_chat_template_is_the_training_prompt(
     assert ids == Encoder(tokenizer, prompt).prompt_ids(instructions[-1], examples)
 
 
+@pytest.mark.parametrize("lora", ["use_dora=true", "use_rslora=true", "alpha_pattern={q_proj: 32}"])
+def test_other_ways_of_lora_merge_too(
+    lora: str, mini_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    hw3("train", mini_recipe, "--run", run, f"lora.{lora}", "quantization=null", "training.max_steps=4")
+    hw3("eval", run)
+    hw3("export", run)
+    before, after = map(float, re.findall(r"([\d.]+) (?:before merging|after)", capsys.readouterr().out))
+    assert after == pytest.approx(before, rel=1e-4)
+
+
 def test_full_fine_tuning_keeps_its_weights(mini_recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     hw3("train", mini_recipe, "--run", run, "quantization=null", "lora=null", "training.max_steps=4")

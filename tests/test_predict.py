@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,20 +136,23 @@ def test_ctrl_c_keeps_what_is_done(run: Path, tmp_path: Path) -> None:
     rows = [row | {"id": f"{row['id']}-{n}"} for n in range(20) for row in load(REPOSITORY / "data/eval.json")]
     file = tmp_path / "many.json"
     file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hw3", "predict", str(run), str(file)],
-        stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY,
-    )  # fmt: skip
     partial = run / f"predictions/many/.{best(run)}.partial.jsonl"
-    for _ in range(600):
-        if partial.exists() and partial.read_text(encoding="utf-8").count("\n") > 3:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
+
+    def press() -> None:
+        while not partial.exists() or partial.read_text(encoding="utf-8").count("\n") < 4:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press, daemon=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # training in this process has left its own
+    try:
+        presser.start()
+        shown, _ = hw3("predict", run, file, expected=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    presser.join()
     lines = partial.read_text(encoding="utf-8").splitlines()
-    assert process.returncode == 130 and not (run / f"predictions/many/{best(run)}.json").exists()
-    assert 4 <= len(lines) < len(rows)
+    assert 4 <= len(lines) < len(rows) and not partial.with_name(f"{best(run)}.json").exists()
     assert f"stopped: {len(lines) - 1} of {len(rows)} answers kept; the same command goes on" in shown
 
 

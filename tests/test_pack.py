@@ -27,6 +27,7 @@ from hw3.errors import RunFailed, UserError
 from hw3.generation import AnswerLengths
 from hw3.pack import TEMPLATES, fill_python, fill_shell, prompt_settings, reduced_config
 from hw3.pack_answers import compare_answers, own_answers
+from hw3.pack_check import _read_otherwise
 from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
 from hw3.rows import Row, read_rows
@@ -165,6 +166,16 @@ def test_another_score_than_the_runs_is_not_packed(
     said = capsys.readouterr().err
     assert "relative difference 1.0e-03, at most 0.0001 in float32; not packed" in said
     assert list(tmp_path.iterdir()) == [run]
+
+
+def test_rows_that_the_grader_reads_otherwise_are_named(scored_run: Path, tmp_path: Path) -> None:
+    rows = [{"id": str(number), "instruction": text, "output": "乙"} for number, text in enumerate(["甲", "甲<eos>"])]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    scored = scored_checkpoint(scored_run)
+    assert _read_otherwise(scored, character_tokenizer()) == ""
+    scored = dataclasses.replace(scored, data=tmp_path / "rows.json")
+    explained = _read_otherwise(scored, character_tokenizer())
+    assert explained == "\n1 rows spell a special token, which the grader takes for the token itself: 1"
 
 
 def test_other_answers_than_ours_are_not_packed(

@@ -173,7 +173,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from hw3.predict import answer_lines, lines_are_meant, one_file, predict_run
+    from hw3.lines import answer_lines, lines_are_meant, one_file
+    from hw3.predict import predict_run
 
     file, overrides = one_file(arguments.overrides)
     options = {

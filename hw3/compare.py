@@ -221,8 +221,8 @@ def _answers(run: Path, name: str | None, path: Path) -> list[Answers]:
     now = {checkpoint.name: checkpoint.sha256 for checkpoint in complete_checkpoints(run)}
     columns = []
     for file, record in sorted(found, key=lambda pair: _order(pair[1]["name"])):
-        adapter = record["adapter_sha256"]
-        if now.get(record["checkpoint"], adapter) != adapter:
+        own = record["name"].partition("+")[0]  # an adapter from elsewhere is never called like one of the run's
+        if now.get(own, record["adapter_sha256"]) != record["adapter_sha256"]:
             raise UserError(
                 f"{portable(file)}: {record['checkpoint']} has been trained anew since: hw3 predict {run} {path} "
                 f"--checkpoint {record['checkpoint']}"

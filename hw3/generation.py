@@ -185,7 +185,7 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        scores = logits_processor(input_ids, output_logits(model, hidden))
+        scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(-1), 1)
         else:
@@ -204,7 +204,8 @@ def _decode(
             return
         if not logits_processor:  # some of them count the batch's rows
             input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
-            cache.batch_select_indices(going)
+            for layer in cache.layers:
+                layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
             limits, here, going = limits[going], here[going], going[going]
 
 

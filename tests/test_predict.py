@@ -16,8 +16,9 @@ import pytest
 from conftest import REPOSITORY
 from test_commands import ENVIRONMENT, hw3
 
+from hw3.answerer import Answerer, choose_checkpoint
 from hw3.inference import recipe_of
-from hw3.predict import choose_checkpoint, lines_are_meant, one_file
+from hw3.lines import lines_are_meant, one_file
 from hw3.rows import read_rows
 
 
@@ -195,7 +196,8 @@ def test_which_checkpoint(run: Path, tmp_path: Path) -> None:
     assert chosen("last") == ("checkpoint-10", "checkpoint-10, the last of 2")
     assert chosen("checkpoint-5")[0] == chosen(str(run / "checkpoint-5"))[0] == "checkpoint-5"
     shutil.copytree(run / "checkpoint-5", tmp_path / "elsewhere")
-    assert chosen(str(tmp_path / "elsewhere"))[0] == "elsewhere"
+    other = Answerer.of(run, [], str(tmp_path / "elsewhere"), 1, False)
+    assert other.checkpoint.name == "elsewhere" and other.name == f"elsewhere-{other.checkpoint.sha256[:8]}+1"
     results = load(run / "eval/twelve/results.json")
     assert chosen("best")[0] == results["best"]["checkpoint"]
     # A best one that has been trained anew since is the best no longer.
@@ -270,6 +272,8 @@ def test_a_terminal_shows_a_sign(run: Path) -> None:
         (["generation.num_beam=1"], "generation.num_beam: no such key; did you mean num_beams?"),
         (["a.json", "b.json"], "a.json, b.json: one file at a time"),
         (["--text", "甲", "--template", "翻譯"], "--template '翻譯': must hold {x}, where the text goes, exactly once"),
+        (["--text", " "], "--text: is empty"),
+        (["--text", "甲\udce4"], "--text: not UTF-8 text"),
         (["--text", "甲", "data/eval.json"], "data/eval.json: its rows are worded already"),
         (["--text", "甲", "--output", "x.json"], "--output is for a file's rows"),
     ],

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hw3.answerer import Answerer
 from hw3.encoding import EncodedRow
 from hw3.errors import RunFailed
 from hw3.generation import Answer, generate
 from hw3.inference import encode_rows
 from hw3.model import attention_of
 from hw3.perplexity import output_logits
-from hw3.predict import Subject
 from hw3.recipe import Recipe
 from hw3.rows import Row
 from hw3.scored import Scored
@@ -53,16 +53,16 @@ def own_answers(scored: Scored, rows: list[Row], source: Path) -> tuple[OwnAnswe
     Raises:
         UserError: rows do not fit the model, or the training rows are not there to take lengths from.
     """
-    subject = _subject(scored)
-    prompts = encode_rows(subject.encoder, rows, [], subject.config, str(source))
-    limits = [subject.limit(row, ids) for row, ids in zip(rows, prompts, strict=True)]
-    model, config = subject.model, subject.generation
+    answerer = _answerer(scored)
+    prompts = encode_rows(answerer.encoder, rows, [], answerer.config, str(source))
+    limits = [answerer.limit(row, ids) for row, ids in zip(rows, prompts, strict=True)]
+    model, config = answerer.model, answerer.generation
     own = OwnAnswers([""] * len(rows), [[] for _ in rows], prompts)
     with tqdm(total=len(rows), desc=scored.checkpoint.name, unit="row", disable=None, leave=False) as bar:
 
         def keep(index: int, answer: Answer) -> None:
-            own.texts[index] = subject.encoder.decode(answer.ids)
-            own.ids[index] = [*answer.ids, *([subject.encoder.eos_id] if answer.finished else [])]
+            own.texts[index] = answerer.encoder.decode(answer.ids)
+            own.ids[index] = [*answer.ids, *([answerer.encoder.eos_id] if answer.finished else [])]
             bar.update()
 
         generate(model, prompts, limits=limits, config=config, on_answer=keep)
@@ -75,7 +75,7 @@ def own_answers(scored: Scored, rows: list[Row], source: Path) -> tuple[OwnAnswe
         "MAX_NEW_TOKENS": generation.max_new_tokens,
     }
     if generation.max_new_tokens is None:
-        constants["LONGEST"] = subject.lengths.steps
+        constants["LONGEST"] = answerer.lengths.steps
     return own, constants
 
 
@@ -116,11 +116,11 @@ def compare_answers(scored: Scored, rows: list[Row], own: OwnAnswers, theirs: li
 @torch.inference_mode()
 def _gaps(scored: Scored, own: OwnAnswers, theirs: dict[int, str]) -> dict[int, float]:
     """How much likelier our model finds its own token than the folder's, at the first that differs; in nats."""
-    subject = _subject(scored)
-    model = subject.model
+    answerer = _answerer(scored)
+    model = answerer.model
     gaps = {}
     for number, text in tqdm(theirs.items(), desc="near ties", unit="row", disable=None, leave=False):
-        ours, other = own.ids[number], subject.encoder.output_ids(text)
+        ours, other = own.ids[number], answerer.encoder.output_ids(text)
         place = next((at for at, (a, b) in enumerate(zip(ours, other, strict=False)) if a != b), None)
         if place is None:  # one of them goes on where the other was cut
             gaps[number] = math.inf
@@ -131,8 +131,8 @@ def _gaps(scored: Scored, own: OwnAnswers, theirs: dict[int, str]) -> dict[int, 
     return gaps
 
 
-def _subject(scored: Scored) -> Subject:
-    return Subject.of(scored.run, None, scored.checkpoint.name, 0, False)
+def _answerer(scored: Scored) -> Answerer:
+    return Answerer.of(scored.run, None, scored.checkpoint.name, 0, False)
 
 
 def _is_greedy(recipe: Recipe) -> bool:

@@ -17,7 +17,7 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
-.PHONY: help train eval shots predict compare check base bench lint format test test-slow
+.PHONY: help train eval shots predict compare pack export check base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,6 +42,13 @@ predict: $(ready)  ## translate rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|N
 
 compare: $(ready)  ## answers side by side: RUNS="outputs/a outputs/b/base" ID= DATA=
 	$(bin)hw3 compare $(or $(RUNS),$(RUN)) $(if $(ID),--id $(ID)) $(if $(DATA),--data $(DATA))
+
+pack: $(ready)  ## the homework's submission folder, checked as its grader would: RUN= INPUT= OUT= CHECKPOINT= FOR=2024 URL=
+	$(bin)hw3 pack $(RUN) --checkpoint $(CHECKPOINT) $(if $(INPUT),--input $(INPUT)) $(if $(OUT),--out $(OUT)) \
+		$(if $(FOR),--for $(FOR)) $(if $(URL),--url $(URL))
+
+export: $(ready)  ## the adapter merged into its base, a model of its own: RUN= OUT= CHECKPOINT=
+	$(bin)hw3 export $(RUN) --checkpoint $(CHECKPOINT) $(if $(OUT),--out $(OUT))
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)

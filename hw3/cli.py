@@ -116,6 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")
     check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+    pack = _command(commands, "pack", _pack, "the homework's submission folder, checked as its grader would")
+    pack.add_argument("run", type=Path, metavar="RUN")
+    pack.add_argument("--checkpoint", default="best", metavar="NAME", help="default: the best")
+    pack.add_argument("--input", type=Path, metavar="FILE", help="rows to answer in prediction.json")
+    pack.add_argument("--out", type=Path, metavar="DIR", help="the folder to make; default: RUN-pack")
+    pack.add_argument("--for", dest="year", choices=["2024"], help="what that year's grader can read")
+    pack.add_argument("--url", metavar="URL", help="for download.sh: address of the adapter's folder on the web")
+
+    export = _command(commands, "export", _export, "a checkpoint as a whole model, the adapter merged into its base")
+    export.add_argument("run", type=Path, metavar="RUN")
+    export.add_argument("--checkpoint", default="best", metavar="NAME", help="default: the best")
+    export.add_argument("--out", type=Path, metavar="DIR", help="the folder to make; default: RUN-export")
     return parser
 
 
@@ -189,3 +202,22 @@ def _check(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
     return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from hw3.pack import pack_run
+
+    return pack_run(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        rows_to_answer=arguments.input,
+        out=arguments.out,
+        year=arguments.year,
+        url=arguments.url,
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hw3.export import export_run
+
+    return export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out)

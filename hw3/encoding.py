@@ -93,6 +93,20 @@ class Encoder:
         output_ids = [] if row.output is None else self.output_ids(row.output)
         return EncodedRow(row.id, self.prompt_ids(row.instruction, examples), output_ids, len(row.output or ""))
 
+    def text_around_turn(self) -> tuple[str, str]:
+        """What stands before and after the turn in a zero-shot prompt, BOS left out.
+
+        For programs that take a prompt as text and put BOS first themselves, as the homework's grader does. Under a
+        chat template the turn between the two is stripped at both ends.
+        """
+        system = self.prompt.system
+        if not self.prompt.chat_template:
+            return ("" if system is None else f"{system}\n"), ""
+        mark = chr(0xF0000)
+        before, after = self._rendered_around(messages(self.prompt, "", []), [mark]).split(mark)
+        before = before.removeprefix(self.tokenizer.bos_token or "")
+        return (before if system is None else f"{before}{system.strip()}\n"), after
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of generated ids, special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -105,12 +119,7 @@ class Encoder:
         """
         turns = messages(self.prompt, instruction, examples)
         marks = [chr(0xF0000 + number) for number in range(len(turns))]
-        rendered = self.tokenizer.apply_chat_template(
-            [{**turn, "content": mark} for turn, mark in zip(turns, marks, strict=True)],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # Qwen3's template; others ignore it
-        )
+        rendered = self._rendered_around(turns, marks)
         contents = dict(zip(marks, (turn["content"] for turn in turns), strict=True))
         pieces = re.split("(" + "|".join(map(re.escape, [*marks, *self._special_ids])) + ")", rendered)
         ids: list[int] = []
@@ -123,6 +132,15 @@ class Encoder:
             else:
                 text += contents.get(piece, piece)
         return ids + self.text_ids(text)
+
+    def _rendered_around(self, turns: list[dict[str, str]], marks: list[str]) -> str:
+        """The chat template's text, with a mark in the place of each turn's content."""
+        return self.tokenizer.apply_chat_template(
+            [{**turn, "content": mark} for turn, mark in zip(turns, marks, strict=True)],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # Qwen3's template; others ignore it
+        )
 
 
 GRADER_MAX_LENGTH = 2048

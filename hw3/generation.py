@@ -48,6 +48,13 @@ class AnswerLengths:
         self._characters = [characters for characters, _ in pairs]
         self._longest = list(accumulate((tokens for _, tokens in pairs), max))
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """The instructions' characters at which the longest answer gets longer, with its tokens; the last ones last."""
+        pairs = list(zip(self._characters, self._longest, strict=True))
+        rising = [pair for before, pair in zip([(0, 0), *pairs], pairs, strict=False) if pair[1] > before[1]]
+        return rising if rising[-1] == pairs[-1] else [*rising, pairs[-1]]
+
     def limit(self, instruction: str) -> int:
         """Most new tokens of the answer to an instruction."""
         known = self._characters[-1]

@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -129,6 +130,12 @@ def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     return load_model(recipe.model, quantization, device)
 
 
+def attention_of(section: ModelSection) -> str | None:
+    """The attention that the model is loaded with; None leaves it to transformers."""
+    # Gemma-2 caps its attention scores, which sdpa cannot.
+    return section.attn_implementation or ("eager" if is_gemma2(section) else None)
+
+
 def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, device: torch.device) -> PreTrainedModel:
     """A causal language model on a device.
 
@@ -136,10 +143,8 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
         UserError: it cannot be had; says how to get it.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
-    if section.attn_implementation is not None:
-        options["attn_implementation"] = section.attn_implementation
-    elif is_gemma2(section):
-        options["attn_implementation"] = "eager"
+    if (attention := attention_of(section)) is not None:
+        options["attn_implementation"] = attention
     if quantization is not None:
         options["quantization_config"] = quantization
     options["device_map"] = section.device_map or {"": device}
@@ -276,6 +281,22 @@ class AdapterSlot:
             count = len(missing) + len(outcome.unexpected_keys)
             raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
         self._peft.eval()
+
+    def merge(self) -> PreTrainedModel:
+        """The base with the adapter's share added to its plain weights; the slot is used up.
+
+        Each sum is made in float32 and rounded to the base's dtype once, one layer at a time to spare memory; PEFT's
+        safe merge, and its merge of DoRA, would round the share to 16 bits first.
+        """
+        assert self._peft is not None, "no adapter loaded"
+        dtype = self._base.dtype
+        for layer in self._peft.modules():
+            if isinstance(layer, BaseTunerLayer):
+                plain = layer.get_base_layer()
+                plain.float()
+                layer.merge()
+                plain.to(dtype)
+        return self._peft.unload().to(dtype)
 
 
 def base_sha256(model: ModelSection, config: Any) -> str:

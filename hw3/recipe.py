@@ -63,7 +63,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**6)
+        return dump_yaml(self.to_dict())
 
     @property
     def rows_per_step(self) -> int:
@@ -87,6 +87,11 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """YAML as this project writes it: keys in order, one line a text."""
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**6)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -87,6 +87,11 @@ def write_rows(path: Path, count: int, *, start: int = 0) -> Path:
 @pytest.fixture
 def mini_recipe(tmp_path: Path, mini_base: Path) -> Path:
     """A recipe file: NF4 and LoRA on the mini base, 8 rows a step, 12 steps, a checkpoint every 4."""
+    return write_recipe(tmp_path, mini_base)
+
+
+def write_recipe(folder: Path, mini_base: Path) -> Path:
+    """`mini/qlora.yaml` and its data files in a folder."""
     recipe = {
         "model": {
             "pretrained_model_name_or_path": str(mini_base),
@@ -97,8 +102,8 @@ def mini_recipe(tmp_path: Path, mini_base: Path) -> Path:
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
         "prompt": {"system": "天地玄黃", "turn": "問：{instruction}\n答：", "examples": []},
         "data": {
-            "train": str(write_rows(tmp_path / "train.json", 44)),
-            "eval": str(write_rows(tmp_path / "eval.json", 10, start=100)),
+            "train": str(write_rows(folder / "train.json", 44)),
+            "eval": str(write_rows(folder / "eval.json", 10, start=100)),
             "max_length": 64,
         },
         "training": {
@@ -117,7 +122,18 @@ def mini_recipe(tmp_path: Path, mini_base: Path) -> Path:
             "seed": 7,
         },
     }
-    path = tmp_path / "mini" / "qlora.yaml"
+    path = folder / "mini" / "qlora.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def scored_run(tmp_path_factory: pytest.TempPathFactory, mini_base: Path) -> Path:
+    """The mini recipe's run with its three checkpoints and scores. Copy it to change it."""
+    from hw3.cli import main
+
+    folder = tmp_path_factory.mktemp("scored")
+    assert main(["train", str(write_recipe(folder, mini_base)), "--run", str(folder / "run")]) == 0
+    assert main(["eval", str(folder / "run")]) == 0
+    return folder / "run"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from hw3.cli import main
 from hw3.run_folder import complete_checkpoints
 
 BIN = Path(sys.executable).parent
@@ -84,5 +85,21 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_help_lists_every_target() -> None:
     shown = make("help")
-    for target in ("train", "eval", "shots", "predict", "compare", "check", "lint", "test", "test-slow"):
+    targets = "train eval shots predict compare pack export check lint test test-slow"
+    for target in targets.split():
         assert f"make {target} " in shown
+
+
+def test_the_run_is_packed(run: Path) -> None:
+    shown = make("pack", f"RUN={run}", "FOR=2024")
+    folder = run.with_name("tiny-qlora-pack")
+    assert "answers: 8 of 8 equal to hw3 predict's" in shown and "by the grader's call on data/eval.json" in shown
+    assert (folder / "adapter_checkpoint/adapter_model.safetensors").is_file()
+    assert not (folder / "prediction.json").exists()
+
+
+def test_the_run_is_exported(run: Path, results: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run)]) == 0
+    after = float(re.search(r"([\d.]+) after", capsys.readouterr().out)[1])
+    assert after == pytest.approx(results["best"]["mean_perplexity"], rel=1e-4)
+    assert (run.with_name("tiny-qlora-export") / "model.safetensors").is_file()

@@ -1,0 +1,282 @@
+"""`hw3 export`: a checkpoint as a model of its own, the adapter merged into the dequantized base."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hw3.checkpoints import tokens_that_fit
+from hw3.encoding import Encoder
+from hw3.errors import RunFailed, UserError
+from hw3.generation import generation_config, stop_ids
+from hw3.inference import load_checkpoint, tokenizer_of
+from hw3.model import (
+    AdapterSlot,
+    BadAdapter,
+    attention_of,
+    base_parameters,
+    dequantize,
+    device_of,
+    load_base,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from hw3.pack import check_new
+from hw3.perplexity import check_head, score_rows, summarize
+from hw3.prompt import PLACEHOLDER, Prompt
+from hw3.recipe import Recipe, dump_yaml
+from hw3.rows import read_rows
+from hw3.run_folder import gib, write_atomically
+from hw3.schema import ModelSection
+from hw3.scored import Scored, scored_checkpoint
+
+# The merged weights are not the scored ones: those were a base and an apart adapter, each rounded for itself.
+WARN_ABOVE = 0.01
+# Keys of a recipe that say nothing of the model: names and secrets of services, where logs went.
+_PRIVATE = ("hub_", "push_to_hub", "report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
+
+
+def export_run(run: Path, *, checkpoint: str = "best", out: Path | None = None) -> int:
+    """Write a checkpoint as a whole model with tokenizer and card, load it afresh, and score it.
+
+    Args:
+        run: the run folder, scored on its `data.eval`.
+        checkpoint: which one; the best by default.
+        out: the folder to make; `RUN-export` by default.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: the run, a file or an argument does not fit.
+        RunFailed: the checkpoint's weights cannot be read.
+    """
+    scored = scored_checkpoint(run, checkpoint)
+    out = out or run.with_name(f"{run.name}-export")
+    check_new(out, "another folder (--out)")
+    recipe = scored.recipe
+    if (recipe.lora or {}).get("layer_replication"):
+        raise UserError(f"{run}: lora.layer_replication: replicated layers share their weights and cannot be merged")
+    tokenizer = tokenizer_of(run, recipe)
+    if not recipe.prompt.chat_template:
+        tokenizer.chat_template = prompt_as_template(recipe.prompt, tokenizer)
+    weights = base_parameters(load_config(recipe.model)) * getattr(torch, recipe.model.dtype).itemsize
+    device = _device_for(recipe, weights)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if weights > (free := shutil.disk_usage(out.parent).free):
+        raise UserError(f"{out}: the model takes {gib(weights)}, {gib(free)} free; free some, or give --out elsewhere")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / "export"
+        _write_model(folder, scored, tokenizer, device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        before, after = scored.entry["mean_perplexity"], _score(folder, scored, device)
+        write_atomically(folder / "README.md", card(scored, out.name, after))
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        os.rename(folder, out)
+    change = after / before - 1
+    print(f"{out}: {scored.checkpoint.name} of {run}, {gib(size)}")
+    print(f"  mean perplexity on {scored.data}: {before:.4f} before merging, {after:.4f} after, {change:+.1e} of it")
+    if abs(change) > WARN_ABOVE:
+        print(
+            f"  warning: more than {WARN_ABOVE:.0%} apart: rounding the merged weights to {recipe.model.dtype} changes "
+            "this model; serve the adapter on its quantized base instead"
+        )
+    return 0
+
+
+def prompt_as_template(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The run's prompt as a chat template, so that a chat server asks the model as it was trained.
+
+    The last user message becomes the instruction; earlier turns become worked examples.
+    """
+    before, after = prompt.turn.split(PLACEHOLDER)
+    # Jinja reads the escapes of JSON's strings.
+    system, before, after, separator = (
+        json.dumps(text, ensure_ascii=False)
+        for text in ("" if prompt.system is None else f"{prompt.system}\n", before, after, prompt.example_separator)
+    )
+    refuse = json.dumps("the model was trained with a fixed system text: give user and assistant turns only")
+    bos = "" if tokenizer.bos_token is None else "{{- bos_token -}}"
+    return (
+        f"{bos}{{{{- {system} -}}}}{{%- for message in messages -%}}"
+        f"{{%- if message['role'] == 'user' -%}}{{{{- {before} + message['content'] + {after} -}}}}"
+        f"{{%- elif message['role'] == 'assistant' -%}}{{{{- message['content'] + {separator} -}}}}"
+        f"{{%- else -%}}{{{{- raise_exception({refuse}) -}}}}{{%- endif -%}}{{%- endfor -%}}"
+    )
+
+
+def _device_for(recipe: Recipe, weights: int) -> torch.device:
+    """The run's device, or the CPU where the weights of the whole model do not fit the GPU."""
+    device = device_of(recipe)
+    if device.type == "cpu" or torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30:
+        return device
+    print(f"the whole model takes {gib(weights)}, too much for this GPU: merged and scored on the CPU")
+    return torch.device("cpu")
+
+
+def _write_model(folder: Path, scored: Scored, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+    recipe = scored.recipe
+    model = load_base(recipe, device).eval()
+    stops = stop_ids(model, tokenizer.eos_token_id)
+    if recipe.quantization is not None:
+        model = dequantize(model)
+    slot = AdapterSlot(model)
+    try:
+        load_checkpoint(slot, model, scored.checkpoint.path)
+    except BadAdapter as error:
+        raise RunFailed(str(error)) from error
+    if recipe.lora is not None:
+        model = slot.merge()
+    model.config.use_cache = True  # off while training and scoring
+    model.config.bos_token_id, model.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = generation_config(recipe.generation, stops)
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _score(folder: Path, scored: Scored, device: torch.device) -> float:
+    """Mean perplexity of the written folder, loaded as anybody would."""
+    recipe = scored.recipe
+    section = ModelSection(
+        pretrained_model_name_or_path=str(folder),
+        dtype=recipe.model.dtype,
+        attn_implementation=attention_of(recipe.model),
+    )
+    encoder = Encoder(load_tokenizer(section), recipe.prompt)
+    rows = [encoder.encode(row) for row in read_rows(scored.data)]
+    model = load_model(section, None, device).eval()
+    check_head(model, min(rows, key=len))
+    budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, max(map(len, rows)))
+    with tqdm(total=len(rows), desc="merged", unit="row", disable=None, leave=False) as bar:
+        scores = score_rows(model, rows, tokens_per_batch=budget, on_batch=bar.update)
+    return summarize(scores).mean_perplexity
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe a card may say: no rows, no paths of this machine, nothing of services."""
+    values = recipe.to_dict()
+    values["model"] = recipe.model.model_dump(exclude_none=True)
+    values["model"]["pretrained_model_name_or_path"] = _base_name(recipe)
+    values["prompt"].pop("examples")
+    values["data"] = {key: value for key, value in values["data"].items() if key in ("max_length", "too_long")}
+    values["training"] = {key: value for key, value in recipe.training.items() if not key.startswith(_PRIVATE)}
+    return {
+        key: values[key] for key in ("model", "quantization", "lora", "prompt", "data", "training") if key in values
+    }
+
+
+def _base_name(recipe: Recipe) -> str:
+    name = recipe.model.pretrained_model_name_or_path
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def card(scored: Scored, name: str, after: float) -> str:
+    """The model card: recipe, data by name and hash, scores with intervals, how to run it."""
+    recipe, manifest = scored.recipe, scored.manifest
+    how = "full fine-tuning" if recipe.lora is None else "LoRA" if recipe.quantization is None else "QLoRA"
+    base = _base_name(recipe)
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["trl", "sft"],
+    }
+    if not Path(recipe.model.pretrained_model_name_or_path).is_dir():
+        front["base_model"] = base
+    data = [
+        f"| {use} | `{Path(entry['path']).name}` | {entry['rows']:,} | `{entry['sha256']}` |"
+        for use, entry in manifest["data"].items()
+    ]
+    scores = [
+        f"| {title} | {entry['mean_perplexity']:.3f} "
+        f"[{entry['mean_perplexity_ci95'][0]:.2f}, {entry['mean_perplexity_ci95'][1]:.2f}] | "
+        f"{entry['token_perplexity']:.3f} | {entry['bits_per_character']:.3f} |"
+        for title, entry in (("base", scored.base), (f"tuned, step {scored.checkpoint.step}", scored.entry))
+        if entry is not None
+    ]
+    versions = ", ".join(f"{package} {number}" for package, number in manifest["versions"].items())
+    return "\n".join(
+        [
+            "---",
+            dump_yaml(front).rstrip(),
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"`{base}`, tuned by {how} on `{Path(manifest['data']['train']['path']).name}`, step "
+            f"{scored.checkpoint.step}; whole weights in {recipe.model.dtype}.",
+            "",
+            "## Use",
+            "",
+            _usage(recipe),
+            "",
+            "## Scores",
+            "",
+            f"On `{scored.data.name}` ({scored.entry['rows']} rows): a row's perplexity is exp of the mean negative "
+            "log-likelihood of its output and EOS; the score is the mean over rows, with a 95 % bootstrap interval.",
+            "",
+            "| | mean perplexity | token perplexity | bits a character |",
+            "|---|---|---|---|",
+            *scores,
+            "",
+            f"Scored as trained{'' if recipe.lora is None else ', the adapter beside its base'}; these merged weights, "
+            f"loaded from this folder: {after:.3f}.",
+            "",
+            "## Data",
+            "",
+            "| | file | rows | SHA-256 |",
+            "|---|---|---|---|",
+            *data,
+            "",
+            "## Recipe",
+            "",
+            "```yaml",
+            dump_yaml(public_recipe(recipe)).rstrip(),
+            "```",
+            "",
+            f"Trained with {versions}, Python {manifest['python']}.",
+            "",
+        ]
+    )
+
+
+def _usage(recipe: Recipe) -> str:
+    if recipe.prompt.chat_template:
+        template = "The base's chat template, as in training"
+        if recipe.prompt.system is not None:
+            template += "; this text and a line end go before the instruction: " + json.dumps(
+                recipe.prompt.system, ensure_ascii=False
+            )
+    else:
+        template = "The chat template in this folder is the prompt that the model was trained with, not the base's own"
+    return "\n".join(
+        [
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+            'messages = [{"role": "user", "content": "今日無雨。\\n翻譯成現代文："}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ").to(model.device)",
+            'new = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(new, skip_special_tokens=True))",
+            "```",
+            "",
+            f"{template}.",
+        ]
+    )

@@ -1,0 +1,121 @@
+"""Translate the rows of a JSON file with the base model and the adapter; run.sh calls it.
+
+    python3 predict.py BASE_MODEL ADAPTER_CHECKPOINT INPUT.json OUTPUT.json
+
+INPUT is a list of {"id", "instruction"}; OUTPUT becomes a list of {"id", "output"} in the same order. Works with
+transformers 4.45 and later, Python 3.10 and later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from utils import CHAT_TEMPLATE, get_bnb_config, get_prompt
+
+# As in training and scoring.
+DTYPE = "bfloat16"
+ATTENTION = None
+# Other settings of generation than greedy search.
+GENERATION = {}
+# Ids that end an answer.
+STOPS = [1]
+# Most new tokens of an answer; None: from the training rows.
+MAX_NEW_TOKENS = None
+# Their longest answers: from so many characters of an instruction on, so many tokens.
+LONGEST = [(1, 128)]
+TOKENS_PER_BATCH = 4096  # prompt and answer, padded
+
+
+def load(base: str, adapter: str) -> torch.nn.Module:
+    """The base, quantized as in training, with the adapter in it."""
+    # The argument's name changed in transformers 4.56.
+    old = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 56)
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        **{"torch_dtype" if old else "dtype": getattr(torch, DTYPE)},
+        quantization_config=get_bnb_config(),
+        attn_implementation=ATTENTION,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack 4-bit weights with a loss on such CPUs; GPUs are not concerned.
+            module.support_avx512bf16_for_cpu = False
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def limit(instruction: str) -> int:
+    """Most new tokens of the answer to an instruction: twice the longest of the training rows, 32 at least."""
+    if MAX_NEW_TOKENS is not None:
+        return MAX_NEW_TOKENS
+    longest = [tokens for characters, tokens in LONGEST if characters <= len(instruction)] or [LONGEST[0][1]]
+    known = LONGEST[-1][0]  # beyond it in proportion
+    return max(32, round(2 * (longest[-1] * max(len(instruction), known) / known)))
+
+
+@torch.inference_mode()
+def answers(
+    model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerBase, instructions: list[str]
+) -> list[str]:
+    """One answer an instruction; longest prompts first, padded on the left."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    # A special token that somebody typed stays text.
+    plain = {"add_special_tokens": False, "split_special_tokens": not CHAT_TEMPLATE}
+    prompts = [bos + tokenizer(get_prompt(text), **plain)["input_ids"] for text in instructions]
+    room = model.config.max_position_embeddings
+    limits = [min(room - len(ids), limit(text)) for ids, text in zip(prompts, instructions, strict=True)]
+    # The model's own settings may hold sampling or penalties.
+    model.generation_config = GenerationConfig(**GENERATION, eos_token_id=STOPS, pad_token_id=STOPS[0])
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    outputs = [""] * len(prompts)
+    while order:
+        width, longest = len(prompts[order[0]]), max(limits[index] for index in order)
+        batch = order[: max(1, TOKENS_PER_BATCH // (width + longest))]
+        order = order[len(batch) :]
+        padding = [width - len(prompts[index]) for index in batch]
+        # Padding is masked; as the prompt's own first id it does not count for a repetition penalty either.
+        ids = [prompts[index][:1] * empty + prompts[index] for index, empty in zip(batch, padding, strict=True)]
+        mask = [[0] * empty + [1] * (width - empty) for empty in padding]
+        made = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=max(limits[index] for index in batch),
+        )
+        for index, new in zip(batch, made[:, width:].tolist(), strict=True):
+            new = new[: limits[index]]
+            end = next((place for place, id in enumerate(new) if id in STOPS), len(new))
+            outputs[index] = tokenizer.decode(new[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        print(f"{len(prompts) - len(order)} of {len(prompts)} rows", file=sys.stderr, flush=True)
+    return outputs
+
+
+def main() -> None:
+    """Read, translate, write; the output file is there only when it is whole."""
+    base, adapter, source, target = sys.argv[1:]
+    with open(source, encoding="utf-8") as file:
+        rows = json.load(file)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = load(base, adapter)
+    began = time.perf_counter()
+    outputs = answers(model, tokenizer, [row["instruction"] for row in rows])
+    seconds = time.perf_counter() - began
+    with open(target + ".part", "w", encoding="utf-8") as file:
+        pairs = [{"id": row["id"], "output": output} for row, output in zip(rows, outputs, strict=True)]
+        json.dump(pairs, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+    os.replace(target + ".part", target)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    print(f"{len(rows)} rows in {seconds:.1f} s; peak {memory:.2f} GiB of memory, {gpu:.2f} GiB of GPU memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
-.PHONY: help train eval shots check base bench lint format test test-slow
+.PHONY: help train eval shots report check base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +34,9 @@ eval: $(ready)  ## score the base and every checkpoint: RUN= EVAL= SHOTS="0 4" P
 
 shots: $(ready)  ## score the un-tuned base with 0, 1, 2 and 4 worked examples
 	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
+
+report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a outputs/b", the main run first
+	$(bin)hw3 report $(or $(RUNS),$(RUN))
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)

@@ -77,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--against", metavar="NAME", help="compare with this one row by row; default: the best")
     evaluate.add_argument("--anyway", action="store_true", help="score checkpoints trained under another prompt")
 
+    report = _command(commands, "report", _report, "one HTML page and one Markdown file, from results files alone")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the main run first")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the first run's folder")
+
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
@@ -124,6 +128,12 @@ def _eval(arguments: argparse.Namespace) -> int:
         against=arguments.against,
         anyway=arguments.anyway,
     )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hw3.report import write_report
+
+    return write_report(arguments.runs, arguments.out)
 
 
 def _check(arguments: argparse.Namespace) -> int:

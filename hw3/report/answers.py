@@ -1,0 +1,177 @@
+"""The answers: figures of quality, and every row with what each system made of it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hw3.corpus.templates import direction_of
+from hw3.report.blocks import Answer, Answers, Block, Card, Facts, Heading, Missing, Section, Table, Text
+from hw3.report.material import Predictions, Run, same_rows
+from hw3.report.record import predict_command
+from hw3.report.words import DIRECTIONS, share, spread_of
+from hw3.results import entry_name
+
+SAMPLE = 10  # rows that Markdown shows
+QUALITY = [
+    ("BLEU", "character BLEU-4 by sacrebleu, 0 to 100: runs of one to four characters shared with the reference"),
+    ("chrF", "chrF2 by sacrebleu, 0 to 100: the same on runs of up to six, weighing what was missed twice"),
+    ("exact", "share of answers that are the reference"),
+    ("copied", "share of answers that are the sentence that was to be translated"),
+    ("length", "characters of the answers over characters of the references"),
+    ("unfinished", "share of answers that had not ended when the room for them did"),
+]
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of the comparison: an entry's row scores, a file of answers, or both."""
+
+    label: str
+    perplexities: dict[str, float]
+    outputs: dict[str, str]
+
+
+def answers_section(runs: list[Run]) -> Section:
+    """Quality of the answers, then the rows themselves."""
+    main = runs[0]
+    compared = [run for run in runs if same_rows(main, run)]
+    blocks: list[Block] = []
+    if not main.predictions:
+        blocks.append(
+            Missing("There are no answers to read yet, only perplexities of the references.", predict_command(main))
+        )
+    blocks += [Text(note, aside=True) for run in compared for note in run.notes]
+    blocks += _quality(compared)
+    blocks += _comparison(compared)
+    return Section(
+        "answers",
+        "Answers",
+        "Perplexity ranks checkpoints; people read translations.",
+        blocks,
+    )
+
+
+def _quality(runs: list[Run]) -> list[Block]:
+    rows: list[list[Any]] = []
+    copied: list[list[Any]] = []
+    for run in runs:
+        for one in run.predictions:
+            for group in _groups(one):
+                rows.append([_label(runs, run, one.name), DIRECTIONS[group], *_figures(one.quality["groups"][group])])
+            if not copied:
+                baseline = one.quality["copy_input"]
+                copied = [
+                    ["the input, copied", DIRECTIONS[group], *_figures(baseline[group])]
+                    for group in DIRECTIONS
+                    if group in baseline
+                ]
+    if not rows:
+        return []
+    head = ["answers", "rows", "number", *(name for name, _ in QUALITY)]
+    return [
+        Heading("Quality"),
+        Table("Quality of the answers, beside copying the input", head, [*copied, *rows], texts=2),
+        Facts(QUALITY),
+    ]
+
+
+def _groups(one: Predictions) -> list[str]:
+    return [group for group in DIRECTIONS if group in one.quality["groups"]]
+
+
+def _figures(figures: dict[str, Any]) -> list[str]:
+    shares = [share(figures[key]) for key in ("exact_match", "copy_rate")]
+    return [
+        f"{figures['rows']:,}",
+        f"{figures['bleu']:.1f}",
+        f"{figures['chrf']:.1f}",
+        *shares,
+        f"{figures['length_ratio']:.2f}",
+        share(figures["unfinished"]),
+    ]
+
+
+def _label(runs: list[Run], run: Run, name: str) -> str:
+    """`base`, `checkpoint-100`; with the run's name where there are several."""
+    return name if len(runs) == 1 else f"{run.name}: {name}"
+
+
+def _systems(runs: list[Run]) -> list[System]:
+    """The base without and with its best worked examples, the best checkpoint, and whatever has answered."""
+    systems = []
+    for run in runs:
+        assert run.results is not None
+        own = [entry for entry in run.results.entries if entry["prompt"]["sha256"] == run.results.recipe_prompt]
+        by_name = {entry_name(entry): entry for entry in reversed(own)}
+        outputs = {one.name: one.outputs for one in run.predictions}
+        names = [entry_name(entry) for entry in (run.zero_shot, run.few_shot, run.best) if entry is not None]
+        answered = [name for name in outputs if name not in names]
+        if run.best is not None:  # the best stands last
+            names.insert(len(names) - 1, "")
+        at = names.index("") if "" in names else len(names)
+        names[at : at + 1] = answered
+        for name in names:
+            scores = run.results.rows[by_name[name]["key"]] if name in by_name else []
+            perplexities = {score.id: score.perplexity for score in scores}
+            systems.append(System(_label(runs, run, name), perplexities, outputs.get(name, {})))
+    return systems
+
+
+def _comparison(runs: list[Run]) -> list[Block]:
+    systems = _systems(runs) if runs else []
+    if not systems:
+        return []
+    main = runs[0]
+    assert main.results is not None
+    characters = {score.id: score.characters for score in next(iter(main.results.rows.values()))}
+    by_perplexity = [number for number, system in enumerate(systems) if system.perplexities]
+    orders = ["file order", "systems furthest apart first", "longest output first"]
+    orders += [f"highest perplexity first: {systems[number].label}" for number in by_perplexity]
+    orders += [f"most gained from tuning first: {systems[by_perplexity[-1]].label}"] if len(by_perplexity) > 1 else []
+    cards = []
+    for number, id in enumerate(characters):
+        row = main.rows.get(id)
+        perplexities = [systems[index].perplexities[id] for index in by_perplexity]
+        keys = [float(number), -spread_of(perplexities), -float(characters[id]), *(-value for value in perplexities)]
+        if len(perplexities) > 1:
+            keys.append(math.log(perplexities[-1] / perplexities[0]))
+        reference = None if row is None else row.output
+        cards.append(
+            Card(
+                id=id,
+                direction="other" if row is None else direction_of(row.instruction) or "other",
+                instruction=None if row is None else row.instruction,
+                reference=reference,
+                answers=[
+                    Answer(
+                        system.label,
+                        system.perplexities.get(id),
+                        None if id not in system.outputs else marked(reference, system.outputs[id]),
+                    )
+                    for system in systems
+                ],
+                keys=keys,
+            )
+        )
+    step = max(1, len(cards) // SAMPLE)
+    return [Heading("Row by row"), Answers(cards, orders, cards[::step][:SAMPLE])]
+
+
+def marked(reference: str | None, output: str) -> list[tuple[str, bool]]:
+    """An answer in pieces, each with whether the reference has it otherwise.
+
+    Args:
+        reference: what the answer is compared with; None marks nothing.
+        output: the answer.
+    """
+    if reference is None:
+        return [(output, False)]
+    matcher = difflib.SequenceMatcher(None, reference, output, autojunk=False)
+    return [
+        (output[start:end], operation != "equal")
+        for operation, _, _, start, end in matcher.get_opcodes()
+        if end > start
+    ]

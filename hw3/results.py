@@ -85,15 +85,20 @@ class Results:
         return results
 
     @classmethod
-    def read(cls, folder: Path, recipe_prompt: str) -> Results:
+    def read(cls, folder: Path, recipe_prompt: str, started: str | None) -> Results:
         """The files as they stand, for commands that score nothing.
+
+        Args:
+            folder: `RUN/eval/<file stem>`.
+            recipe_prompt: hash of the run's own prompt.
+            started: when the run began, by its manifest; scores of checkpoints of an earlier one are left behind.
 
         Raises:
             UserError: they cannot be read.
         """
         try:
             stored = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            head = {key: stored[key] for key in ("schema", "run", "started", "data", "settings")}
+            head = {key: stored[key] for key in ("schema", "run", "data", "settings")} | {"started": started}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / RESULTS}: cannot be read ({error}); score again: hw3 eval") from error
         return cls.load(folder, head, recipe_prompt)

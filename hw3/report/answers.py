@@ -32,6 +32,7 @@ class System:
     label: str
     perplexities: dict[str, float]
     outputs: dict[str, str]
+    cut: frozenset[str]
 
 
 def answers_section(runs: list[Run]) -> Section:
@@ -64,16 +65,18 @@ def _quality(runs: list[Run]) -> list[Block]:
             if not copied:
                 baseline = one.quality["copy_input"]
                 copied = [
-                    ["the input, copied", DIRECTIONS[group], *_figures(baseline[group])]
+                    ["the input, copied", DIRECTIONS[group], *_figures(baseline[group], copying=True)]
                     for group in DIRECTIONS
                     if group in baseline
                 ]
     if not rows:
         return []
+    all_rows = [*copied, *rows]
+    strong = {number for number, row in enumerate(all_rows) if row[1] == DIRECTIONS["all"]}
     head = ["answers", "rows", "number", *(name for name, _ in QUALITY)]
     return [
         Heading("Quality"),
-        Table("Quality of the answers, beside copying the input", head, [*copied, *rows], texts=2),
+        Table("Quality of the answers, beside copying the input", head, all_rows, strong, texts=2),
         Facts(QUALITY),
     ]
 
@@ -82,15 +85,15 @@ def _groups(one: Predictions) -> list[str]:
     return [group for group in DIRECTIONS if group in one.quality["groups"]]
 
 
-def _figures(figures: dict[str, Any]) -> list[str]:
-    shares = [share(figures[key]) for key in ("exact_match", "copy_rate")]
+def _figures(figures: dict[str, Any], *, copying: bool = False) -> list[str]:
     return [
         f"{figures['rows']:,}",
         f"{figures['bleu']:.1f}",
         f"{figures['chrf']:.1f}",
-        *shares,
+        share(figures["exact_match"]),
+        "" if copying else share(figures["copy_rate"]),
         f"{figures['length_ratio']:.2f}",
-        share(figures["unfinished"]),
+        "" if copying else share(figures["unfinished"]),
     ]
 
 
@@ -107,6 +110,7 @@ def _systems(runs: list[Run]) -> list[System]:
         own = [entry for entry in run.results.entries if entry["prompt"]["sha256"] == run.results.recipe_prompt]
         by_name = {entry_name(entry): entry for entry in reversed(own)}
         outputs = {one.name: one.outputs for one in run.predictions}
+        cut = {one.name: frozenset(one.quality.get("unfinished_ids", ())) for one in run.predictions}
         names = [entry_name(entry) for entry in (run.zero_shot, run.few_shot, run.best) if entry is not None]
         answered = [name for name in outputs if name not in names]
         if run.best is not None:  # the best stands last
@@ -116,7 +120,9 @@ def _systems(runs: list[Run]) -> list[System]:
         for name in names:
             scores = run.results.rows[by_name[name]["key"]] if name in by_name else []
             perplexities = {score.id: score.perplexity for score in scores}
-            systems.append(System(_label(runs, run, name), perplexities, outputs.get(name, {})))
+            systems.append(
+                System(_label(runs, run, name), perplexities, outputs.get(name, {}), cut.get(name, frozenset()))
+            )
     return systems
 
 
@@ -150,6 +156,7 @@ def _comparison(runs: list[Run]) -> list[Block]:
                         system.label,
                         system.perplexities.get(id),
                         None if id not in system.outputs else marked(reference, system.outputs[id]),
+                        id in system.cut,
                     )
                     for system in systems
                 ],

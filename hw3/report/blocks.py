@@ -95,11 +95,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Answer:
-    """One system on one row: its perplexity of the reference, and its own answer in pieces, (text, differs)."""
+    """One system on one row.
+
+    Attributes:
+        system: its name.
+        perplexity: of the reference; None where it was not scored.
+        pieces: its answer, (text, differs from the reference); None where it has not answered.
+        cut: whether the answer had not ended when the room for it did.
+    """
 
     system: str
     perplexity: float | None
     pieces: list[tuple[str, bool]] | None
+    cut: bool
 
 
 @dataclass(frozen=True)

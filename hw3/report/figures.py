@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
 from hw3.curve import own_entries, spread
-from hw3.report.words import shots
+from hw3.report.words import figure, shots
 from hw3.results import Results
 
 # Multiples of powers of ten to mark on a log axis, the coarsest first that gives enough marks.
@@ -84,7 +84,7 @@ def curve(results: Results, losses: list[tuple[int, float]], width: int) -> Mark
     for entry, place in zip(base, places, strict=True):
         level, name = y(entry["mean_perplexity"]), shots(entry) if entry["shots"] else "base"
         parts.append(_line("level zero" if entry["shots"] == 0 else "level", left, level, width - right, level))
-        parts.append(_text("base", width - right + 6, place + 4, f"{name} {entry['mean_perplexity']:.4g}"))
+        parts.append(_text("base", width - right + 6, place + 4, f"{name} {figure(entry['mean_perplexity'])}"))
     if tuned:
         steps = [x(entry["step"]) for entry in tuned]
         low, high = ([y(entry["mean_perplexity_ci95"][end]) for entry in tuned] for end in (0, 1))
@@ -110,7 +110,7 @@ def curve(results: Results, losses: list[tuple[int, float]], width: int) -> Mark
                 f"best {anchor}",
                 at,
                 min(below, bottom - 4),
-                f"best {best['mean_perplexity']:.4g}, step {best['step']:,}",
+                f"best {figure(best['mean_perplexity'])}, step {best['step']:,}",
             )
         )
     parts.append(_line("frame", left, bottom, width - right, bottom))

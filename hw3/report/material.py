@@ -116,7 +116,8 @@ def read_run(folder: Path) -> Run:
         manifest = read_manifest(folder)
     except ValueError as error:
         raise UserError(f"{folder / 'manifest.json'}: cannot be read ({error})") from error
-    scored = [Results.read(file.parent, recipe.prompt.sha256) for file in sorted(folder.glob(f"eval/*/{RESULTS}"))]
+    found = sorted(folder.glob(f"eval/*/{RESULTS}"))
+    scored = [Results.read(file.parent, recipe.prompt.sha256, manifest.get("started")) for file in found]
     scored = [results for results in scored if results.entries]
     results = _scored_on(scored, recipe.data.eval, manifest.get("data", {}).get("eval", {}).get("sha256"))
     dev = None
@@ -211,7 +212,10 @@ def _predictions(run: Path, results: Results, checkpoints: list[Checkpoint], not
             raise UserError(f"{file}: cannot be read ({error!r}); delete it and predict again: hw3 predict") from error
         if not unchanged:
             notes.append(f"{portable(file)}: changed since it was written, left out")
-        elif quality.get("adapter_sha256") != adapters.get(quality["checkpoint"], quality.get("adapter_sha256")):
+        elif "adapter_sha256" in quality and adapters.get(quality["checkpoint"]) not in (
+            None,
+            quality["adapter_sha256"],
+        ):
             notes.append(f"{portable(file)}: answers of an earlier {quality['checkpoint']}, left out")
         else:
             found.append(Predictions(quality["name"], outputs, quality))

@@ -39,25 +39,27 @@ def scores(run: Run, shown: list[dict[str, Any]]) -> list[Block]:
     reference = best or run.zero_shot or shown[0]
     against = "the tuned model" if reference is best else entry_name(reference)
     draw = interval_scale(shown)
+    several = len({entry["prompt"]["sha256"] for entry in shown}) > 1
     rows: list[list[Any]] = []
     for entry in shown:
         pair = None if entry is reference else pair_of(run, reference, entry)
         directions = [entry["by_direction"].get(key) for key in ("m2c", "c2m")]
         rows.append(
             [
-                "un-tuned" if entry["checkpoint"] is None else f"LoRA, {entry['checkpoint']}",
-                shots(entry),
-                entry["prompt"]["name"],
+                ("un-tuned, " if entry["checkpoint"] is None else f"{entry['checkpoint']}, ") + shots(entry),
+                *([entry["prompt"]["name"]] if several else []),
                 draw(entry),
                 score(entry),
                 *("" if group is None else figure(group["mean_perplexity"]) for group in directions),
                 *(["", ""] if pair is None else [difference(pair), f"{pair.better} / {pair.worse}"]),
             ]
         )
-    head = ["model", "examples", "prompt", "", f"mean perplexity {CI}", DIRECTIONS["m2c"], DIRECTIONS["c2m"]]
+    head = ["model", *(["prompt"] if several else []), "", f"mean perplexity {CI}", "into Classical", "into modern"]
     head += [f"minus {against} {CI}", "rows better / worse"]
     strong = {number for number, entry in enumerate(shown) if entry is best}
-    blocks: list[Block] = [Table("Zero-shot, few-shot and tuned, on the same rows", head, rows, strong, texts=4)]
+    blocks: list[Block] = [
+        Table("Zero-shot, few-shot and tuned, on the same rows", head, rows, strong, texts=2 + several)
+    ]
     blocks.append(
         Text(
             "Differences are paired: the mean over rows of one perplexity minus the other's, with a bootstrap interval "
@@ -101,8 +103,8 @@ def _examples_in_words(run: Run, untuned: list[dict[str, Any]]) -> list[Block]:
         most = max(drawn, key=lambda entry: entry["shots"])
         blocks.append(
             Text(
-                f"Drawn from {run.recipe.data.train} with seed {run.recipe.evaluation.examples_seed}: directions in turn"
-                ", fewer examples a prefix of more, no row whose instruction or output is scored. Rows "
+                f"Drawn from {run.recipe.data.train} with seed {run.recipe.evaluation.examples_seed}: directions in"
+                " turn, fewer examples a prefix of more, no row whose instruction or output is scored. Rows "
                 f"{', '.join(most['example_ids'])}."
             )
         )

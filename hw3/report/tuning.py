@@ -244,7 +244,7 @@ def _groups(run: Run) -> list[Block]:
             figures = [entry[group][key] for entry in shown]
             name = length_group(key) if names is None else names[key]
             rows.append([name, f"{figures[0]['rows']:,}", *(figure(f["mean_perplexity"]) for f in figures)])
-    head = ["", "rows", *("tuned" if entry is run.best else f"un-tuned, {shots(entry)}" for entry in shown)]
+    head = ["output", "rows", *("tuned" if entry is run.best else f"un-tuned, {shots(entry)}" for entry in shown)]
     blocks: list[Block] = [
         Heading("By direction and length of the output"),
         Table("Mean perplexity by direction and by characters of the output", head, rows),

@@ -331,7 +331,7 @@ def test_answers_and_their_quality() -> None:
     assert page.table("Quality of the answers")[1:] == [
         ["the input, copied", "all rows", "4", "18.2", "27.4", "25.0 %", "", "1.10", ""],
         ["checkpoint-10", "all rows", "4", "27.8", "27.4", "25.0 %", "50.0 %", "1.10", "0.0 %"],
-        ["checkpoint-10", "modern to Classical", "2", "30.0", "27.4", "25.0 %", "50.0 %", "1.10", "0.0 %"],
+        ["checkpoint-10", "into Classical", "2", "30.0", "27.4", "25.0 %", "50.0 %", "1.10", "0.0 %"],
     ]
     articles = page.texts["article"]
     assert len(articles) == 4

@@ -11,13 +11,13 @@ from hw3.corpus.templates import direction_of
 from hw3.report.blocks import Answer, Answers, Block, Card, Facts, Heading, Missing, Section, Table, Text
 from hw3.report.material import Predictions, Run, same_rows
 from hw3.report.record import predict_command
-from hw3.report.words import DIRECTIONS, share, spread_of
+from hw3.report.words import DIRECTIONS, INTO, share, spread_of
 from hw3.results import entry_name
 
 SAMPLE = 10  # rows that Markdown shows
 QUALITY = [
     ("BLEU", "character BLEU-4 by sacrebleu, 0 to 100: runs of one to four characters shared with the reference"),
-    ("chrF", "chrF2 by sacrebleu, 0 to 100: the same on runs of up to six, weighing what was missed twice"),
+    ("chrF", "chrF2 by sacrebleu, 0 to 100: runs of up to six characters; what is missed counts twice"),
     ("exact", "share of answers that are the reference"),
     ("copied", "share of answers that are the sentence that was to be translated"),
     ("length", "characters of the answers over characters of the references"),
@@ -61,18 +61,18 @@ def _quality(runs: list[Run]) -> list[Block]:
     for run in runs:
         for one in run.predictions:
             for group in _groups(one):
-                rows.append([_label(runs, run, one.name), DIRECTIONS[group], *_figures(one.quality["groups"][group])])
+                rows.append([_label(runs, run, one.name), INTO[group], *_figures(one.quality["groups"][group])])
             if not copied:
                 baseline = one.quality["copy_input"]
                 copied = [
-                    ["the input, copied", DIRECTIONS[group], *_figures(baseline[group], copying=True)]
+                    ["the input, copied", INTO[group], *_figures(baseline[group], copying=True)]
                     for group in DIRECTIONS
                     if group in baseline
                 ]
     if not rows:
         return []
     all_rows = [*copied, *rows]
-    strong = {number for number, row in enumerate(all_rows) if row[1] == DIRECTIONS["all"]}
+    strong = {number for number, row in enumerate(all_rows) if row[1] == INTO["all"]}
     head = ["answers", "rows", "number", *(name for name, _ in QUALITY)]
     return [
         Heading("Quality"),
@@ -164,7 +164,7 @@ def _comparison(runs: list[Run]) -> list[Block]:
             )
         )
     step = max(1, len(cards) // SAMPLE)
-    return [Heading("Row by row"), Answers(cards, orders, cards[::step][:SAMPLE])]
+    return [Heading("Row by row", "rows"), Answers(cards, orders, cards[::step][:SAMPLE])]
 
 
 def marked(reference: str | None, output: str) -> list[tuple[str, bool]]:

@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading inside a section."""
+    """A heading inside a section; links within the page go to its `id`."""
 
     text: str
+    id: str = ""
     kind: str = "heading"
 
 

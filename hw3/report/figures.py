@@ -61,7 +61,8 @@ def curve(results: Results, losses: list[tuple[int, float]], width: int) -> Mark
     line = [*(entry for entry in base if entry["shots"] == 0), *tuned]
     best = results.best_entry()
 
-    left, right, top, upper, lower = 44, 96, 24, 260, 84
+    labels = [f"{shots(e) if e['shots'] else 'base'} {figure(e['mean_perplexity'])}" for e in base]
+    left, right, top, upper, lower = 44, 12 + 7 * max((len(label) for label in labels), default=0), 24, 260, 84
     bottom = top + upper
     height = bottom + 44 + (lower + 30 if losses else 0)
     values = [entry["mean_perplexity"] for entry in (*base, *line, *dev)]
@@ -81,10 +82,10 @@ def curve(results: Results, losses: list[tuple[int, float]], width: int) -> Mark
         parts.append(_line("grid", left, y(value), width - right, y(value)))
         parts.append(_text("tick end", left - 6, y(value) + 4, f"{value:g}"))
     places = spread([y(entry["mean_perplexity"]) for entry in base], _LABEL_GAP)
-    for entry, place in zip(base, places, strict=True):
-        level, name = y(entry["mean_perplexity"]), shots(entry) if entry["shots"] else "base"
+    for entry, label, place in zip(base, labels, places, strict=True):
+        level = y(entry["mean_perplexity"])
         parts.append(_line("level zero" if entry["shots"] == 0 else "level", left, level, width - right, level))
-        parts.append(_text("base", width - right + 6, place + 4, f"{name} {figure(entry['mean_perplexity'])}"))
+        parts.append(_text("base", width - right + 6, place + 4, label))
     if tuned:
         steps = [x(entry["step"]) for entry in tuned]
         low, high = ([y(entry["mean_perplexity_ci95"][end]) for entry in tuned] for end in (0, 1))

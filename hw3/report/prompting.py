@@ -11,7 +11,7 @@ from hw3.report.blocks import Block, Code, Heading, Missing, Table, Text
 from hw3.report.figures import interval_scale
 from hw3.report.material import Run, pair_of, prompt_file
 from hw3.report.record import evaluate_command
-from hw3.report.words import CI, DIRECTIONS, certain, difference, figure, score, shots
+from hw3.report.words import CI, DIRECTIONS, INTO, certain, difference, figure, score, shots
 from hw3.results import entry_name
 from hw3.rows import file_sha256, read_rows
 
@@ -54,7 +54,7 @@ def scores(run: Run, shown: list[dict[str, Any]]) -> list[Block]:
                 *(["", ""] if pair is None else [difference(pair), f"{pair.better} / {pair.worse}"]),
             ]
         )
-    head = ["model", *(["prompt"] if several else []), "", f"mean perplexity {CI}", "into Classical", "into modern"]
+    head = ["model", *(["prompt"] if several else []), "", f"mean perplexity {CI}", INTO["m2c"], INTO["c2m"]]
     head += [f"minus {against} {CI}", "rows better / worse"]
     strong = {number for number, entry in enumerate(shown) if entry is best}
     blocks: list[Block] = [
@@ -71,13 +71,17 @@ def scores(run: Run, shown: list[dict[str, Any]]) -> list[Block]:
 
 
 def untuned_and_best(run: Run) -> list[dict[str, Any]]:
-    """The base under every prompt, the recipe's first, then the best checkpoint under whatever it was scored with."""
+    """The base under every prompt, the recipe's first, the best checkpoint likewise, and adapters from elsewhere."""
     assert run.results is not None
     own = run.results.recipe_prompt
-    entries = sorted(run.results.entries, key=lambda entry: (entry["prompt"]["sha256"] != own, entry["prompt"]["name"]))
+    entries = sorted(
+        run.results.entries,
+        key=lambda entry: (entry["prompt"]["sha256"] != own, entry["prompt"]["name"], bool(entry["example_ids"])),
+    )
     untuned = [entry for entry in entries if entry["checkpoint"] is None]
-    best = None if run.best is None else run.best["checkpoint"]
-    return untuned + [entry for entry in entries if best is not None and entry["checkpoint"] == best]
+    tuned = [entry for entry in entries if entry["checkpoint"] is not None]
+    best = [entry for entry in tuned if run.best is not None and entry["checkpoint"] == run.best["checkpoint"]]
+    return [*untuned, *best, *(entry for entry in tuned if not entry["checkpoint"].startswith("checkpoint-"))]
 
 
 def _examples_in_words(run: Run, untuned: list[dict[str, Any]]) -> list[Block]:

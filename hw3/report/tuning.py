@@ -9,6 +9,7 @@ from typing import Any
 
 from trl import SFTConfig
 
+from hw3.curve import own_entries
 from hw3.recipe import Recipe
 from hw3.report.blocks import Block, Curve, Facts, Heading, Missing, Table, Text
 from hw3.report.figures import curve, interval_scale
@@ -30,7 +31,7 @@ def tuning(run: Run, out: Path) -> list[Block]:
     title = "The prompt, the same in training, scoring and generation"
     blocks.append(prompt_code(title, run.recipe.prompt, [], folded=False))
     blocks += [Heading("Final score"), *final(run)]
-    blocks += [Heading("Learning curve"), *learning_curve(run, out), *_groups(run)]
+    blocks += [Heading("Learning curve", "learning-curve"), *learning_curve(run, out), *_groups(run)]
     return blocks
 
 
@@ -172,12 +173,27 @@ def final(run: Run) -> list[Block]:
         )
     else:
         blocks.append(Text(f"The checkpoint was chosen on {chosen_on}, so this file had no part in it.", aside=True))
+    if run.others:
+        blocks.append(_other_files(run, best))
     if best["unknown_tokens"]:
         part = share(best["unknown_tokens"] / best["tokens"])
         blocks.append(
             Text(f"{best['unknown_tokens']:,} output tokens ({part}) are unknown to the tokenizer.", aside=True)
         )
     return blocks
+
+
+def _other_files(run: Run, best: dict[str, Any]) -> Table:
+    """The same checkpoint on whatever else has been scored."""
+    rows: list[list[Any]] = []
+    for results in run.others:
+        base, tuned = own_entries(results)
+        zero = next((entry for entry in base if entry["shots"] == 0), None)
+        same = next((entry for entry in tuned if entry["checkpoint"] == best["checkpoint"]), None)
+        scores = ["not scored" if entry is None else score(entry) for entry in (zero, same)]
+        rows.append([results.head["data"]["path"], f"{results.head['data']['rows']:,}", *scores])
+    head = ["file", "rows", f"un-tuned, zero-shot {CI}", f"step {best['step']:,} {CI}"]
+    return Table("The same checkpoint on other files", head, rows)
 
 
 def learning_curve(run: Run, out: Path) -> list[Block]:
@@ -197,11 +213,12 @@ def learning_curve(run: Run, out: Path) -> list[Block]:
         return blocks
     rows: list[list[Any]] = []
     draw = interval_scale(run.tuned)
+    mark = "chosen" if dev else "best"
     for entry in run.tuned:
         pair = None if entry is best else pair_of(run, best, entry)
         rows.append(
             [
-                f"{entry['step']:,}" + (" (best)" if entry is best else ""),
+                f"{entry['step']:,}" + (f" ({mark})" if entry is best else ""),
                 draw(entry),
                 score(entry),
                 figure(entry["median_perplexity"]),
@@ -212,7 +229,7 @@ def learning_curve(run: Run, out: Path) -> list[Block]:
         )
     strong = {number for number, entry in enumerate(run.tuned) if entry is best}
     head = ["step", "", f"mean {CI}", "median row", "token", "bits a character"]
-    head += [f"minus the best {CI}", "rows better / worse"]
+    head += [f"minus the {mark} {CI}", "rows better / worse"]
     blocks.append(Table("Perplexity by checkpoint", head, rows, strong, texts=2, folded=len(rows) > FOLD_TABLES_FROM))
     last = run.tuned[-1]
     if last is not best:

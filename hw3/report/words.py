@@ -10,6 +10,8 @@ from hw3.statistics import PairedDifference
 CI = "[95\u00a0%]"  # in the head of a column
 DIRECTIONS = {"all": "all rows", "m2c": "modern to Classical", "c2m": "Classical to modern", "other": "other wording"}
 
+INTO = DIRECTIONS | {"m2c": "into Classical", "c2m": "into modern"}  # where there is little room
+
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """`1 row`, `1,200 rows`, `2 processes`."""

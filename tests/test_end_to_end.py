@@ -76,3 +76,11 @@ def test_help_lists_every_target() -> None:
     shown = make("help")
     for target in ("train", "eval", "shots", "check", "lint", "test", "test-slow"):
         assert f"make {target} " in shown
+
+
+def test_the_report_holds_the_best_score(run: Path, results: dict) -> None:
+    make("report", f"RUN={run}")
+    best = results["best"]
+    for name in ("report.html", "report.md"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert f"{best['mean_perplexity']:.2f} [" in text and f"tuned, step {best['step']}" in text

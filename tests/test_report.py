@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from markdown_it import MarkdownIt
 
 from hw3.cli import main
 from hw3.recipe import load_recipe
-from hw3.report.answers import marked
-from hw3.report.render import fence, markdown
+from hw3.report.answers import evenly, marked
+from hw3.report.render import fence, markdown, visible
 from hw3.results import _SCHEMA
 
 HOSTILE = "<script>alert(1)</script></script>{{7*7}}{% raw %}\"'`|](javascript:x)<!--\u202eevil"
@@ -463,6 +464,36 @@ def test_one_tokenizer_compares_perplexities_and_other_rows_nothing() -> None:
     assert "data/eval.json is not here as it was scored" in page.texts["body"][0]
 
 
+def test_a_dev_file_chooses_and_is_drawn() -> None:
+    run = make_run(Path("outputs/a"))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    dev = write(Path("data/dev.json"), four_rows())
+    recipe["data"]["dev"] = str(dev)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+    shutil.copytree(run / "eval/eval", run / "eval/dev")
+    scored = json.loads((run / "eval/dev/results.json").read_text(encoding="utf-8"))
+    scored["data"] |= {"path": "data/dev.json", "sha256": "of the dev file"}
+    for one in scored["entries"]:
+        if one["checkpoint"] == "checkpoint-20":
+            one |= {"mean_perplexity": 5.0, "mean_perplexity_ci95": [4.0, 6.0]}
+    write(run / "eval/dev/results.json", scored)
+    page, _ = report(run)
+    assert [row[0] for row in page.table("Perplexity by checkpoint")] == ["step", "10", "20 (chosen)"]
+    assert page.table("The same checkpoint on other files")[1:] == [
+        ["data/dev.json", "4", "30.00 [28.00, 32.00]", "5.00 [4.00, 6.00]"]
+    ]
+    assert "The checkpoint was chosen on data/dev.json, so this file had no part in it." in page.texts["body"][0]
+    assert page.texts["title"].count("dev, step 20: 5.000 [4.00, 6.00]") == 2
+    # One command scores both files.
+    commands = next(code for code in page.texts["code"] if code.startswith("accelerate launch"))
+    assert commands.count("hw3 eval") == 2 and "--data" not in commands
+
+
+def test_the_sample_is_of_both_directions() -> None:
+    assert evenly(3, 10) == [0, 1, 2]
+    assert evenly(144, 10) == [0, 16, 32, 48, 64, 79, 95, 111, 127, 143]
+
+
 def test_missing_parts_say_which_command_makes_them() -> None:
     shots = make_run(Path("outputs/shots"), names=("base", "base+2"), trained=False)
     page, text = report(shots)
@@ -494,15 +525,18 @@ def test_an_answer_in_pieces_is_the_answer(reference: str, output: str) -> None:
     assert marked(output, output) == ([(output, False)] if output else [])
 
 
-_PRINTABLE = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1)
+def test_invisible_characters_are_spelled_out() -> None:
+    assert visible("a\u202eb\u200bc\x00d\ud800e\u2028f\n\tg齣") == r"a\u202eb\u200bc\u0000d\ud800e\u2028f" + "\n\tg齣"
+
+
+_PRINTABLE = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Cf", "Zs", "Zl", "Zp")), min_size=1)
 
 
 @given(_PRINTABLE)
 def test_markdown_shows_text_as_it_stands(text: str) -> None:
     (paragraph, inline, _) = MarkdownIt("commonmark").enable("table").parse(str(markdown(text)))
     assert paragraph.type == "paragraph_open"
-    shown = "".join(child.content for child in inline.children)
-    assert shown == re.sub("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", lambda f: f"\\u{ord(f[0]):04x}", text)
+    assert "".join(child.content for child in inline.children) == text
 
 
 @given(st.lists(st.sampled_from(["`", "```", "~~~", "text", "\n"])).map("".join))

@@ -163,8 +163,18 @@ def _comparison(runs: list[Run]) -> list[Block]:
                 keys=keys,
             )
         )
-    step = max(1, len(cards) // SAMPLE)
-    return [Heading("Row by row", "rows"), Answers(cards, orders, cards[::step][:SAMPLE])]
+    sample = [cards[place] for place in evenly(len(cards), SAMPLE)]
+    return [Heading("Row by row", "rows"), Answers(cards, orders, sample)]
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Places evenly spaced from the first of `count` to the last; all where there are no more than `wanted`.
+
+    No fixed step: rows often come in pairs, and every other one would be of the same direction.
+    """
+    if count <= wanted:
+        return list(range(count))
+    return [round(number * (count - 1) / (wanted - 1)) for number in range(wanted)]
 
 
 def marked(reference: str | None, output: str) -> list[tuple[str, bool]]:

@@ -16,15 +16,15 @@ from hw3.report.blocks import Block, Section
 
 # Characters that mean something anywhere; what makes a link; what makes a list, a heading or a box at the beginning.
 _MARKDOWN = re.compile(r"([\\`*_<>&|~$]|\](?=[(\[])|^[-+=#\[]|(?<=^\d)[.)](?=\s))")
-# Invisible, and able to change the order in which the text around them is shown.
-_BIDI = {chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+# Control, formatting (the bidirectional ones among them), half a surrogate pair, line and paragraph separators.
+_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def visible(text: str) -> str:
-    """Text whose control and bidirectional characters are spelled out (`\\u202e`), since nobody would see them."""
+    """Text whose invisible characters are spelled out (`\\u202e`): they could turn the text around them about."""
     return "".join(
         f"\\u{ord(character):04x}"
-        if character in _BIDI or (unicodedata.category(character) == "Cc" and character not in "\n\t")
+        if unicodedata.category(character) in _INVISIBLE and character not in "\n\t"
         else character
         for character in text
     )

@@ -84,7 +84,7 @@ def make_run(
         "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
         "prompt": {
             "system": f"你是翻譯。{marker}",
-            "turn": "問：{instruction}\n答：",
+            "turn": "問：{instruction}\n\n\n答：",
             "examples": [
                 {"instruction": "天雨。\n翻譯成現代文：", "output": "下雨了。"},
                 {"instruction": "下雨了。\n翻譯成文言文：", "output": f"天雨。{marker}"},
@@ -289,7 +289,7 @@ def test_figures_stand_in_their_cells() -> None:
         ["score", "data/eval.json", sha256(Path("data/eval.json"))[:12], "120"],
     ]
     body = page.texts["body"][0]
-    assert "20 optimizer steps of 6 rows are 120 rows, 4,321 tokens: 1.0 times through" in body
+    assert "20 optimizer steps of 6 rows are 120 rows, 4,321 tokens with their prompts: 1.0 times through" in body
     assert "LoRA adapters of rank 8" in body and "1,000 parameters beside the base's 50,000 (2.0 %)" in body
     assert "The first 2 of the 2 worked examples" in body and "None of them is among the scored rows." in body
     assert "lowers the un-tuned score by 18.00, from 30.00 to 12.00" in body
@@ -307,8 +307,9 @@ def test_figures_stand_in_their_cells() -> None:
         "hw3 report outputs/a",
     ]
     prompts = [code for code in page.texts["code"] if code.startswith("你是翻譯。")]
-    assert prompts[0] == "你是翻譯。\n問：{instruction}\n答："
-    assert prompts[2].startswith("你是翻譯。\n問：天雨。\n翻譯成現代文：\n答：下雨了。\n\n問：下雨了。")
+    assert prompts[0] == "你是翻譯。\n問：{instruction}\n\n\n答："
+    assert "你是翻譯。\n問：{instruction}\n\n\n答：\n```\n" in text
+    assert prompts[2].startswith("你是翻譯。\n問：天雨。\n翻譯成現代文：\n\n\n答：下雨了。\n\n問：下雨了。")
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     cells = [token.content for token in tokens if token.type == "inline"]
     at = cells.index("checkpoint-10, zero-shot")
@@ -347,7 +348,7 @@ def test_answers_and_their_quality() -> None:
     assert orders == [
         "file order", "systems furthest apart first", "longest output first", "highest perplexity first: base",
         "highest perplexity first: base+2", "highest perplexity first: checkpoint-10",
-        "most gained from tuning first: checkpoint-10",
+        "most gained from tuning first",
     ]  # fmt: skip
     assert keys[3].split() == ["3", f"{-math.log(8):.5g}", "-5", "-64", "-16", "-8", f"{math.log(1 / 8):.5g}"]
     assert [dict(a)["data-direction"] for tag, a in page.tags if tag == "article"] == ["c2m", "m2c", "c2m", "m2c"]

@@ -108,16 +108,15 @@ def _systems(runs: list[Run]) -> list[System]:
     for run in runs:
         assert run.results is not None
         own = [entry for entry in run.results.entries if entry["prompt"]["sha256"] == run.results.recipe_prompt]
-        by_name = {entry_name(entry): entry for entry in reversed(own)}
+        # Answers are made with the prompt's own examples, so drawn ones are no part of this.
+        by_name = {entry_name(entry): entry for entry in own if not entry["example_ids"]}
+        few = [entry for entry in run.untuned if entry["shots"] and not entry["example_ids"]]
+        few = sorted(few, key=lambda entry: entry["mean_perplexity"])[:1]
         outputs = {one.name: one.outputs for one in run.predictions}
         cut = {one.name: frozenset(one.quality.get("unfinished_ids", ())) for one in run.predictions}
-        names = [entry_name(entry) for entry in (run.zero_shot, run.few_shot, run.best) if entry is not None]
-        answered = [name for name in outputs if name not in names]
-        if run.best is not None:  # the best stands last
-            names.insert(len(names) - 1, "")
-        at = names.index("") if "" in names else len(names)
-        names[at : at + 1] = answered
-        for name in names:
+        untuned = [entry_name(entry) for entry in (run.zero_shot, *few) if entry is not None]
+        best = [] if run.best is None else [entry_name(run.best)]
+        for name in dict.fromkeys([*untuned, *(name for name in outputs if name not in best), *best]):
             scores = run.results.rows[by_name[name]["key"]] if name in by_name else []
             perplexities = {score.id: score.perplexity for score in scores}
             systems.append(
@@ -136,14 +135,18 @@ def _comparison(runs: list[Run]) -> list[Block]:
     by_perplexity = [number for number, system in enumerate(systems) if system.perplexities]
     orders = ["file order", "systems furthest apart first", "longest output first"]
     orders += [f"highest perplexity first: {systems[number].label}" for number in by_perplexity]
-    orders += [f"most gained from tuning first: {systems[by_perplexity[-1]].label}"] if len(by_perplexity) > 1 else []
+    gained: dict[str, float] = {}
+    if main.zero_shot is not None and main.best is not None:
+        orders.append("most gained from tuning first")
+        before, after = (main.results.rows[entry["key"]] for entry in (main.zero_shot, main.best))
+        gained = {a.id: math.log(b.perplexity / a.perplexity) for a, b in zip(after, before, strict=True)}
     cards = []
     for number, id in enumerate(characters):
         row = main.rows.get(id)
         perplexities = [systems[index].perplexities[id] for index in by_perplexity]
         keys = [float(number), -spread_of(perplexities), -float(characters[id]), *(-value for value in perplexities)]
-        if len(perplexities) > 1:
-            keys.append(math.log(perplexities[-1] / perplexities[0]))
+        if gained:
+            keys.append(-gained[id])
         reference = None if row is None else row.output
         cards.append(
             Card(

@@ -64,9 +64,10 @@ def to_markdown(title: str, lead: list[Block], sections: list[Section]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else markdown(str(value)),
     )
-    environment.filters |= {"fence": fence, "link": link, "shown": _shown}
+    # Lines of code keep their distance when empty lines between blocks are taken out; no text holds a NUL.
+    environment.filters |= {"fence": lambda text: fence(text).replace("\n", "\0"), "link": link, "shown": _shown}
     text = environment.get_template("page.md").render(title=title, lead=lead, sections=sections)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text).replace("\0", "\n").strip() + "\n"
 
 
 def markdown(text: str) -> Markup:

@@ -54,7 +54,7 @@ def _data(run: Run) -> list[Block]:
     if run.checkpoints and run.manifest:
         step, per_step = run.checkpoints[-1].step, run.recipe.rows_per_step
         passes = step / max(1, run.manifest["data"]["train"]["rows"] // per_step)
-        tokens = f", {run.tokens:,} tokens" if run.tokens else ""
+        tokens = f", {run.tokens:,} tokens with their prompts" if run.tokens else ""
         blocks.append(
             Text(
                 f"{plural(step, 'optimizer step')} of {plural(per_step, 'row')} are {step * per_step:,} rows{tokens}: "

@@ -17,7 +17,7 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
-.PHONY: help train eval shots predict compare pack export check base bench lint format test test-slow
+.PHONY: help train eval shots predict compare report pack export check base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -49,6 +49,9 @@ pack: $(ready)  ## the homework's submission folder, checked as its grader would
 
 export: $(ready)  ## the adapter merged into its base, a model of its own: RUN= OUT= CHECKPOINT=
 	$(bin)hw3 export $(RUN) --checkpoint $(CHECKPOINT) $(if $(OUT),--out $(OUT))
+
+report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a outputs/b", the main run first
+	$(bin)hw3 report $(or $(RUNS),$(RUN))
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)

@@ -149,7 +149,8 @@ def evaluate_run(
         target.results.write()
         print_results(target.results, against, recipe.evaluation)
         picture = target.results.folder / "learning_curve.png"
-        if target.results.entries and (target.results.changed or not picture.exists()):
+        changed = target.results.changed or targets[0].results.changed  # a dev file's scores are drawn too
+        if target.results.entries and (changed or not picture.exists()):
             draw_curve(target.results, run, picture)
         print(f"{portable(target.results.folder)}/: results.json, rows.parquet, learning_curve.png")
     return 0

@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--rows", type=int, default=10, metavar="N", help="how many rows; 0 for all")
     compare.add_argument("--data", type=Path, metavar="FILE", help="the rows, where several files were answered")
 
+    report = _command(commands, "report", _report, "one HTML page and one Markdown file, from results files alone")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the main run first")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the first run's folder")
+
     check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
@@ -193,6 +197,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     from hw3.compare import compare_runs
 
     return compare_runs(arguments.runs, ids=arguments.id, data=arguments.data, most=arguments.rows)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from hw3.report import write_report
+
+    return write_report(arguments.runs, arguments.out)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -84,6 +84,25 @@ class Results:
         )
         return results
 
+    @classmethod
+    def read(cls, folder: Path, recipe_prompt: str, started: str | None) -> Results:
+        """The files as they stand, for commands that score nothing.
+
+        Args:
+            folder: `RUN/eval/<file stem>`.
+            recipe_prompt: hash of the run's own prompt.
+            started: when the run began, by its manifest; scores of checkpoints of an earlier one are left behind.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        try:
+            stored = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            head = {key: stored[key] for key in ("schema", "run", "data", "settings")} | {"started": started}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / RESULTS}: cannot be read ({error}); score again: hw3 eval") from error
+        return cls.load(folder, head, recipe_prompt)
+
     def _keep(self, entries: list[dict[str, Any]]) -> None:
         self.entries = entries
         keys = {entry["key"] for entry in entries}
@@ -184,7 +203,8 @@ def print_results(results: Results, against: str | None, settings: EvaluationSec
     print(f"\n{data['rows']} rows of {data['path']}")
     print(
         f"{'':<16}  {'shots':>5}  {'prompt':<14}  {'mean ppl':>9}  {'95 % interval':>19}  {'token ppl':>9}  "
-        f"{'bits/char':>9}" + (f"  against {_name(reference)}: difference, interval, better/worse" if reference else "")
+        f"{'bits/char':>9}"
+        + (f"  against {entry_name(reference)}: difference, interval, better/worse" if reference else "")
     )
     for entry in results.entries:
         low, high = entry["mean_perplexity_ci95"]
@@ -204,7 +224,7 @@ def print_results(results: Results, against: str | None, settings: EvaluationSec
         )
     if reference is None:
         return
-    print(f"\n{_name(reference)} by direction and output length:")
+    print(f"\n{entry_name(reference)} by direction and output length:")
     for name, group in [*reference["by_direction"].items(), *reference["by_length"].items()]:
         name = {"m2c": "modern to Classical", "c2m": "Classical to modern"}.get(name, f"{name} characters")
         print(f"  {name:<20}  {group['mean_perplexity']:>9.3f}  {group['rows']} rows")
@@ -223,13 +243,13 @@ def _reference(results: Results, against: str | None) -> dict[str, Any] | None:
     if against is None:
         return results.best_entry() or next(iter(results.entries), None)
     for entry in results.entries:
-        if _name(entry) == against:
+        if entry_name(entry) == against:
             return entry
-    names = ", ".join(dict.fromkeys(map(_name, results.entries)))
+    names = ", ".join(dict.fromkeys(map(entry_name, results.entries)))
     raise UserError(f"--against {against}: nothing of that name has been scored; there are {names}")
 
 
-def _name(entry: dict[str, Any]) -> str:
+def entry_name(entry: dict[str, Any]) -> str:
     """`base`, `base+4` with four worked examples, `checkpoint-100`."""
     name = entry["checkpoint"] or "base"
     return f"{name}+{entry['shots']}" if entry["shots"] else name

@@ -141,7 +141,7 @@ def test_a_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: P
         "import os, signal, sys\n"
         "from hw3.trainer import StopOnSignal\n"
         "stop = StopOnSignal(None)\n"
-        "stop.install()\n"
+        "stop.installed().__enter__()\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('one', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"

@@ -103,3 +103,11 @@ def test_the_run_is_exported(run: Path, results: dict, capsys: pytest.CaptureFix
     after = float(re.search(r"([\d.]+) after", capsys.readouterr().out)[1])
     assert after == pytest.approx(results["best"]["mean_perplexity"], rel=1e-4)
     assert (run.with_name("tiny-qlora-export") / "model.safetensors").is_file()
+
+
+def test_the_report_holds_the_best_score(run: Path, results: dict) -> None:
+    make("report", f"RUN={run}")
+    best = results["best"]
+    for name in ("report.html", "report.md"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert f"{best['mean_perplexity']:.2f} [" in text and f"tuned, step {best['step']}" in text

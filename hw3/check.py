@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
-from hw3.model import load_tokenizer
-from hw3.recipe import Recipe
+from hw3.model import load_config, load_tokenizer, parameter_counts
+from hw3.recipe import Recipe, StepLayout, step_layout
+from hw3.speed import GIB, PARTS, choose_speed
 from hw3.train import plan_run, read_data
 
 GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
@@ -37,19 +41,20 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1) 
     try:
         plan = plan_run(recipe, run, processes)
     except UserError as error:
-        _show_rows(recipe, mask_rows, error)
+        _show_rows(recipe, mask_rows, processes, error)
         raise
-    _show_rows(recipe, mask_rows)
+    _show_rows(recipe, mask_rows, processes)
     print("\n".join(plan.notes))
     if plan.resume is not None:
         print(f"{run}: {'complete' if plan.done else 'would go on'} at step {plan.resume.step}")
     return 0
 
 
-def _show_rows(recipe: Recipe, mask_rows: int, known: UserError | None = None) -> None:
-    """Lengths and masks, as far as data and tokenizer can be read; `known` has said already what cannot."""
+def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError | None = None) -> None:
+    """Lengths, speeds and masks, as far as data and model can be read; `known` has said already what cannot."""
     try:
-        data, tokenizer = read_data(recipe), load_tokenizer(recipe.model)
+        data, tokenizer, config = read_data(recipe), load_tokenizer(recipe.model), load_config(recipe.model)
+        layout, (trained, _) = step_layout(recipe, processes), parameter_counts(recipe, config)
     except UserError:
         if known is None:
             raise
@@ -57,10 +62,34 @@ def _show_rows(recipe: Recipe, mask_rows: int, known: UserError | None = None) -
     encoder = Encoder(tokenizer, recipe.prompt)
     encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
     _print_lengths(recipe, encoded, tokenizer.unk_token_id)
+    if not recipe.training.get("use_cpu"):
+        lengths = [(len(row), len(row.output_ids)) for row in encoded["train"] if len(row) <= recipe.data.max_length]
+        _print_speeds(recipe, layout, config, trained, lengths)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
     if recipe.prompt.turn.endswith(" "):
         print("note: the prompt ends with a space; most vocabularies write a word's space before the word")
+
+
+def _print_speeds(
+    recipe: Recipe, layout: StepLayout, config: Any, trained: int, lengths: list[tuple[int, int]]
+) -> None:
+    """Memory of a step under each `speed`, by part, and what each chooses: on this GPU, or one that is large enough."""
+    here = torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if here else None
+    print(f"{'GiB a GPU':<12}{'in all':>8}" + "".join(f"{name:>13}" for name in PARTS))
+    notes = []
+    for speed in ("auto", "plain", "lean"):
+        chosen = choose_speed(
+            dataclasses.replace(recipe, speed=speed), layout, config, trained, lengths, torch.device("cuda"), free
+        )
+        parts = "".join(f"{getattr(chosen.memory, name) / GIB:>13.1f}" for name in PARTS)
+        print(f"{speed:<12}{chosen.memory.total / GIB:>8.1f}{parts}")
+        notes += chosen.notes
+    where = (
+        f"with {free / GIB:.1f} GiB free" if free is not None else "on a GPU with memory enough (there is none here)"
+    )
+    print("\n".join([where, *notes]) + "\n")
 
 
 def masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, colour: bool) -> str:

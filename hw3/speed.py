@@ -19,6 +19,7 @@ HEADROOM = 0.15  # of a GPU's memory that the captured step leaves free: other p
 # AdamW with float32 states, the same update in each: the recipe's choice among them is one of memory and speed.
 FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
 EQUAL_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
+PARTS = ("weights", "adapters", "optimizer", "activations", "head")
 CONTEXT = 0.6 * GIB  # CUDA's context and the graphs, outside of PyTorch's count
 
 
@@ -35,7 +36,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        return self.weights + self.adapters + self.optimizer + self.activations + self.head
+        return sum(getattr(self, part) for part in PARTS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def memory_of(
         head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
     else:
         head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
-    moments = 2 if "8bit" in optim else 8
+    # Paged states are CUDA's managed memory, which moves to the CPU when the card is full; PyTorch does not count it.
+    moments = 0 if optim.startswith("paged") else 2 if "8bit" in optim else 8
     return Memory(weights, adapters, moments * trained, tokens * kept, head)
 
 
@@ -273,8 +275,5 @@ def _changes(recipe: Recipe, written: Speed, chosen: Speed) -> list[str]:
 
 
 def _in_words(memory: Memory) -> str:
-    parts = ", ".join(
-        f"{name} {getattr(memory, name) / GIB:.1f}"
-        for name in ("weights", "adapters", "optimizer", "activations", "head")
-    )
+    parts = ", ".join(f"{part} {getattr(memory, part) / GIB:.1f}" for part in PARTS)
     return f"  about {memory.total / GIB:.1f} GiB a GPU: {parts}"

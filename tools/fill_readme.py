@@ -90,7 +90,7 @@ def train_step() -> str:
     )
     lines += [
         "",
-        f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product reached there.",
+        f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product gave there.",
         f"Compiling and capturing took {auto['seconds_capturing']:.0f} s before the first step.",
         f"On the small model, losses of {same['steps']} captured steps differ from TRL's by {captured:.2%} on average,",
         f"those of TRL's own runs in two batch layouts by {plain:.2%} (`benchmarks/equivalence.py`).",

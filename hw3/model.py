@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import bitsandbytes as bnb
@@ -15,6 +16,8 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import Linear4bit as PeftLinear4bit
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -240,6 +243,15 @@ class BadAdapter(Exception):
     """A checkpoint's adapter is incomplete, empty or inert, so scoring it would score the base."""
 
 
+def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> torch.Tensor:
+    """PEFT's forward of a LoRA layer, for no gradients: the float32 share is added and rounded in one pass, not three.
+
+    The same for a 4-bit layer, where PEFT rounds the share to 16 bits before it adds it.
+    """
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    return layer.base_layer(x).add_(b(a(x.to(a.weight.dtype))), alpha=layer.scaling["default"])
+
+
 class AdapterSlot:
     """Room for one adapter in a base model: each load takes the place of the one before.
 
@@ -281,6 +293,9 @@ class AdapterSlot:
             count = len(missing) + len(outcome.unexpected_keys)
             raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
         self._peft.eval()
+        for layer in self._peft.modules():
+            if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant:
+                layer.forward = MethodType(_forward_in_place, layer)
 
     def merge(self) -> PreTrainedModel:
         """The base with the adapter's share added to its plain weights; the slot is used up.

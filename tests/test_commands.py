@@ -37,6 +37,20 @@ from hw3.model import device_problems
 sys.exit(main(sys.argv[1:]))
 """
 
+# Ends itself with SIGKILL when the third entry has been scored and not yet written.
+KILLED_IN_A_SWEEP = """
+import os, signal, sys
+from hw3.results import Results
+add = Results.add
+def killed(self, entry, scores):
+    if len(self.entries) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, entry, scores)
+Results.add = killed
+from hw3.cli import main
+main(sys.argv[1:])
+"""
+
 
 def hw3(*words: str | Path, expected: int = 0) -> tuple[str, str]:
     """Run a command in this process, seconds of imports spared; returns what it printed."""
@@ -141,11 +155,11 @@ def test_a_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: P
         "import os, signal, sys\n"
         "from hw3.trainer import StopOnSignal\n"
         "stop = StopOnSignal(None)\n"
-        "stop.installed().__enter__()\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "print('one', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGINT)\n"
-        "print('two', flush=True)\n"
+        "with stop.installed():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('one', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('two', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.returncode, done.stdout) == (130, "one\n")
@@ -318,6 +332,39 @@ def test_a_new_run_in_the_folder_forgets_the_old_scores(mini_recipe: Path, strai
     assert "1 of 2 entries to score" in shown
     results = json.loads((straight / "eval/eval/results.json").read_text())
     assert [entry["checkpoint"] for entry in results["entries"]] == [None, "checkpoint-4"]
+
+
+def test_a_sweep_that_is_killed_loses_one_entry(straight: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(straight, killed)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_SWEEP, "eval", str(killed)], capture_output=True, env=ENVIRONMENT,
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    kept = json.loads((killed / "eval/eval/results.json").read_text())["entries"]
+    assert [entry["checkpoint"] for entry in kept] == [None, "checkpoint-4"]
+    shown, _ = hw3("eval", killed)
+    assert "2 of 4 entries to score" in shown
+    hw3("eval", straight)
+    results = [json.loads((run / "eval/eval/results.json").read_text()) for run in (killed, straight)]
+    for result in results:
+        del result["run"]
+        for entry in result["entries"]:
+            del entry["seconds"]
+    assert results[0] == results[1] and results[0]["entries"][:2] == [
+        {key: value for key, value in entry.items() if key != "seconds"} for entry in kept
+    ]
+
+
+def test_prompts_are_compared(straight: Path) -> None:
+    prompts = [REPOSITORY / f"recipes/prompts/{name}.yaml" for name in ("bare", "course_default")]
+    hw3("eval", straight, "--base-only", "--prompt", *prompts)
+    entries = json.loads((straight / "eval/eval/results.json").read_text())["entries"]
+    assert [entry["prompt"]["name"] for entry in entries] == ["bare", "course_default", "recipe"]
+    assert len({entry["mean_perplexity"] for entry in entries}) == 3
+    shown, _ = hw3("eval", straight, "--base-only", "--prompt", *prompts)
+    assert "to score" not in shown
 
 
 def test_dev_chooses_and_eval_reports(mini_recipe: Path, tmp_path: Path) -> None:

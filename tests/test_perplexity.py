@@ -149,6 +149,22 @@ def test_dequantized_once_is_the_same_bit_for_bit(mini_recipe: Path, rows: list[
     assert score_rows(plain, rows, tokens_per_batch=200) == score_rows(packed, rows, tokens_per_batch=200)
 
 
+def test_dequantized_once_is_the_same_with_an_adapter_in_bfloat16(
+    mini_recipe: Path, tmp_path: Path, rows: list[EncodedRow]
+) -> None:
+    """PEFT itself would round the adapter's share to bfloat16 before adding it, to a 4-bit layer alone."""
+    train(load_recipe(mini_recipe), tmp_path / "run")
+    adapter = complete_checkpoints(tmp_path / "run")[-1].path
+    recipe = load_recipe(mini_recipe, ["model.dtype=bfloat16", "quantization.bnb_4bit_compute_dtype=bfloat16"])
+    scored = []
+    for make_plain in (False, True):
+        base = load_base(recipe, torch.device("cpu")).eval()
+        base = dequantize(base) if make_plain else base
+        AdapterSlot(base).load(adapter)
+        scored.append(score_rows(base, rows, tokens_per_batch=200))
+    assert scored[0] == scored[1]
+
+
 def test_dequantized_where_both_ways_compute_alike(mini_recipe: Path) -> None:
     cpu = torch.device("cpu")
     assert scores_dequantized(load_recipe(mini_recipe), 100, cpu)

@@ -20,13 +20,14 @@ def test_tables_are_filled_from_files() -> None:
 
 
 def test_how_many_accelerate_files() -> None:
-    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp"]
+    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp", "fsdp2"]
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
 def test_accelerate_file_loads(path: Path) -> None:
     config = load_config_from_file(str(path))
-    assert config.distributed_type == "MULTI_GPU" and config.use_cpu == (path.stem == "cpu2")
+    assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
+    assert config.use_cpu == (path.stem == "cpu2")
     # The process count comes from the command; a number here would be forgotten.
     assert "num_processes" not in yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -25,7 +25,7 @@ from hw3.run_folder import complete_checkpoints, environment, read_manifest, wri
 from hw3.train import train
 
 RECIPE = "recipes/tiny/qlora.yaml"
-STEPS = 120
+STEPS = 300
 OVERRIDES = (
     f"training.use_cpu=false training.bf16=true model.dtype=bfloat16 quantization.bnb_4bit_compute_dtype=bfloat16 "
     f"training.logging_steps=1 training.save_steps={STEPS // 2} training.report_to=none"
@@ -55,6 +55,9 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
     assert evaluate_run(run, shots=[0]) == 0
     results = json.loads((run / "eval/eval/results.json").read_text())
     manifest = read_manifest(run)
+    assert manifest["speed"]["captured"] == (second or first).startswith("speed=auto"), (
+        "the captured step was not taken"
+    )
     return {
         "captured": manifest["speed"]["captured"],
         "losses": [log["loss"] for log in state["log_history"] if "loss" in log],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
@@ -107,7 +108,8 @@ class CapturedStep:
     """Forward and backward of an optimizer step's rows, their gradients summed into one flat buffer.
 
     Adapters are float32; the graphs read copies of them in the compute dtype, made once a step, as autocast would make
-    them at every use. Nothing here reads a value back to the CPU.
+    them at every use. Plain LoRA layers become `LoraLinear`; those with dropout or a variant of LoRA stay PEFT's.
+    Nothing here reads a value back to the CPU.
 
     Args:
         model: the model with its adapters, weights of the base in the compute dtype, not quantized.
@@ -120,7 +122,7 @@ class CapturedStep:
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, widths: Sequence[int]) -> None:
-        self._model = model.get_base_model()
+        self._peft, self._model = model, model.get_base_model()
         self._config = self._model.config.get_text_config()
         self._rows, self._dtype = rows, self._model.dtype
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -134,33 +136,55 @@ class CapturedStep:
             torch.nn.Parameter(torch.empty_like(parameter, dtype=self._dtype)) for parameter in self._parameters
         ]
         most = max(rows_at_once(rows, width) * width for width in widths)
-        # Inputs of every graph; smaller batches use their beginning.
+        # Inputs and outputs of every graph; smaller batches use their beginning.
         self._ids = torch.zeros(most, dtype=torch.long, device=model.device)
         self._mask = torch.zeros(most, dtype=torch.long, device=model.device)
-        self._outer = torch.zeros(most, self._config.hidden_size, dtype=self._dtype, device=model.device)
+        self._hidden = torch.zeros(most, self._config.hidden_size, dtype=self._dtype, device=model.device)
+        self._outer = torch.zeros_like(self._hidden)
+        # With most tokens first: the others then fit into its memory.
+        self._replays = self._capture(sorted(widths, key=lambda width: -rows_at_once(rows, width) * width))
+
+    def _views(self, flat: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
+        parts = zip(flat.split(sizes), self._parameters, strict=True)
+        return [part.view_as(parameter) for part, parameter in parts]
+
+    def _capture(self, widths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+        """Graphs of the forward and the backward by width, each with `replay()`."""
         for layer in self._model.base_model.layers:
             layer.compile(dynamic=True)
         self._head = torch.compile(head_step, dynamic=True)
-        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        with self._rebuilt(model):
-            # The one with most tokens first: the others then fit into its memory.
-            for width in sorted(widths, key=lambda width: -rows_at_once(rows, width) * width):
-                self._capture(width)
+        pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
+        graphs = {}
+        with self.rebuilt():
+            for width in widths:
+                with torch.cuda.stream(stream):
+                    stream.wait_stream(default)
+                    self.backward(self.forward(width))  # compiles, and loads every kernel
+                    torch.cuda.synchronize()
+                    torch.cuda.empty_cache()  # what the warm-up held, the graphs' own memory pool will need
+                    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(forward, pool=pool, stream=stream):
+                        hidden = self.forward(width)
+                    with torch.cuda.graph(backward, pool=pool, stream=stream):
+                        self.backward(hidden)
+                    del hidden
+                default.wait_stream(stream)
+                graphs[width] = forward, backward
+        return graphs
 
     @contextmanager
-    def _rebuilt(self, model: PreTrainedModel) -> Iterator[None]:
+    def rebuilt(self) -> Iterator[None]:
         """The model as it is captured: adapters' copies, one operation a linear layer, embeddings with a gradient."""
         copy_of = {id(parameter): copy for parameter, copy in zip(self._parameters, self._copies, strict=True)}
         parameters = [
             (module, name, parameter)
-            for module in model.modules()
+            for module in self._peft.modules()
             for name, parameter in module.named_parameters(recurse=False)
             if parameter.requires_grad
         ]
         layers = [
             (parent, name, layer)
-            for parent in model.modules()
+            for parent in self._peft.modules()
             for name, layer in parent.named_children()
             if type(layer) is PeftLinear and LoraLinear.can_replace(layer)
         ]
@@ -179,36 +203,22 @@ class CapturedStep:
             for module, name, parameter in parameters:
                 module._parameters[name] = parameter
 
-    def _views(self, flat: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
-        parts = zip(flat.split(sizes), self._parameters, strict=True)
-        return [part.view_as(parameter) for part, parameter in parts]
-
-    def _capture(self, width: int) -> None:
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_stream(torch.cuda.default_stream())
-            self._backward(self._forward(width))  # compiles, and loads every kernel
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # what the warm-up held, the graphs' own memory pool will need
-            forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(forward, pool=self._pool, stream=self._stream):
-                hidden = self._forward(width)
-            with torch.cuda.graph(backward, pool=self._pool, stream=self._stream):
-                self._backward(hidden)
-        torch.cuda.default_stream().wait_stream(self._stream)
-        self._graphs[width] = forward, backward, hidden.detach()
-
-    def _forward(self, width: int) -> torch.Tensor:
+    def forward(self, width: int) -> torch.Tensor:
+        """The backbone's last hidden states of the static inputs, shape (B, L, D); the static output is written too."""
         rows = rows_at_once(self._rows, width)
         ids, mask = (buffer[: rows * width].view(rows, width) for buffer in (self._ids, self._mask))
-        with torch.autocast("cuda", self._dtype, cache_enabled=False):
-            return self._model.base_model(
+        with torch.autocast(ids.device.type, self._dtype, enabled=self._dtype != torch.float32, cache_enabled=False):
+            hidden = self._model.base_model(
                 input_ids=ids,
                 attention_mask=masks_for(self._model, mask),
                 position_ids=torch.arange(width, device=ids.device)[None],
                 use_cache=False,
             ).last_hidden_state
+        self._hidden[: rows * width].copy_(hidden.detach().flatten(0, 1))
+        return hidden
 
-    def _backward(self, hidden: torch.Tensor) -> None:
+    def backward(self, hidden: torch.Tensor) -> None:
+        """Add the gradients that the static outer gradient gives, to the buffer."""
         rows, width, _ = hidden.shape
         gradients = torch.autograd.grad(hidden, self._copies, self._outer[: rows * width].view_as(hidden))
         torch._foreach_copy_(self._gathered_views, gradients)
@@ -243,8 +253,8 @@ class CapturedStep:
             tokens: output tokens of the whole optimizer step, over all processes; a scalar on the device.
         """
         rows, width = input_ids.shape
-        forward, backward, hidden = self._graphs[width]
-        part = hidden.shape[0]
+        forward, backward = self._replays[width]
+        part = rows_at_once(self._rows, width)
         count, done = part * width, 0
         weight, cap = self._model.get_output_embeddings().weight, getattr(self._config, "final_logit_softcapping", None)
         for first in range(0, rows, part):
@@ -258,7 +268,7 @@ class CapturedStep:
             more = -outputs % HEAD_STEP
             places = pad(output_positions[done : done + outputs] - first * width, (0, more))
             targets = pad(output_ids[done : done + outputs], (0, more), value=-1)
-            states = hidden.view(count, -1)[places]
+            states = self._hidden[places]
             for at in range(0, len(targets), HEAD_POSITIONS):
                 piece = slice(at, at + HEAD_POSITIONS)
                 sums, gradient = self._head(states[piece], weight, targets[piece], tokens, cap)

@@ -75,20 +75,19 @@ def _print_speeds(
     recipe: Recipe, layout: StepLayout, config: Any, trained: int, lengths: list[tuple[int, int]]
 ) -> None:
     """Memory of a step under each `speed`, by part, and what each chooses: on this GPU, or one that is large enough."""
-    here = torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if here else None
+    memory = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     print(f"{'GiB a GPU':<12}{'in all':>8}" + "".join(f"{name:>13}" for name in PARTS))
     notes = []
     for speed in ("auto", "plain", "lean"):
         chosen = choose_speed(
-            dataclasses.replace(recipe, speed=speed), layout, config, trained, lengths, torch.device("cuda"), free
+            dataclasses.replace(recipe, speed=speed), layout, config, trained, lengths, torch.device("cuda"), memory
         )
         parts = "".join(f"{getattr(chosen.memory, name) / GIB:>13.1f}" for name in PARTS)
         print(f"{speed:<12}{chosen.memory.total / GIB:>8.1f}{parts}")
         notes += chosen.notes
-    where = (
-        f"with {free / GIB:.1f} GiB free" if free is not None else "on a GPU with memory enough (there is none here)"
-    )
+    where = "on a GPU with memory enough (there is none here)"
+    if memory is not None:
+        where = f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB are free"
     print("\n".join([where, *notes]) + "\n")
 
 

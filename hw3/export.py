@@ -43,7 +43,7 @@ from hw3.scored import Scored, scored_checkpoint
 # The merged weights are not the scored ones: those were a base and an apart adapter, each rounded for itself.
 WARN_ABOVE = 0.01
 # Keys of a recipe that say nothing of the model: names and secrets of services, where logs went.
-_PRIVATE = ("hub_", "push_to_hub", "report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
+_PRIVATE = ("report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
 
 
 def export_run(run: Path, *, checkpoint: str = "best", out: Path | None = None) -> int:

@@ -18,7 +18,9 @@ class _Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._current = torch.cuda.current_stream(device)
-        self._side = _side_streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in _side_streams:
+            _side_streams[device] = torch.cuda.Stream(device)
+        self._side = _side_streams[device]
         self._work = torch.cuda.stream(self._side)
 
     def __enter__(self) -> None:

@@ -290,6 +290,12 @@ def _check_combinations(source: Source, sections: dict[str, Any], problems: list
         place = source.place(("quantization",))
         problems.append(f"{place}: quantization: 4-bit weights cannot be trained; add a lora section or drop this one")
     if lora is not None:
+        if lora.init_lora_weights not in (None, True, False, "gaussian", "orthogonal"):
+            problems.append(
+                f"{source.place(('lora', 'init_lora_weights'))}: lora.init_lora_weights: found "
+                f"{lora.init_lora_weights}: it changes the base's weights, which a checkpoint does not hold; use true, "
+                "false, gaussian or orthogonal"
+            )
         for key in ("target_modules", "modules_to_save", "target_parameters"):
             names = getattr(lora, key)
             if names is not None and names != "all-linear" and _touches_head(names):

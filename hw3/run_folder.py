@@ -38,7 +38,7 @@ _FREE_ON_RESUME = (
     "training.disable_tqdm",
     "training.log_level",
 )
-_FREE_PREFIXES = ("training.save_", "training.logging_", "training.hub_", "training.push_", "training.dataloader_")
+_FREE_PREFIXES = ("training.save_", "training.logging_", "training.dataloader_")
 _LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 

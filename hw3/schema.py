@@ -88,6 +88,7 @@ class GenerationSection(BaseModel):
 _SCORER = "checkpoints are scored apart from training, by `make eval`"
 _ROWS = "rows are tokenized here; see the `prompt` and `data` sections"
 _PADDED = "one row is one sequence, padded; batches are grouped by length"
+_UPLOAD = "a run is kept here: `hw3 export` writes a model, `hf upload` puts it on the hub"
 _LAUNCHER = "use an accelerate configuration: make train GPUS=4 ACCELERATE=fsdp2"
 
 # Keys of SFTConfig that the project decides, each with what to use instead.
@@ -133,6 +134,13 @@ DECIDED_TRAINING_KEYS: dict[str, str] = {
     "torch_compile_backend": "use speed",
     "torch_compile_mode": "use speed",
     "use_liger_kernel": "use speed",
+    "push_to_hub": _UPLOAD,
+    "hub_model_id": _UPLOAD,
+    "hub_strategy": _UPLOAD,
+    "hub_token": _UPLOAD,
+    "hub_private_repo": _UPLOAD,
+    "hub_always_push": _UPLOAD,
+    "hub_revision": _UPLOAD,
     "liger_kernel_config": "use speed",
     "fsdp": _LAUNCHER,
     "fsdp_config": _LAUNCHER,

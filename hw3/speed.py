@@ -84,6 +84,7 @@ def memory_of(
     dequantized: bool,
     checkpointing: bool,
     optim: str,
+    processes: int,
 ) -> Memory:
     """Memory of a step, counted from shapes; weights need not be loaded.
 
@@ -98,6 +99,7 @@ def memory_of(
         dequantized: 4-bit weights made plain.
         checkpointing: activations computed again.
         optim: the optimizer.
+        processes: of the run.
     """
     text = config.get_text_config()
     size = getattr(torch, recipe.model.dtype).itemsize
@@ -105,11 +107,14 @@ def memory_of(
     packed = recipe.quantization is not None and not dequantized
     # NF4: half a byte a weight and the scale of each 64, one byte (double quantization) or four.
     scale = 0 if not packed else (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
-    weights = int(linear * (0.5 + scale if packed else size) + other * size)
     full = recipe.lora is None
+    # Trained weights are float32, with autocast's copies beside them.
+    weights = (4 + size) * trained if full else int(linear * (0.5 + scale if packed else size) + other * size)
     adapters = (0 if full else 4 * trained) + 4 * trained  # themselves and their gradients
     if captured:
         adapters += 2 * size * trained  # copies in the compute dtype, and gradients before they are summed
+    if processes > 1:
+        adapters += 4 * trained  # DistributedDataParallel's buckets
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = head_dim * (text.num_attention_heads + 2 * text.num_key_value_heads)
     per_layer = 3 * text.intermediate_size + 4 * text.hidden_size + attention + text.num_attention_heads * width
@@ -136,7 +141,8 @@ def choose_speed(
     trained: int,
     lengths: Sequence[tuple[int, int]],
     device: torch.device,
-    free: int | None,
+    memory: tuple[int, int] | None,
+    failed: str | None = None,
 ) -> Speed:
     """Resolve the recipe's `speed` for a machine.
 
@@ -147,7 +153,8 @@ def choose_speed(
         trained: trained parameters.
         lengths: (tokens, output tokens) of every training row.
         device: where the run will be.
-        free: free bytes of the GPU; None to plan for one that is large enough.
+        memory: bytes of the GPU, free and in all; None to plan for one that is large enough.
+        failed: why the captured step did not work, where it was tried already.
     """
     optim = recipe.training.get("optim", FUSED_ADAMW)
     checkpointing = bool(recipe.training.get("activation_checkpointing", False))
@@ -172,6 +179,7 @@ def choose_speed(
             dequantized=dequantized,
             checkpointing=checkpointing,
             optim=optim,
+            processes=layout.processes,
         )
         return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths)
 
@@ -186,7 +194,11 @@ def choose_speed(
         return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
 
     def fits(speed: Speed) -> bool:
-        return free is None or speed.memory.total + CONTEXT <= (1 - HEADROOM) * free
+        if memory is None:
+            return True
+        # While a width is captured its warm-up holds activations beside those of the graphs.
+        needed = speed.memory.total + CONTEXT + (speed.memory.activations if speed.captured else 0)
+        return needed <= memory[0] - HEADROOM * memory[1]
 
     merged = StepLayout(layout.processes, layout.rows_per_device * layout.accumulation, 1)
     fused = FUSED_ADAMW if optim in EQUAL_ADAMW else optim
@@ -194,14 +206,14 @@ def choose_speed(
         recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
     )
     sharded = sharded_by()
-    why_not = _why_not_captured(recipe, config, sharded)
+    why_not = failed or _why_not_captured(recipe, config, sharded)
     captured = plan(merged, captured=True, dequantized=plain_weights, checkpointing=False, optim=fused)
     if why_not is None and fits(captured):
         note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
         return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
     reason = why_not or (
-        f"the captured step needs {captured.memory.total / GIB:.1f} GiB and {HEADROOM:.0%} to spare, "
-        f"{(free or 0) / GIB:.1f} are free"
+        f"the captured step needs {(captured.memory.total + captured.memory.activations) / GIB:.1f} GiB while it is "
+        f"made and {HEADROOM:.0%} of the card to spare, {memory[0] / GIB:.1f} are free"
     )
     # By steps: each gives up what the one before it could not have.
     choices = [(merged, plain_weights, False), (merged, False, False), (layout, False, checkpointing)]
@@ -209,20 +221,9 @@ def choose_speed(
         chosen = plan(shared, dequantized=dequantized, checkpointing=again, optim=optim)
         if fits(chosen):
             break
+    short = [] if fits(chosen) else ["  more than is free: speed=lean, or fewer rows per device, takes less"]
     note = f"speed auto: TRL's own step, since {reason}"
-    return replace(chosen, notes=[note, *_changes(recipe, written, chosen), _in_words(chosen.memory)])
-
-
-def as_written(recipe: Recipe, layout: StepLayout, memory: Memory | None = None) -> Speed:
-    """TRL's own step with the recipe's own settings."""
-    return Speed(
-        layout,
-        captured=False,
-        dequantized=False,
-        activation_checkpointing=bool(recipe.training.get("activation_checkpointing", False)),
-        optim=recipe.training.get("optim", FUSED_ADAMW),
-        memory=memory,
-    )
+    return replace(chosen, notes=[note, *_changes(recipe, written, chosen), _in_words(chosen.memory), *short])
 
 
 def sharded_by() -> str | None:
@@ -240,6 +241,8 @@ def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str |
     beyond = [
         key for key in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices") if lora.get(key)
     ]
+    training, attention = recipe.training, recipe.model.attn_implementation
+    optim = training.get("optim", FUSED_ADAMW)
     reasons = [
         (sharded is not None, f"{sharded} shards the model"),
         (recipe.lora is None, "every weight is trained, not adapters alone"),
@@ -247,13 +250,21 @@ def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str |
         (lora.get("bias", "none") != "none", "lora.bias is set"),
         (config.model_type not in MASKS_BY_KIND, f"it does not know {config.model_type}"),
         (recipe.model.device_map is not None, "model.device_map spreads the model"),
+        (attention not in (None, "eager", "sdpa"), f"model.attn_implementation is {attention}"),
         (recipe.model.dtype != "bfloat16", f"model.dtype is {recipe.model.dtype}, not bfloat16"),
-        (recipe.training.get("bf16", True) is False, "training.bf16 is false"),
+        (training.get("bf16", True) is False, "training.bf16 is false"),
+        (bool(training.get("fp16")), "training.fp16 is true"),
         (
             recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype != "bfloat16",
             "quantization.bnb_4bit_compute_dtype is not bfloat16",
         ),
-        (recipe.training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
+        (training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
+        (training.get("neftune_noise_alpha") is not None, "training.neftune_noise_alpha changes TRL's forward"),
+        (bool(training.get("debug")), "training.debug watches TRL's forward"),
+        (
+            optim.startswith("schedule_free") or optim.endswith("layerwise") or "lomo" in optim,
+            f"training.optim={optim} works inside TRL's step",
+        ),
         (torch.cuda.is_available() and not has_triton(), "there is no Triton on this machine"),
     ]
     return next((reason for holds, reason in reasons if holds), None)

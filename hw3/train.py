@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
@@ -48,7 +49,7 @@ from hw3.run_folder import (
     write_atomically,
     write_json,
 )
-from hw3.speed import Speed, as_written, choose_speed, sharded_by
+from hw3.speed import Speed, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
@@ -194,9 +195,9 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
     device = device_of(recipe)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    memory = _least_memory(device) if device.type == "cuda" else None
     lengths = [(len(row), len(row.output_ids)) for row in rows]
-    speed = choose_speed(recipe, layout, base_config, trained, lengths, device, free)
+    speed = choose_speed(recipe, layout, base_config, trained, lengths, device, memory)
     notes += speed.notes
     try:
         config = sft_config(recipe, speed, run)
@@ -215,6 +216,17 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_disk(run, disk_needed(config, recipe.training.get("save_total_limit"), trained, to_go, per_epoch))
     )
     return Plan(layout, speed, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
+
+
+def _least_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the GPU, free and in all; the least of all processes', since all must choose alike."""
+    found = torch.cuda.mem_get_info(device)
+    if world_size() == 1:
+        return found
+    PartialState()  # joins the processes
+    least = torch.tensor(found, device=device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least[0]), int(least[1])
 
 
 def _sharding_problems(recipe: Recipe) -> list[str]:
@@ -290,8 +302,13 @@ def train(recipe: Recipe, run: Path) -> int:
             gc.collect()
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-            say(f"speed auto: TRL's own step, since the captured one {reason}")
-            speed = as_written(recipe, plan.layout)
+            lengths = [(len(row), len(row.output_ids)) for row in plan.rows]
+            memory, failed = _least_memory(device), f"the captured one {reason}"
+            speed = choose_speed(
+                recipe, plan.layout, load_config(recipe.model), plan.trained, lengths, device, memory, failed
+            )
+            for note in speed.notes:
+                say(note)
             trainer = _build(recipe, sft_config(recipe, speed, run), speed, plan, device)
         else:
             say(f"captured in {trainer.seconds_capturing:.0f} s; the first step's loss and gradient agree with TRL's")

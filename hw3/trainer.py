@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -46,8 +47,9 @@ from hw3.sampler import StepSampler
 from hw3.speed import HEADROOM, Speed, sharded_by
 
 ACCUMULATED = "accumulated.json"
-# How far the captured step may be from TRL's on the first batch, relative: rounding in bfloat16 is a tenth of it.
-PROBE_LOSS, PROBE_NORM = 0.005, 0.05
+# How far loss and gradient of the captured step may be from TRL's on the first batch, relative; rounding in bfloat16
+# alone makes 1e-4 and 0.03. The adapters are drawn anew for it, with this standard deviation.
+PROBE_LOSS, PROBE_GRADIENT, PROBE_STD = 0.005, 0.15, 0.02
 
 
 class NonFiniteLoss(RunFailed):
@@ -79,8 +81,9 @@ def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
             "logging_nan_inf_filter": False,  # the default logs a NaN as 0.0
             "include_num_input_tokens_seen": "non_padding",
             "save_total_limit": None,  # by our own rotation: theirs goes by file times, and before a save is complete
-            "accelerator_config": {"non_blocking": True},  # the next batch travels while the GPU works
         }
+        # The next batch travels while the GPU works.
+        | ({} if given.get("use_cpu") else {"accelerator_config": {"non_blocking": True}})
     )
     if config.n_gpu > 1:
         # One process, one GPU: the Trainer would wrap the model in DataParallel, which TRL refuses.
@@ -178,7 +181,7 @@ class CompletionTrainer(SFTTrainer):
     ) -> None:
         self.row_ids = [row.id for row in rows]
         self.speed = speed
-        self.step: CapturedStep | None = None
+        self.captured_step: CapturedStep | None = None
         layout = speed.layout
         self.sampler = StepSampler(
             [len(row) for row in rows], layout.processes * layout.rows_per_device * layout.accumulation, recipe.seed
@@ -214,7 +217,7 @@ class CompletionTrainer(SFTTrainer):
         self.add_callback(self.stop)
         self.seconds_capturing = 0.0
         self._counted_parameters: int | None = None
-        self._unread: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
+        self._unread: deque[tuple[int, str, torch.Tensor, torch.cuda.Event]] = deque()
 
     def capture(self) -> str | None:
         """Capture the step, and run the first step's rows both ways.
@@ -225,6 +228,7 @@ class CompletionTrainer(SFTTrainer):
         try:
             problem = self._capture()
         except Exception as error:  # a compiler, a driver or memory that fails here is no reason to fail the run
+            logging.getLogger(__name__).debug("capturing the step failed", exc_info=True)
             problem = f"failed here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         if self.args.world_size > 1:
             # All processes take the same way.
@@ -232,66 +236,90 @@ class CompletionTrainer(SFTTrainer):
             torch.distributed.all_gather_object(problems, problem)
             problem = next((found for found in problems if found is not None), None)
         if problem is not None:
-            self.step = None
+            self.captured_step = None
         return problem
 
     def _capture(self) -> str | None:
-        device, dropout = (
-            self.args.device,
-            any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.modules()),
-        )
-        per_process = self.speed.layout.rows_per_device
+        device, per_process = self.args.device, self.speed.layout.rows_per_device
         first = self.args.process_index * per_process
-        rows = self.sampler.steps(0)[0]
-        tokens = sum(label != IGNORE_INDEX for row in rows for label in self.train_dataset[row]["labels"])
-        own = [self.train_dataset[row] for row in rows[first : first + per_process]]
-        with torch.random.fork_rng(devices=[device]):
-            loss, norm = self._plain_sums(own, tokens)
-            began = time.monotonic()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
-                step = CapturedStep(self.model, per_process, self.speed.widths)
-                step.begin()
-                batch = move_to_device(self.data_collator(own), device)
-                step.add(**_step_inputs(batch), tokens=torch.tensor(tokens, device=device))
-            torch.cuda.synchronize(device)
-            self.seconds_capturing = time.monotonic() - began
-        # Rounding in bfloat16; where dropout draws differ as well, only their size can be compared.
-        loss_bound, norm_bound = (0.05, 0.5) if dropout else (PROBE_LOSS, PROBE_NORM)
-        captured_loss, captured_norm = step.buffer[-SUMS].item(), step.buffer[:-SUMS].norm().item()
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        if not abs(captured_loss - loss) <= loss_bound * loss:
-            return f"has a loss of {captured_loss:.5f} in the first step, not {loss:.5f}"
-        if not abs(captured_norm - norm) <= norm_bound * norm:
-            return f"has a gradient norm of {captured_norm:.5f} in the first step, not {norm:.5f}"
-        free, total = torch.cuda.mem_get_info(device)
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if free + reusable - self.speed.memory.optimizer < HEADROOM * total:
-            return f"leaves {free / 2**30:.1f} GiB free, less than {HEADROOM:.0%}"
-        self.step = step
+        rows = [self.train_dataset[row] for row in self.sampler.steps(0)[0]]
+        tokens = sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
+        own = rows[first : first + per_process]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        saved = [parameter.detach().clone() for parameter in trained]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            # The B of a new adapter is zero, and nothing would come through it.
+            for parameter in trained:
+                parameter.data.normal_(std=PROBE_STD)
+            try:
+                loss, gradient = self._plain_sums(own, tokens)
+                began = time.monotonic()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
+                    step = CapturedStep(self.model, per_process, self.speed.widths)
+                    step.begin()
+                    batch = move_to_device(self.data_collator(own), device)
+                    step.add(**_step_inputs(batch), tokens=torch.tensor(tokens, device=device))
+                ours = step.buffer[-SUMS].item()
+                self.seconds_capturing = time.monotonic() - began
+            finally:
+                for parameter, before in zip(trained, saved, strict=True):
+                    parameter.data.copy_(before)
+                    parameter.grad = None
+        if not abs(ours - loss) <= (PROBE_LOSS if not self._drops_out() else 0.05) * loss:
+            return f"has a loss of {ours:.5f} in the first step, not {loss:.5f}"
+        if self._drops_out():
+            # Other draws: the gradient's size is all that can be compared.
+            apart, bound = abs(step.buffer[:-SUMS].norm() / gradient.norm() - 1).item(), 0.5
+        else:
+            apart, bound = ((step.buffer[:-SUMS] - gradient).norm() / gradient.norm()).item(), PROBE_GRADIENT
+        if not apart <= bound:
+            return f"has a gradient in the first step that is {apart:.1%} from TRL's"
+        if (problem := self._short_of_memory()) is not None:
+            return problem
+        self.captured_step = step
         return None
 
-    def _plain_sums(self, rows: list[dict[str, Any]], tokens: int) -> tuple[float, float]:
-        """Loss and gradient norm of rows by TRL's own computation, two rows at a time to spare memory."""
+    def _drops_out(self) -> bool:
+        dropout = any(isinstance(module, torch.nn.Dropout) and module.p for module in self.model.modules())
+        return dropout or bool(getattr(self.model.config, "attention_dropout", 0))
+
+    def _plain_sums(self, rows: list[dict[str, Any]], tokens: int) -> tuple[float, torch.Tensor]:
+        """Loss of rows by TRL's forward, and its gradient end to end; two rows at a time to spare memory.
+
+        No collective: a process that fails here must not leave the others waiting.
+        """
         collate = CompletionOnlyCollator(self.data_collator.pad_id, self.data_collator.eos_id)
-        device, loss = self.args.device, 0.0
+        device, loss, dtype = self.args.device, 0.0, self.model.dtype
         self.model.train()
         for at in range(0, len(rows), 2):
             batch = move_to_device(collate(rows[at : at + 2]), device)
-            with torch.autocast("cuda", torch.bfloat16):
-                part = self.compute_loss(self.model, batch, num_items_in_batch=torch.tensor(tokens, device=device))
-            part = part / self.args.world_size
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
+            part = -outputs.log_probs.sum() / tokens
             part.backward()
             loss += part.item()
-        self._metrics["train"].clear()
-        self._total_train_tokens = 0
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item()
-        for parameter in self.model.parameters():
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        gradient = torch.cat([parameter.grad.flatten() for parameter in trained])
+        for parameter in trained:
             parameter.grad = None
         torch.cuda.empty_cache()
-        return loss, norm
+        return loss, gradient
+
+    def _short_of_memory(self) -> str | None:
+        """Whether the captured graphs leave less than they must, the optimizer's states to come counted in."""
+        device = self.args.device
+        free, total = torch.cuda.mem_get_info(device)
+        # What the graphs' own pool holds, nothing else can use.
+        reusable = sum(
+            segment["total_size"] - segment["allocated_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == device.index and tuple(segment["segment_pool_id"]) == (0, 0)
+        )
+        left = free + reusable - self.speed.memory.optimizer
+        if left >= HEADROOM * total:
+            return None
+        return f"would leave {left / 2**30:.1f} of {total / 2**30:.1f} GiB free, less than {HEADROOM:.0%}"
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
         return self.sampler
@@ -311,52 +339,52 @@ class CompletionTrainer(SFTTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if self.step is None:
+        if self.captured_step is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._check_finite(self.state.global_step, loss)
             return loss
-        self.step.begin()
-        self.step.add(**_step_inputs(inputs), tokens=num_items_in_batch)
+        self.captured_step.begin()
+        self.captured_step.add(**_step_inputs(inputs), tokens=num_items_in_batch)
         if self.args.world_size > 1:
-            torch.distributed.all_reduce(self.step.buffer)
-        loss, entropy, hits = self.step.buffer[-SUMS:].clone().unbind()
+            torch.distributed.all_reduce(self.captured_step.buffer)
+        loss, entropy, hits = self.captured_step.buffer[-SUMS:].clone().unbind()
         metrics = self._metrics["train"]
         metrics["entropy"].append(entropy / num_items_in_batch)
         metrics["mean_token_accuracy"].append(hits / num_items_in_batch)
         self._total_train_tokens += self._tokens_of(self.state.global_step)
         metrics["num_tokens"] = [self._total_train_tokens]
-        self._check_finite_later(loss)
+        self._check_finite_later(loss, "loss")
         return loss
 
-    def _check_finite(self, step: int, loss: torch.Tensor) -> None:
+    def _check_finite(self, step: int, value: torch.Tensor, name: str = "loss") -> None:
         """
         Raises:
-            NonFiniteLoss: the loss of this step, counted from 0, is NaN or infinite.
+            NonFiniteLoss: the loss, or gradient norm, of this step, counted from 0, is NaN or infinite.
         """
-        if not torch.isfinite(loss):
+        if not torch.isfinite(value):
             rows = ", ".join(self.row_ids[row] for row in self.sampler.rows_of(step))
             raise NonFiniteLoss(
-                f"the loss of step {step + 1} is {loss.item()}; its rows: {rows}. Checkpoints written "
+                f"the {name} of step {step + 1} is {value.item()}; its rows: {rows}. Checkpoints written "
                 "before are intact. A lower learning_rate or max_grad_norm, or float32, usually helps"
             )
 
-    def _check_finite_later(self, loss: torch.Tensor) -> None:
-        """Look at the losses that have come back from the device, and do not wait for those that have not."""
+    def _check_finite_later(self, value: torch.Tensor, name: str) -> None:
+        """Look at the numbers that have come back from the device, and do not wait for those that have not."""
         copy = torch.empty((), pin_memory=True)
-        copy.copy_(loss, non_blocking=True)
+        copy.copy_(value, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._unread.append((self.state.global_step, copy, event))
-        while self._unread and self._unread[0][2].query():
-            step, copy, _ = self._unread.popleft()
-            self._check_finite(step, copy)
+        self._unread.append((self.state.global_step, name, copy, event))
+        while self._unread and self._unread[0][3].query():
+            step, name, copy, _ = self._unread.popleft()
+            self._check_finite(step, copy, name)
 
     def _read_all(self) -> None:
-        """Wait for every loss and metric that is still on the device."""
+        """Wait for every number that is still on the device."""
         while self._unread:
-            step, copy, event = self._unread.popleft()
+            step, name, copy, event = self._unread.popleft()
             event.synchronize()
-            self._check_finite(step, copy)
+            self._check_finite(step, copy, name)
         for key, values in self._metrics["train"].items():
             if values and isinstance(values[-1], torch.Tensor):
                 tensors = [value for value in values if isinstance(value, torch.Tensor)]
@@ -373,7 +401,7 @@ class CompletionTrainer(SFTTrainer):
         return sum(self.sampler.lengths[row] for row in self.sampler.rows_of(step))
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if self.step is None:
+        if self.captured_step is None:
             super()._track_num_input_tokens(inputs)
         else:
             # The same count as the Trainer's, which waits for the device to tell it.
@@ -386,12 +414,13 @@ class CompletionTrainer(SFTTrainer):
         return 6 * inputs["input_ids"].numel() * self._counted_parameters
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
-        if self.step is None:
+        if self.captured_step is None:
             return super()._clip_grad_norm(model)
         # As `clip_grad_norm_`, on one tensor instead of hundreds.
-        gradients = self.step.buffer[:-SUMS]
+        gradients = self.captured_step.buffer[:-SUMS]
         norm = torch.linalg.vector_norm(gradients)
         gradients.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._check_finite_later(norm, "gradient norm")
         return norm
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

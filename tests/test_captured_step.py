@@ -1,5 +1,10 @@
 """What of the captured step runs on a CPU: head, masks, linear layers, shapes, and the optimizer's words."""
 
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,11 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from hw3.captured_step import TOKENS, head_step, masks_for, rows_at_once, widths_for
+import hw3.captured_step
+from hw3.captured_step import SUMS, TOKENS, CapturedStep, head_step, masks_for, rows_at_once, widths_for
+from hw3.collator import CompletionOnlyCollator
+from hw3.encoding import IGNORE_INDEX
 from hw3.lora_linear import LoraLinear
-from hw3.trainer import as_states_of
+from hw3.recipe import StepLayout, load_recipe, step_layout
+from hw3.run_folder import complete_checkpoints
+from hw3.speed import GIB, Speed, choose_speed
+from hw3.train import train
+from hw3.trainer import CompletionTrainer, NonFiniteLoss, as_states_of
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,
@@ -21,6 +34,16 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 16,
+}
+MODELS: dict[str, Any] = {
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, sliding_window=4, final_logit_softcapping=3.0, attn_implementation="eager")
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
+    "qwen3 with sliding windows": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
 }
 
 
@@ -43,19 +66,10 @@ def test_head_step_is_cross_entropy_and_its_gradient(cap: float | None) -> None:
     assert not gradient[2].any()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, sliding_window=4, attn_implementation="eager")),
-        lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-        lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
-        lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
-    ],
-    ids=["gemma2", "llama", "qwen3", "qwen3 with sliding windows"],
-)
-def test_masks_are_those_of_the_model(make: Any) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_are_those_of_the_model(name: str) -> None:
     torch.manual_seed(0)
-    model = make().eval()
+    model = MODELS[name]().eval()
     ids, real = torch.randint(1, 50, (3, 9)), torch.ones(3, 9, dtype=torch.long)
     real[1, 6:] = real[2, 3:] = 0
     with torch.no_grad():
@@ -64,6 +78,219 @@ def test_masks_are_those_of_the_model(make: Any) -> None:
             input_ids=ids, attention_mask=masks_for(model, real), position_ids=torch.arange(9)[None], use_cache=False
         ).last_hidden_state
     assert torch.allclose(own[real.bool()], ours[real.bool()], atol=1e-6)
+
+
+class Uncaptured(CapturedStep):
+    """The captured step with its graphs' work done anew at each replay."""
+
+    def _capture(self, widths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+        self._head = head_step
+        kept: dict[int, torch.Tensor] = {}
+
+        @torch.enable_grad()
+        def forward(width: int) -> None:
+            with self.rebuilt():
+                kept[width] = self.forward(width)
+
+        @torch.enable_grad()
+        def backward(width: int) -> None:
+            self.backward(kept.pop(width))
+
+        return {
+            width: (SimpleNamespace(replay=partial(forward, width)), SimpleNamespace(replay=partial(backward, width)))
+            for width in widths
+        }
+
+
+def made_rows(count: int, most: int, seed: int) -> list[dict[str, list[int]]]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        length = int(torch.randint(2, most, (), generator=generator))
+        ids = [*torch.randint(2, 50, (length - 1,), generator=generator).tolist(), 1]
+        prompt = int(torch.randint(1, length, (), generator=generator))
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * prompt + ids[prompt:]})
+    return rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"q_proj": 7}},
+        {"target_modules": ["q_proj", "embed_tokens"], "layers_to_transform": [1], "alpha_pattern": {"q_proj": 9}},
+        {"target_modules": "all-linear", "use_dora": True},
+    ],
+    ids=["all linear layers", "ranks", "some layers and embeddings", "dora"],
+)
+def test_sums_and_gradients_are_those_of_autograd(
+    name: str, lora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several replays a step, an uneven last one, several pieces of the head, and what an earlier batch left behind."""
+    for constant, value in (("TOKENS", 96), ("HEAD_POSITIONS", 64), ("HEAD_STEP", 16)):
+        monkeypatch.setattr(hw3.captured_step, constant, value)
+    torch.manual_seed(0)
+    model = get_peft_model(MODELS[name](), LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **lora)).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    batches = [made_rows(11, most, seed) for seed, most in enumerate((40, 9, 16))]
+    widths = widths_for([len(row["input_ids"]) for rows in batches for row in rows])
+    step = Uncaptured(model, 11, widths)
+    for rows in batches:
+        padded = CompletionOnlyCollator(0, 1, widths, outputs=True)(rows)
+        labels = padded.pop("labels")
+        tokens = (labels != IGNORE_INDEX).sum()
+        logits = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        expected = torch.autograd.grad(loss / tokens, trained)
+        step.begin()
+        step.add(**padded, tokens=tokens)
+        assert step.buffer[-SUMS].item() == pytest.approx((loss / tokens).item(), rel=1e-5)
+        for parameter, gradient in zip(trained, expected, strict=True):
+            assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes the captured step, on the CPU and without graphs."""
+
+    def choose(recipe: Any, layout: Any, config: Any, trained: int, lengths: Any, *rest: Any) -> Speed:
+        if recipe.speed == "plain" or rest[2:]:
+            print(*rest[2:])
+            return choose_speed(recipe, layout, config, trained, lengths, *rest)
+        merged = StepLayout(1, layout.rows_per_device * layout.accumulation, 1)
+        return Speed(merged, True, False, False, "adamw_torch", widths=widths_for([tokens for tokens, _ in lengths]))
+
+    def check_at_once(trainer: CompletionTrainer, value: torch.Tensor, name: str) -> None:
+        trainer._check_finite(trainer.state.global_step, value, name)
+
+    monkeypatch.setattr("hw3.trainer.CapturedStep", Uncaptured)
+    monkeypatch.setattr("hw3.train.choose_speed", choose)
+    monkeypatch.setattr("hw3.train._least_memory", lambda device: None)
+    monkeypatch.setattr(CompletionTrainer, "_short_of_memory", lambda trainer: None)
+    monkeypatch.setattr(CompletionTrainer, "_check_finite_later", check_at_once)
+
+
+def log_lines(run: Path) -> list[dict[str, Any]]:
+    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    return [log for log in state["log_history"] if "loss" in log]
+
+
+PLAIN = ["quantization=null", "lora.lora_dropout=0.0", "training.learning_rate=0.001", "training.logging_steps=1"]
+
+
+def test_the_captured_run_is_trls(captured: None, mini_recipe: Path, tmp_path: Path) -> None:
+    """Micro-batches merged, log lines, counts of tokens, weights; and gone on with by TRL's step half-way."""
+    layout = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=4"]
+    plain = load_recipe(mini_recipe, [*PLAIN, *layout, "speed=plain"])
+    train(plain, tmp_path / "plain")
+    train(load_recipe(mini_recipe, [*PLAIN, *layout]), tmp_path / "captured")
+    train(load_recipe(mini_recipe, [*PLAIN, *layout, "training.max_steps=8"]), tmp_path / "changed")
+    train(plain, tmp_path / "changed")
+    assert json.loads((tmp_path / "captured/manifest.json").read_text())["speed"]["captured"]
+    for name in ("captured", "changed"):
+        for one, other in zip(log_lines(tmp_path / name), log_lines(tmp_path / "plain"), strict=True):
+            assert one["num_tokens"] == other["num_tokens"]
+            assert one["num_input_tokens_seen"] == other["num_input_tokens_seen"]
+            for key in ("loss", "grad_norm", "learning_rate"):
+                assert one[key] == pytest.approx(other[key], rel=1e-4), key
+        last, other = (complete_checkpoints(tmp_path / run)[-1].path for run in (name, "plain"))
+        weights, others = (load_file(folder / "adapter_model.safetensors") for folder in (last, other))
+        assert all(torch.allclose(weights[key], others[key], rtol=0, atol=1e-5) for key in others)
+    last = log_lines(tmp_path / "captured")[-1]
+    assert 0 < last["entropy"] < 5 and 0 <= last["mean_token_accuracy"] <= 1
+
+
+def test_a_step_that_is_wrong_is_not_taken(
+    captured: None,
+    mini_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Wrong(Uncaptured):
+        def backward(self, hidden: torch.Tensor) -> None:
+            super().backward(hidden)
+            self.buffer[:-SUMS] *= 1.2
+
+    monkeypatch.setattr("hw3.trainer.CapturedStep", Wrong)
+    train(load_recipe(mini_recipe, PLAIN), tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "the captured one has a gradient in the first step that is 20.0% from TRL's" in shown
+    assert not json.loads((tmp_path / "run/manifest.json").read_text())["speed"]["captured"]
+    assert complete_checkpoints(tmp_path / "run")[-1].step == 12
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(captured: None, mini_recipe: Path, tmp_path: Path) -> None:
+    broken = [*PLAIN, "training.learning_rate=1e30", "training.save_steps=1"]
+    with pytest.raises(NonFiniteLoss, match="of step 2 is"):
+        train(load_recipe(mini_recipe, broken), tmp_path / "run")
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("lora=null", "every weight is trained"),
+        ("lora.use_dora=true", "lora.use_dora is set"),
+        ("lora.bias=all", "lora.bias is set"),
+        ("model.dtype=float32", "model.dtype is float32, not bfloat16"),
+        ("model.attn_implementation=flash_attention_2", "model.attn_implementation is flash_attention_2"),
+        ("training.bf16=false", "training.bf16 is false"),
+        ("training.loss_type=dft", "training.loss_type is not nll"),
+        ("training.neftune_noise_alpha=5", "training.neftune_noise_alpha changes TRL's forward"),
+        ("training.optim=lomo", "training.optim=lomo works inside TRL's step"),
+        ("training.optim=schedule_free_adamw", "training.optim=schedule_free_adamw works inside TRL's step"),
+    ],
+)
+def test_why_trls_step_is_taken(override: str, reason: str, repository: Path) -> None:
+    recipe = load_recipe(repository / "recipes/gemma/qlora.yaml", ["quantization=null", override])
+    chosen = choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, LENGTHS, torch.device("cuda"), None)
+    assert not chosen.captured and reason in chosen.notes[0]
+
+
+@pytest.mark.parametrize("launcher", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_models_are_not_captured(launcher: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launcher, "true")
+    recipe = load_recipe(repository / "recipes/gemma/qlora.yaml")
+    chosen = choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, LENGTHS, torch.device("cuda"), None)
+    assert "shards the model" in chosen.notes[0]
+    assert not (chosen.captured or chosen.dequantized) and chosen.layout == StepLayout(1, 4, 2)
+
+
+GEMMA = Gemma2Config(
+    vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=256,
+)  # fmt: skip
+LENGTHS = [(100, 20), (459, 120)]  # the course's rows: most of them short, the longest of 459 tokens
+
+
+def gemma_speed(repository: Path, free: float, total: float, *overrides: str) -> Speed:
+    recipe = load_recipe(repository / "recipes/gemma/qlora.yaml", list(overrides))
+    memory = (int(free * GIB), int(total * GIB))
+    return choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, LENGTHS, torch.device("cuda"), memory)
+
+
+def test_auto_goes_by_memory(repository: Path) -> None:
+    large, middle, small = (gemma_speed(repository, size - 0.5, size) for size in (141, 12, 8))
+    assert large.captured and large.dequantized and large.layout == StepLayout(1, 8, 1)
+    assert large.optim == "adamw_torch_fused" and not large.activation_checkpointing
+    assert not middle.captured and "of the card to spare, 11.5 are free" in middle.notes[0]
+    assert small.layout == StepLayout(1, 4, 2) and small.activation_checkpointing and not small.dequantized
+    assert small.optim == "paged_adamw_32bit"
+    assert "more than is free" in gemma_speed(repository, 2, 4).notes[-1]
+
+
+def test_memory_is_what_was_measured(repository: Path) -> None:
+    """Within 10 % of the peaks that benchmarks saw, on the course's rows and on the sample."""
+    (auto, *_) = json.loads((repository / "docs/benchmarks/train_step.json").read_text())["rows"]
+    assert gemma_speed(repository, 140, 141).memory.total / GIB == pytest.approx(auto["peak_gib"], rel=0.1)
+    plain = json.loads((repository / "docs/benchmarks/gpu_recipe.json").read_text())["rows"][0]
+    recipe = load_recipe(repository / "recipes/gemma/qlora.yaml", ["speed=plain"])
+    sample = choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, [(201, 71)], torch.device("cuda"), None)
+    assert sample.memory.total / GIB == pytest.approx(plain["peak_gib"], rel=0.1)
 
 
 @pytest.mark.parametrize("bias", [False, True])

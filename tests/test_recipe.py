@@ -13,7 +13,7 @@ from hw3.errors import UserError
 from hw3.model import lora_config, quantization_config
 from hw3.recipe import load_prompt, load_recipe, step_layout
 from hw3.schema import DECIDED_TRAINING_KEYS, LoraSection, TrainingSection
-from hw3.speed import as_written
+from hw3.speed import Speed
 from hw3.trainer import sft_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -54,7 +54,9 @@ def test_recipe_loads_builds_and_reads_back(path: Path, tmp_path: Path) -> None:
     copy.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(copy).to_dict() == recipe.to_dict()
     on_cpu = load_recipe(path, ["training.use_cpu=true", "training.bf16=false"])
-    config = sft_config(on_cpu, as_written(on_cpu, step_layout(on_cpu, 1)), tmp_path)
+    training = on_cpu.training
+    speed = Speed(step_layout(on_cpu, 1), False, False, training["activation_checkpointing"], training["optim"])
+    config = sft_config(on_cpu, speed, tmp_path)
     for key, value in on_cpu.training.items():
         assert getattr(config, key) == value, key
     lora = lora_config(recipe.lora)
@@ -161,6 +163,8 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (["lora=null"], "4-bit weights cannot be trained"),
         (["lora.target_modules=[q_proj, lm_head]"], "lora.target_modules: found lm_head"),
         (["lora.target_modules=.*"], "lora.target_modules: found lm_head"),
+        (["lora.init_lora_weights=pissa"], "lora.init_lora_weights: found pissa: it changes the base's weights"),
+        (["training.push_to_hub=true"], "training.push_to_hub"),
         (["lora.modules_to_save=[lm_head]"], "lora.modules_to_save: found lm_head"),
         (["training.fp16=true"], "bf16 and fp16 cannot both be true"),
         (["training.max_steps=-1"], "give max_steps or num_train_epochs"),

@@ -1,0 +1,52 @@
+"""Which pairs of a corpus are no translation that a model should learn from. Every rule is counted."""
+
+from __future__ import annotations
+
+import re
+
+SHORTEST, LONGEST = 4, 320  # characters of a side, punctuation left out; the homework's longest side has 318
+LEAST_RATIO, MOST_RATIO = 0.75, 4.0  # characters of the translation to those of the Classical text
+OVERLAP_FROM, LEAST_OVERLAP = 8, 0.15  # distinct Classical characters; the share of them that the translation has, too
+
+# In the order of their use: a pair is counted under the first rule that it breaks.
+RULES = {
+    "empty": "a side is empty",
+    "odd characters": "Latin letters, gap marks (□ ◆), private-use and control characters",
+    "identical": "both sides say the same",
+    "length": f"a side has under {SHORTEST} or over {LONGEST} characters",
+    "length ratio": f"the translation is under {LEAST_RATIO:g} or over {MOST_RATIO:g} times as long",
+    "character overlap": f"under {LEAST_OVERLAP:.0%} of {OVERLAP_FROM} or more Classical characters are in it",
+    "excluded: same": "a side is a sentence of an excluded file",
+    "excluded: inside": "a side is inside an excluded sentence, or one inside a side",
+    "excluded: near": "a side is a near duplicate of an excluded sentence",
+    "duplicate": "an earlier pair has the same sides",
+}
+_ODD = re.compile(
+    "[^\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af〇々0-9 "
+    "，。、：；？！《》〈〉「」『』“”‘’（）〔〕【】…—─－·,.:;?!()\"'-]"
+)
+
+
+def fault(classical: str, modern: str, skeletons: tuple[str, str]) -> str | None:
+    """The first of `RULES`, up to the overlap, that a pair breaks; None for a good one.
+
+    Args:
+        classical: as published.
+        modern: its translation, as published.
+        skeletons: of both, see `hw3.corpus.text`.
+    """
+    if not classical.strip() or not modern.strip():
+        return "empty"
+    if _ODD.search(classical) or _ODD.search(modern):
+        return "odd characters"
+    source, target = skeletons
+    if source == target:
+        return "identical"
+    if not (SHORTEST <= len(source) <= LONGEST and SHORTEST <= len(target) <= LONGEST):
+        return "length"
+    if not LEAST_RATIO <= len(target) / len(source) <= MOST_RATIO:
+        return "length ratio"
+    characters = set(source)
+    if len(characters) >= OVERLAP_FROM and len(characters & set(target)) < LEAST_OVERLAP * len(characters):
+        return "character overlap"
+    return None

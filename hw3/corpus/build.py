@@ -310,15 +310,17 @@ def split(
     for name, size in sizes.items():
         unseen, chosen, at = Unseen(earlier), [], 0
         while at < len(waiting) and (size is None or len(chosen) < size):
-            wanted = _CHUNK if size is None else size - len(chosen)
-            candidates = waiting[at : at + wanted]
-            at += len(candidates)
+            candidates = waiting[at : at + _CHUNK]
             modern = [kept.sides[number][1] for number in candidates]
             copies = unseen.copies([kept.sides[number][0] for number in candidates], kept.keys[candidates])
             copies += unseen.copies(modern, band_keys(modern))
-            free = [number for number, copy in zip(candidates, copies.tolist(), strict=True) if not copy]
-            passed += len(candidates) - len(free)
-            chosen += free
+            for number, copy in zip(candidates, copies.tolist(), strict=True):
+                if len(chosen) == size:
+                    break
+                at += 1
+                passed += copy > 0
+                if not copy:
+                    chosen.append(number)
         if size is not None and len(chosen) < size:
             needed = sum(size or 0 for size in sizes.values())
             raise UserError(

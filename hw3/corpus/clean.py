@@ -11,7 +11,7 @@ OVERLAP_FROM, LEAST_OVERLAP = 8, 0.15  # distinct Classical characters; the shar
 # In the order of their use: a pair is counted under the first rule that it breaks.
 RULES = {
     "empty": "a side is empty",
-    "odd characters": "Latin letters, gap marks (□ ◆), private-use and control characters",
+    "odd characters": "Latin letters, gap marks (□ ◆), bare radicals (氵), private-use and control characters",
     "identical": "both sides say the same",
     "length": f"a side has under {SHORTEST} or over {LONGEST} characters",
     "length ratio": f"the translation is under {LEAST_RATIO:g} or over {MOST_RATIO:g} times as long",
@@ -21,7 +21,9 @@ RULES = {
     "excluded: near": "a side is a near duplicate of an excluded sentence",
     "duplicate": "an earlier pair has the same sides",
 }
+# The radicals that no text has by themselves stand for half of a character that an edition could not print (氵垒).
 _ODD = re.compile(
+    "[亻冫冖讠刂卩阝艹彡犭饣忄氵宀纟辶疒礻衤钅罒攵灬爫丬糹釒飠]|"
     "[^\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af〇々0-9 "
     "，。、：；？！《》〈〉「」『』“”‘’（）〔〕【】…—─－·,.:;?!()\"'-]"
 )
@@ -50,3 +52,8 @@ def fault(classical: str, modern: str, skeletons: tuple[str, str]) -> str | None
     if len(characters) >= OVERLAP_FROM and len(characters & set(target)) < LEAST_OVERLAP * len(characters):
         return "character overlap"
     return None
+
+
+def odd_characters(text: str) -> list[str]:
+    """The characters of a text that the rule on odd characters is about."""
+    return _ODD.findall(text)

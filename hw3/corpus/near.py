@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
 from operator import add
 from typing import Any
 
@@ -129,15 +128,6 @@ def _equal(keys: np.ndarray) -> Iterator[list[int]]:
     several = np.flatnonzero(np.diff(edges) > 1)
     for start, end in zip(edges[several].tolist(), edges[several + 1].tolist(), strict=True):
         yield order[start:end].tolist()
-
-
-def near_pairs(skeletons: Sequence[str]) -> list[tuple[int, int, float]]:
-    """Every pair of different texts that are near duplicates: numbers in order, similarity. For files of rows."""
-    proposed = {
-        pair for column in band_keys(skeletons).T for bucket in _equal(column) for pair in combinations(bucket, 2)
-    }
-    found = ((a, b, similarity(skeletons[a], skeletons[b])) for a, b in sorted(proposed))
-    return [(a, b, s) for a, b, s in found if s >= NEAR]
 
 
 class Unseen:

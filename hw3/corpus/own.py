@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def write_own_rows(
         raise UserError(f"--template: goes with input= and output=, and holds {_PLACE} exactly once")
     if out.exists():
         raise UserError(f"{out}: there already and never written over; move it, or give another --out")
-    table = _load(source, config, split)
+    table = _load(source, config, split, list(fields.values()))
     if missing := [f"{field}={column}" for field, column in fields.items() if column not in table.column_names]:
         raise UserError(f"--columns {' '.join(missing)}: no such column; {source} has {', '.join(table.column_names)}")
     records = list(zip(*(table[column] for column in fields.values()), strict=True))
@@ -90,9 +91,11 @@ def _parse_columns(columns: Sequence[str]) -> dict[str, str]:
     return fields
 
 
-def _load(source: str, config: str | None, split: str) -> Any:
+def _load(source: str, config: str | None, split: str, columns: list[str]) -> Any:
     import datasets
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     path = Path(source)
     reader = _READERS.get(path.suffix.lower())
     if not path.is_file() and (path.suffix.lower() in _READERS or source.count("/") > 1):
@@ -104,7 +107,7 @@ def _load(source: str, config: str | None, split: str) -> Any:
             return datasets.load_dataset(source, config, split=split)
         options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
         # As text, so that 007 stays 007 and an empty field is found.
-        options |= {"keep_default_na": False, "dtype": str} if reader == "csv" else {}
+        options |= {"keep_default_na": False, "converters": dict.fromkeys(columns, str)} if reader == "csv" else {}
         return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from opencc import OpenCC
 
 # What folding one by one would tell apart: characters that the homework's one-to-one map or OpenCC's words write for
 # one another (着 and 著, 咨 and 谘), and variants that editions do not agree on.
@@ -16,18 +17,6 @@ _SAME = str.maketrans(
     "艹苎幞托咨径郤锡巨钟旋坂鼗鞲鲹鲇鸴鹍狍曲齄咴莜襁硚䴙",
 )
 _NEWLINE = ord("\n")
-
-
-@cache
-def _fold_character(character: str) -> str:
-    return _simplify().convert(character).translate(_SAME)
-
-
-@cache
-def _simplify():  # type: ignore[no-untyped-def]
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
 
 
 def fold(text: str) -> str:
@@ -66,11 +55,11 @@ def skeletons(texts: Sequence[str]) -> list[str]:
 def script_of(character: str) -> str | None:
     """`simplified` or `traditional` for a character that only one of the two scripts has; None for all others.
 
-    By the national character sets: GB 2312 holds the simplified script, Big5 the traditional one. A character of both
-    (天, 后) or of neither says nothing.
+    By the national character sets, GB 2312 for the simplified and Big5 for the traditional script, and by OpenCC, which
+    must have another character for it in the other script. A character of both (天, 后) says nothing.
     """
     simplified, traditional = (_encodes(character, codec) for codec in ("gb2312", "big5"))
-    if simplified == traditional or not "\u4e00" <= character <= "\u9fff":
+    if simplified == traditional or _convert("s2t" if simplified else "t2s", character) == character:
         return None
     return "simplified" if simplified else "traditional"
 
@@ -81,3 +70,17 @@ def _encodes(character: str, codec: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+@cache
+def _fold_character(character: str) -> str:
+    return _convert("t2s", character).translate(_SAME)
+
+
+def _convert(conversion: str, text: str) -> str:
+    return _opencc(conversion).convert(text)
+
+
+@cache
+def _opencc(conversion: str) -> OpenCC:
+    return OpenCC(conversion)

@@ -4,6 +4,7 @@ import io
 import json
 import lzma
 import random
+import subprocess
 import tarfile
 import zipfile
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,6 +191,13 @@ def test_a_corpus_that_cannot_be_had_is_named(
     build(corpus, tmp_path / "out", *words, expected=2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_make_data_is_one_call() -> None:
+    words = ["make", "-n", "VENV=", "data", "CORPUS=parts", "EXCLUDE=a.json b.json", "OUT=there", "SHA256=00"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    said = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert said == "hw3 data build --corpus parts --sha256 00 --exclude a.json b.json --out there"
 
 
 def test_without_a_corpus_it_says_how_to_get_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -74,5 +74,5 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_help_lists_every_target() -> None:
     shown = make("help")
-    for target in ("train", "eval", "shots", "check", "lint", "test", "test-slow"):
+    for target in ("train", "eval", "shots", "check", "data", "lint", "test", "test-slow"):
         assert f"make {target} " in shown

@@ -33,6 +33,7 @@ REPORT = "data.json"
 # In the order of drawing: what is drawn first is kept away from all that follows.
 SPLITS = {"test": "public_test.json", "private": "private_test.json", "dev": "dev.json", "train": "train.json"}
 _CHUNK = 20_000  # pairs a process works on at one time
+_PROCESSES = 8  # more of them wait for the one that collects
 _COMPARED = 25_000  # sentences of the rows that are compared with every excluded one in the end; more are sampled
 _EXCLUDED = {near.SAME: "excluded: same", near.INSIDE: "excluded: inside", near.NEARLY: "excluded: near"}
 
@@ -237,7 +238,7 @@ def _clean_chunk(unseen: Unseen, pairs: list[Pair]) -> tuple[list[str | None], l
 
 def _mapped(function: Any, chunks: list[Any]) -> Iterator[Any]:
     """`map` over two or more processes where there is work for them; results in order."""
-    processes = min(len(chunks), os.cpu_count() or 1)
+    processes = min(len(chunks), os.cpu_count() or 1, _PROCESSES)
     if processes < 2:
         yield from map(function, chunks)
         return

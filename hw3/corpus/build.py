@@ -6,9 +6,11 @@ import itertools
 import multiprocessing
 import os
 import random
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -243,8 +245,10 @@ def _mapped(function: Any, chunks: list[Any]) -> Iterator[Any]:
         yield from map(function, chunks)
         return
     # Not forked: rensa's threads do not live on in a forked process, and it would wait for them for ever.
-    with multiprocessing.get_context("spawn").Pool(processes, _share, (function,)) as pool:
-        yield from pool.imap(_call_shared, chunks)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, initializer=_share, initargs=(function,)) as pool:
+        # Left early, the iterator of `map` cancels what has not begun.
+        yield from pool.map(_call_shared, chunks)
 
 
 _shared: Any = None
@@ -253,6 +257,8 @@ _shared: Any = None
 def _share(function: Any) -> None:
     """Keep the function in a process, so that what it holds travels once, not with every chunk."""
     global _shared
+    # Ctrl-C reaches every process of the terminal; the one that collects ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _shared = function
 
 

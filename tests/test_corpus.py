@@ -247,7 +247,8 @@ def test_conversions() -> None:
         ("泛舟氵垒水上。", "在氵垒水上划船。", "odd characters"),
         ("今日无雨。", "今日，無雨", "identical"),
         ("无雨。", "没有下雨。", "length"),
-        ("今日无雨。", "今" * 321, "length"),
+        ("今日无雨。" * 20, "今天没有下雨。" * 42 + "今天没下雨。", None),
+        ("今日无雨。" * 20, "今天没有下雨。" * 43, "length"),
         ("今日无雨，明日亦无雨。", "今天明天。", "length ratio"),
         ("今日无雨。", "今天和明天都没有下雨，后天和大后天也没有。", "length ratio"),
         ("父胤之宋司空主簿也。", "自从两汉以来推举贤才都是这样。", "character overlap"),
@@ -477,3 +478,16 @@ def test_several_processes_give_the_same_bytes(clone: Path, tmp_path: Path, monk
     build(clone, tmp_path / "two", *words)
     for name in ("train.json", "public_test.json", "data.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_audits_document_is_what_its_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ahocorasick")
+    monkeypatch.syspath_prepend(REPOSITORY / "tools")
+    audit = __import__("audit_data")
+    report = json.loads((REPOSITORY / "docs/data/audit.json").read_text(encoding="utf-8"))
+    assert (REPOSITORY / "docs/data/audit.md").read_text(encoding="utf-8") == audit.document(report)
+    assert sum(file["copies"] for file in report["files"].values()) == 0
+    assert {name: file["sha256"] for name, file in report["files"].items()} == {
+        entry["file"]: entry["sha256"] for entry in report["build"]["splits"].values()
+    }
+    assert [line["rule"] for line in report["build"]["cleaning"]] == list(RULES)

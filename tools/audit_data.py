@@ -20,7 +20,7 @@ from check_sample import GRAM, Sides
 
 from hw3.corpus.build import REPORT, SPLITS, sides
 from hw3.corpus.clean import RULES
-from hw3.corpus.near import NEAR, compare_all
+from hw3.corpus.near import LONG_RUN, NEAR, compare_all
 from hw3.corpus.text import fold, without_punctuation
 from hw3.errors import UserError
 from hw3.files import write_atomically, write_json
@@ -83,7 +83,8 @@ def document(report: dict) -> str:
         f"in one with others, the largest has {clusters['largest']:,}. A cluster gives one row.",
         "",
         f"Against {report['sentences']:,} sentences of {against}: a copy is the same sentence in either script, one "
-        f"inside the other, or a similarity of {report['near_duplicate_from']:g}.",
+        f"inside the other, {LONG_RUN} characters in a row in common, or a similarity of "
+        f"{report['near_duplicate_from']:g}.",
         "",
         "| file | rows | sides | copies | largest similarity | longest run in common, characters: sides |",
         "|---|---|---|---|---|---|",

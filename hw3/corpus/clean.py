@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from hw3.corpus.near import LONG_RUN
+
 SHORTEST = 4  # characters of a side, punctuation left out
 LONGEST = 400  # characters of both sides; with a prompt of the recipes' length they fit into 512 tokens
 LEAST_RATIO, MOST_RATIO = 0.75, 4.0  # characters of the translation to those of the Classical text
@@ -18,7 +20,7 @@ RULES = {
     "length ratio": f"the translation is under {LEAST_RATIO:g} or over {MOST_RATIO:g} times as long",
     "character overlap": f"under {LEAST_OVERLAP:.0%} of {OVERLAP_FROM} or more Classical characters are in it",
     "excluded: same": "a side is a sentence of an excluded file",
-    "excluded: inside": "a side is inside an excluded sentence, or one inside a side",
+    "excluded: inside": f"a side has an excluded sentence, or {LONG_RUN} characters of one, inside, or is inside one",
     "excluded: near": "a side is a near duplicate of an excluded sentence",
     "duplicate": "an earlier pair has the same sides",
 }

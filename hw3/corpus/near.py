@@ -22,6 +22,7 @@ BANDS, ROWS = 16, 3
 SEED = 1
 SAME, INSIDE, NEARLY = 1, 2, 3  # how a text is a copy
 RUN = 8  # characters: of two texts, one inside the other, the shorter has at least so many
+LONG_RUN = 16  # characters in a row that two texts have in common: one has a part of the other inside
 _CHUNK = 50_000  # texts whose digests are Python numbers at one time
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: Knuth's multiplicative hash
 
@@ -131,7 +132,8 @@ def _equal(keys: np.ndarray) -> Iterator[list[int]]:
 
 
 class Unseen:
-    """Texts that must stay unseen, and a search for their copies: the same, one inside the other, or nearly the same.
+    """Texts that must stay unseen, and a search for their copies: the same, one inside the other (or a
+    run of `LONG_RUN` characters of it), or nearly the same.
 
     Args:
         skeletons: the texts.
@@ -150,6 +152,8 @@ class Unseen:
         inside = inside[inside < len(runs)]
         owner = long[np.searchsorted(starts, inside, side="right") - 1] if len(long) else inside
         self._any = _Index(runs[inside], owner)
+        long_runs = _runs(codes, LONG_RUN)
+        self._parts = _Index(long_runs[inside[inside < len(long_runs)]], owner[inside < len(long_runs)])
         self._bands = [_Index(column, np.arange(len(self.texts))) for column in band_keys(self.texts).T]
 
     def copies(self, skeletons: Sequence[str], keys: np.ndarray) -> np.ndarray:
@@ -169,6 +173,10 @@ class Unseen:
             a, b = skeletons[text], self.texts[other]
             if kinds[text] != INSIDE and min(len(a), len(b)) >= RUN and (a in b or b in a):
                 kinds[text] = INSIDE
+        for text, start, other in self._share_a_part(skeletons):
+            part = skeletons[text][start : start + LONG_RUN]
+            if kinds[text] != INSIDE and len(part) == LONG_RUN and part in self.texts[other]:
+                kinds[text] = INSIDE
         kinds[[number for number, skeleton in enumerate(skeletons) if skeleton in self._same]] = SAME
         return kinds
 
@@ -186,12 +194,19 @@ class Unseen:
         for at, other in self._any.matches(runs[ends[long] + 1]):
             yield int(long[at]), other
 
+    def _share_a_part(self, skeletons: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+        codes = _codes(skeletons)
+        ends = np.flatnonzero(codes == ord("\n"))
+        for place, other in self._parts.matches(_runs(codes, LONG_RUN)):
+            text = int(np.searchsorted(ends, place, side="right")) - 1
+            yield text, place - int(ends[text]) - 1, other
 
-def _runs(codes: np.ndarray) -> np.ndarray:
-    """A hash of the RUN code points from each place on, uint64; the last places, which have fewer, are left out."""
-    count = max(0, len(codes) - RUN + 1)
+
+def _runs(codes: np.ndarray, length: int = RUN) -> np.ndarray:
+    """A hash of the `length` code points from each place on, uint64; the last places, with fewer, are left out."""
+    count = max(0, len(codes) - length + 1)
     hashes = np.zeros(count, dtype=np.uint64)
-    for at in range(RUN):
+    for at in range(length):
         hashes = hashes * np.uint64(0x100000001B3) + codes[at : at + count]
     return hashes * _MIX
 
@@ -199,7 +214,8 @@ def _runs(codes: np.ndarray) -> np.ndarray:
 def compare_all(skeletons: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
     """Compare every text with every other one by brute force, to check what `Unseen` has left.
 
-    No hashing and nothing in common with `Unseen` but the definition: equal, one inside the other, near duplicates.
+    No hashing and nothing in common with `Unseen` but the definition: equal, one (or a long run of it) inside the
+    other, near duplicates.
 
     Returns:
         `copies`, the numbers of the texts that are copies, and `largest_similarity` of all the others.
@@ -218,9 +234,11 @@ def compare_all(skeletons: Sequence[str], others: Sequence[str]) -> dict[str, An
         while at >= 0:
             copies.add(bisect_right(places, at) - 1)
             at = all_texts.find(other, at + 1)
+    parts = {other[at : at + LONG_RUN] for other in others for at in range(len(other) - LONG_RUN + 1)}
     largest = 0.0
     for number, text in enumerate(skeletons):
-        if text in same or (len(text) >= RUN and text in all_others):
+        shares = any(text[at : at + LONG_RUN] in parts for at in range(len(text) - LONG_RUN + 1))
+        if shares or text in same or (len(text) >= RUN and text in all_others):
             copies.add(number)
         own = bigrams(text)
         hits = [posting[bigram] for bigram in own if bigram in posting]

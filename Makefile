@@ -17,7 +17,7 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
-.PHONY: help train eval shots predict compare report pack export check base bench lint format test test-slow
+.PHONY: help train eval shots predict compare report pack export check data base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,10 @@ report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a output
 
 check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
+
+data: $(ready)  ## rows like the homework's into OUT=data/homework: CORPUS= (clone, archive, address, parts) SHA256= EXCLUDE="a.json b.json"
+	$(bin)hw3 data build $(if $(CORPUS),--corpus $(CORPUS)) $(if $(SHA256),--sha256 $(SHA256)) \
+		$(if $(EXCLUDE),--exclude $(EXCLUDE)) $(if $(OUT),--out $(OUT))
 
 base: $(ready)  ## rebuild the embedded base on one GPU: CORPUS=DIR, the parts of the public corpus
 	$(bin)python tools/build_base.py build --corpus $(CORPUS) --out data/tiny

@@ -133,7 +133,66 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, metavar="RUN")
     export.add_argument("--checkpoint", default="best", metavar="NAME", help="default: the best")
     export.add_argument("--out", type=Path, metavar="DIR", help="the folder to make; default: RUN-export")
+
+    _add_data_commands(commands)
     return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="build and check files of rows", allow_abbrev=False)
+    kinds = data.add_subparsers(required=True, metavar="build|rows|check")
+
+    build = _command(kinds, "build", _data_build, "a homework-like set of rows from NiuTrans/Classical-Modern")
+    build.add_argument(
+        "--corpus",
+        metavar="PATH",
+        help="a clone, a folder of *.tsv.xz parts, an archive of a clone, or an archive's address",
+    )
+    build.add_argument("--sha256", metavar="HEX", help="the archive's checksum; another one is refused")
+    build.add_argument("--out", type=Path, default=Path("data/homework"), metavar="FOLDER", help="default: %(default)s")
+    build.add_argument(
+        "--exclude", type=Path, nargs="+", default=[], metavar="FILE", help="rows whose sentences stay unseen"
+    )
+    build.add_argument(
+        "--convert", choices=["s2tw", "hanziconv", "none"], default="s2tw", help="OpenCC, the homework's map, or none"
+    )
+    build.add_argument("--train", type=_count_or_all, default=10_000, metavar="N|all", help="default: 10000")
+    for split in ("dev", "test", "private"):
+        build.add_argument(f"--{split}", type=_count, default=250, metavar="N", help="default: 250")
+    build.add_argument("--seed", type=int, default=0, metavar="N")
+
+    rows = _command(kinds, "rows", _data_rows, "rows from a file or dataset that datasets.load_dataset reads")
+    rows.add_argument("source", metavar="FILE|NAME", help="CSV, TSV, JSON, JSON Lines, Parquet, or a name on the hub")
+    rows.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    rows.add_argument("--split", default="train", metavar="NAME", help="of a dataset on the hub; default: train")
+    rows.add_argument("--config", metavar="NAME", help="of a dataset on the hub that has several")
+    rows.add_argument(
+        "--columns",
+        nargs="+",
+        required=True,
+        metavar="FIELD=COLUMN",
+        help="input= and output=, worded by --template; or classical= and modern=, worded as the homework; id= if any",
+    )
+    rows.add_argument(
+        "--template", metavar="TEXT", help=r"instruction around {x}, the input; \n is a line end; default: {x}"
+    )
+    rows.add_argument("--seed", type=int, default=0, metavar="N", help="of the homework's wordings")
+
+    check = _command(kinds, "check", _data_check, "describe files of rows: duplicates, leakage, lengths, characters")
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    check.add_argument("--recipe", type=Path, metavar="RECIPE.yaml", help="count its tokens as well")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the report")
+    check.add_argument("--picture", type=Path, metavar="FILE.png", help="draw lengths and directions")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text}: a number of rows is needed")
+    return int(text)
+
+
+def _count_or_all(text: str) -> int | None:
+    return None if text == "all" else _count(text)
 
 
 def _command(
@@ -231,3 +290,34 @@ def _export(arguments: argparse.Namespace) -> int:
     from hw3.export import export_run
 
     return export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out)
+
+
+def _data_build(arguments: argparse.Namespace) -> int:
+    from hw3.corpus.build import Settings, build
+    from hw3.corpus.source import HOW_TO_GET
+
+    if arguments.corpus is None:
+        raise UserError(*HOW_TO_GET)
+    keys = ("convert", "train", "dev", "test", "private", "seed")
+    settings = Settings(**{key: getattr(arguments, key) for key in keys})
+    return build(arguments.corpus, arguments.out, settings, arguments.exclude, arguments.sha256)
+
+
+def _data_rows(arguments: argparse.Namespace) -> int:
+    from hw3.corpus.own import write_own_rows
+
+    return write_own_rows(
+        arguments.source,
+        arguments.out,
+        columns=arguments.columns,
+        template=arguments.template,
+        config=arguments.config,
+        split=arguments.split,
+        seed=arguments.seed,
+    )
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from hw3.corpus.check import check_files
+
+    return check_files(arguments.files, recipe=arguments.recipe, report=arguments.json, picture=arguments.picture)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hw3.errors import UserError
+from hw3.files import write_atomically as write_atomically
+from hw3.files import write_json as write_json
 from hw3.recipe import Recipe, load_recipe
 
 COMPLETE = "COMPLETE.json"
@@ -41,22 +43,6 @@ _FREE_ON_RESUME = (
 _FREE_PREFIXES = ("training.save_", "training.logging_", "training.dataloader_")
 _LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, finds either the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, readable and with a last newline."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
     "put the course's train.json and public_test.json into data/homework/",
-    "build a set like it from a public corpus: make data (not in this version yet)",
+    "build a set like it from a public corpus: make data",
     "use the sample in this repository: make train MODEL={model} TRAIN=data/train.json EVAL=data/eval.json",
 )
 

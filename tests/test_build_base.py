@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import lzma
@@ -59,7 +60,6 @@ def write_corpus(folder: Path, lines: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("opencc")
     folder = tmp_path_factory.mktemp("base")
     tool.encode(write_corpus(folder / "corpus", corpus_lines()), folder / "encoded")
     return folder / "encoded"
@@ -86,8 +86,16 @@ def test_encoding_holds_the_converted_pairs(encoded: Path) -> None:
     assert set("下面麵齣答案：\n") <= set(vocabulary)
 
 
+def test_the_text_is_the_one_that_the_committed_base_has_read(tmp_path: Path) -> None:
+    """The hash is of what the tool's own reader made of these lines, before it read through `hw3.corpus`."""
+    lines = [*corpus_lines(), "书\t里后云：干了。\t 他在发里面说 ，云后乾隆出发了？", f"书\t长\t{'长' * 500}"]
+    pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / "corpus", lines))
+    text = "".join(f"{a}\t{b}\t{int(held)}\n" for (a, b), held in zip(pairs, held_out, strict=True))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert (len(pairs), digest) == (501, "1f54919b94828538687207d68489ae0063c5697181331e9bfaea7765b437c183")
+
+
 def test_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
-    pytest.importorskip("opencc")
     lines = corpus_lines()
     shuffled = random.Random(1).sample(lines, len(lines))
     splits = []
@@ -99,7 +107,6 @@ def test_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
 
 
 def test_a_training_pair_with_a_held_out_modern_text_is_dropped(tmp_path: Path) -> None:
-    pytest.importorskip("opencc")
     held = next(line for line in corpus_lines() if tool.is_held_out(line.split("\t")[1]))
     seen = next(line for line in corpus_lines() if not tool.is_held_out(line.split("\t")[1])).split("\t")[1]
     lines = [held, f"书\t{seen}\t{held.split(chr(9))[2]}", f"书\t{seen}\t别的译文。", f"书\t{seen}\t{'长' * 500}"]
@@ -110,7 +117,6 @@ def test_a_training_pair_with_a_held_out_modern_text_is_dropped(tmp_path: Path) 
 
 @pytest.mark.parametrize("content", [None, "一\t二\n"])
 def test_a_corpus_that_cannot_be_read_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture, content: str) -> None:
-    pytest.importorskip("opencc")
     if content:
         (tmp_path / "a.tsv.xz").write_bytes(lzma.compress(content.encode()))
     assert tool.main(["encode", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2

@@ -113,6 +113,7 @@ def test_absent_course_files_give_three_ways_on(tmp_path: Path, capsys: pytest.C
     assert main(["train", "recipes/gemma/qlora.yaml", "--run", str(tmp_path / "run"), *on_cpu]) == 2
     shown = capsys.readouterr().err
     assert "no such file: data/homework/train.json, data/homework/public_test.json. Three ways on:" in shown
+    assert "2. build a set like it from a public corpus: make data\n" in shown
     assert "3. use the sample in this repository: make train MODEL=gemma TRAIN=data/train.json" in shown
 
 

@@ -85,7 +85,7 @@ def test_make_targets_named_in_the_readme_exist() -> None:
 
 def test_help_lists_every_target() -> None:
     shown = make("help")
-    targets = "train eval shots predict compare pack export check lint test test-slow"
+    targets = "train eval shots predict compare report pack export check data lint test test-slow"
     for target in targets.split():
         assert f"make {target} " in shown
 

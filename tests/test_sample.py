@@ -65,7 +65,6 @@ def test_a_sentence_in_both_files_is_refused(tmp_path: Path) -> None:
 )
 def test_another_spelling_of_a_homework_row_is_found(tmp_path: Path, modern: str, form: str) -> None:
     pytest.importorskip("ahocorasick")
-    pytest.importorskip("opencc")
     pairs = write_pairs(tmp_path / "pairs", f"出門，東向立而笑。\t{modern}")
     row = {"id": "1", "instruction": "翻譯成文言文：\n那天他走齣門外，麵嚮東邊站著，笑瞭。", "output": "某日出。"}
     (tmp_path / "train.json").write_text(json.dumps([row]), encoding="utf-8")
@@ -82,7 +81,6 @@ def test_another_spelling_of_a_homework_row_is_found(tmp_path: Path, modern: str
 
 def test_absent_collections_are_named(tmp_path: Path) -> None:
     pytest.importorskip("ahocorasick")
-    pytest.importorskip("opencc")
     pairs = write_pairs(tmp_path / "pairs", "雨止。\t雨停了。")
     checked = run_tool("check_sample.py", "--pairs", pairs, "--homework", tmp_path, "--corpus", tmp_path)
     assert checked.returncode == 2

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import lzma
 import math
 import sys
 import tempfile
@@ -32,6 +31,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hw3.corpus.convert import converter
+from hw3.corpus.source import read_parts
+from hw3.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>"]
@@ -100,10 +103,6 @@ BARE_FORMS = [("", "", "\n", "\n"), ("", "", "\n", "\n\n")]
 BARE, DIRECTED, PLAIN, RANDOM = range(4)  # styles of label
 
 
-class UserError(Exception):
-    """Something the caller of the tool can put right; shown without a traceback."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that decides the weights, beside the corpus."""
@@ -146,24 +145,12 @@ def read_corpus(folder: Path) -> tuple[list[tuple[str, str]], list[bool], str]:
     A pair that is not held out, but whose modern text is that of a held-out pair, is left out; so is one longer than
     `MAX_PAIR` characters. Raises UserError if there is no such file or a line has not three fields.
     """
-    import opencc
-
-    files = sorted(folder.glob("*.tsv.xz"))
-    if not files:
-        raise UserError(f"{folder}: no *.tsv.xz file there")
-    convert = opencc.OpenCC("s2tw").convert
-    digest = hashlib.sha256()
-    published: list[list[str]] = []
-    pairs: list[tuple[str, str]] = []
-    for file in files:
-        packed = file.read_bytes()
-        digest.update(packed)
-        text = lzma.decompress(packed).decode()
-        for number, line in enumerate(text.splitlines(), 1):
-            published.append(line.split("\t"))
-            if len(published[-1]) != 3:
-                raise UserError(f"{file}:{number}: not three fields separated by tabs")
-        pairs += [tuple(line.split("\t")[1:]) for line in convert(text).splitlines()]
+    corpus = read_parts(folder)
+    published = corpus.pairs
+    convert = converter("s2tw")
+    pairs = list(
+        zip(*(convert([getattr(pair, side) for pair in published]) for side in ("classical", "modern")), strict=True)
+    )
     held_out = [is_held_out(classical) for _, classical, _ in published]
     hidden = {modern for (_, _, modern), held in zip(published, held_out, strict=True) if held}
     keep = [
@@ -171,7 +158,7 @@ def read_corpus(folder: Path) -> tuple[list[tuple[str, str]], list[bool], str]:
         for (_, classical, modern), held in zip(published, held_out, strict=True)
     ]
     kept_pairs = [pair for pair, kept in zip(pairs, keep, strict=True) if kept]
-    return kept_pairs, [held for held, kept in zip(held_out, keep, strict=True) if kept], digest.hexdigest()
+    return kept_pairs, [held for held, kept in zip(held_out, keep, strict=True) if kept], corpus.sha256
 
 
 def required_characters() -> set[str]:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from hw3.corpus.templates import Direction, Template, slots
+from hw3.corpus.templates import draw, slots
 
 SEED = 20241103
 EVAL_PAIRS_PER_GENRE = 12
@@ -103,19 +103,14 @@ def shared_texts(train: list[Pair], evaluation: list[Pair]) -> list[str]:
     return problems
 
 
-def draw_templates(count: int, direction: Direction, split: str) -> list[Template]:
-    """``count`` templates in random order; each slot comes equally often, but for a remainder."""
-    rng = random.Random(f"{SEED} {split} {direction}")
-    of_direction = slots(direction)
-    drawn = of_direction * (count // len(of_direction)) + rng.sample(of_direction, count % len(of_direction))
-    rng.shuffle(drawn)
-    return drawn
-
-
 def to_rows(pairs: list[Pair], split: str) -> list[dict[str, str]]:
     """Two rows for each pair, ``{"id", "instruction", "output"}``, modern to Classical first."""
     rows = []
-    templates = zip(draw_templates(len(pairs), "m2c", split), draw_templates(len(pairs), "c2m", split), strict=True)
+    drawn = {
+        direction: draw(len(pairs), slots(direction), random.Random(f"{SEED} {split} {direction}"))
+        for direction in ("m2c", "c2m")
+    }
+    templates = zip(drawn["m2c"], drawn["c2m"], strict=True)
     for pair, (to_classical, to_modern) in zip(pairs, templates, strict=True):
         for template, source, target in (
             (to_classical, pair.modern, pair.classical),

@@ -21,32 +21,12 @@ from typing import NamedTuple
 
 import ahocorasick
 from build_sample import Pair, read_pairs
-from opencc import OpenCC
+
+from hw3.corpus.text import fold, without_punctuation
 
 SHORTEST_SIDE = 8
 # Common substrings are found by their first GRAM characters; what is shorter counts as "shorter".
 GRAM = 8
-# What OpenCC keeps of the homework's one-to-one conversion to Traditional (of 了 着 借 宁 谷 沓), and
-# variants that editions do not agree on.
-SAME = str.maketrans("瞭著藉寜榖幺遝馀覆揹暱沉彊甦衞崐玨毘妳", "了着借宁谷么沓余复背昵沈强苏卫昆珏毗你")
-BY_CHARACTER = OpenCC("t2s")
-FOLDED: dict[str, str] = {}
-
-
-def fold(text: str) -> str:
-    """``text`` in simplified characters, converted one by one, so that the words around them play no part.
-
-    A conversion by words keeps 乾 in 乾坤; a one-to-one conversion to Traditional, as the homework's, writes
-    齣 for every 出. Folded, all spellings of a text are the same. The length does not change.
-    """
-    for character in set(text) - FOLDED.keys():
-        FOLDED[character] = BY_CHARACTER.convert(character).translate(SAME)
-    return "".join(map(FOLDED.__getitem__, text))
-
-
-def without_punctuation(text: str) -> str:
-    """``text`` without punctuation, symbols and white space; line ends stay, as they part the texts."""
-    return text.translate({ord(c): None for c in set(text) if not c.isalnum() and c != "\n"})
 
 
 class Source(NamedTuple):

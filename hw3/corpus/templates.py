@@ -4,6 +4,7 @@ A template is fixed text with the sentence to translate on a line of its own. Di
 to Classical Chinese, and ``"c2m"``, Classical to modern.
 """
 
+import random
 from typing import Literal, NamedTuple
 
 Direction = Literal["m2c", "c2m"]
@@ -43,6 +44,11 @@ TEMPLATES = (
     Template("{x}\n把這句話翻譯成現代文。", "c2m"),
 )
 
+# The fixed text in simplified characters, for rows that keep the script of the corpus.
+_TRADITIONAL, _SIMPLIFIED = "譯幫這話將說麼國現", "译帮这话将说么国现"
+_TO_SIMPLIFIED = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
+_FROM_SIMPLIFIED = str.maketrans(_SIMPLIFIED, _TRADITIONAL)
+
 # Longest fixed text first: an instruction that ends in 答案： also begins like the same template without it.
 _BY_LENGTH = sorted(TEMPLATES, key=lambda template: -len(template.text))
 
@@ -52,11 +58,27 @@ def slots(direction: Direction) -> list[Template]:
     return [template for template in TEMPLATES if template.direction == direction for _ in range(template.slots)]
 
 
+def spell(template: Template, conversion: str) -> Template:
+    """The template in the characters of a text that went through ``conversion`` (see `hw3.corpus.convert`)."""
+    if conversion == "none":
+        return template._replace(text=template.text.translate(_TO_SIMPLIFIED))
+    if conversion == "hanziconv":
+        return template._replace(text=template.text.replace("下面", "下麵"))
+    return template
+
+
+def draw(count: int, templates: list[Template], rng: random.Random) -> list[Template]:
+    """``count`` templates in random order; each of the list comes equally often, but for a remainder."""
+    drawn = templates * (count // len(templates)) + rng.sample(templates, count % len(templates))
+    rng.shuffle(drawn)
+    return drawn
+
+
 def match(instruction: str) -> tuple[Template, str] | None:
     """The template that ``instruction`` is worded by and the text it asks to translate, or None.
 
-    下麵, as the homework's character map spells 下面, is accepted in the fixed text; the text itself is
-    returned as it stands. A text is never empty.
+    下麵, as the homework's character map spells 下面, and simplified characters are accepted in the fixed text; the
+    text itself is returned as it stands. A text is never empty.
     """
     for template in _BY_LENGTH:
         before, after = template.text.split("{x}")
@@ -64,7 +86,8 @@ def match(instruction: str) -> tuple[Template, str] | None:
         if length <= 0:
             continue
         start, end = instruction[: len(before)], instruction[len(before) + length :]
-        if start.replace("下麵", "下面") == before and end == after:
+        fixed = (start.replace("下麵", "下面").translate(_FROM_SIMPLIFIED), end.translate(_FROM_SIMPLIFIED))
+        if fixed == (before, after):
             return template, instruction[len(before) : len(before) + length]
     return None
 

@@ -1,0 +1,24 @@
+"""Files replaced as a whole: a reader, or a crash, finds the old content or the new."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, finds either the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, readable and with a last newline."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

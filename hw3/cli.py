@@ -151,7 +151,13 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     build.add_argument("--sha256", metavar="HEX", help="the archive's checksum; another one is refused")
     build.add_argument("--out", type=Path, default=Path("data/homework"), metavar="FOLDER", help="default: %(default)s")
     build.add_argument(
-        "--exclude", type=Path, nargs="+", default=[], metavar="FILE", help="rows whose sentences stay unseen"
+        "--exclude",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="rows whose sentences stay unseen",
     )
     build.add_argument(
         "--convert", choices=["s2tw", "hanziconv", "none"], default="s2tw", help="OpenCC, the homework's map, or none"

@@ -28,7 +28,7 @@ from hw3.corpus.source import Pair, read_corpus
 from hw3.corpus.templates import Template, draw, match, slots, spell
 from hw3.corpus.text import skeletons
 from hw3.errors import UserError
-from hw3.files import write_json
+from hw3.files import write_json, write_rows
 from hw3.rows import Row, file_sha256, read_rows, shorten
 
 REPORT = "data.json"
@@ -113,7 +113,7 @@ def build(where: str, out: Path, settings: Settings, exclude: Sequence[Path] = (
         pairs = [kept.pairs[number] for number in drawn[split]]
         # Evenly from the 19 slots, so both directions and every wording come as often as in the homework.
         wordings = draw(len(pairs), slots("m2c") + slots("c2m"), random.Random(f"{settings.seed} {split}"))
-        write_json(path, to_rows(_converted(pairs, settings.convert), wordings, split, settings))
+        write_rows(path, to_rows(_converted(pairs, settings.convert), wordings, split, settings))
         directions = Counter(template.direction for template in wordings)
         report_splits[split] = {
             "file": path.name,

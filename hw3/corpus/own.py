@@ -12,7 +12,7 @@ from typing import Any
 
 from hw3.corpus.templates import draw, slots
 from hw3.errors import UserError
-from hw3.files import write_json
+from hw3.files import write_rows
 from hw3.rows import read_rows, shorten
 
 _READERS = {
@@ -76,7 +76,7 @@ def write_own_rows(
     rows = _homework_rows(records, seed) if "classical" in fields else _worded_rows(records, template)
     if problems := _repeated(rows, source):
         raise UserError(*shorten(problems))
-    write_json(out, rows)
+    write_rows(out, rows)
     print(f"{out}: {len(read_rows(out)):,} rows. Next: hw3 data check {out}")
     return 0
 

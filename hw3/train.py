@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
-import os
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from hw3.model import (
     load_tokenizer,
     parameter_counts,
     tokenizer_sha256,
-    world_size,
 )
+from hw3.processes import check_same, rank, world_size
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.rows import Row, file_sha256, read_rows
 from hw3.run_folder import (
@@ -256,10 +256,9 @@ def train(recipe: Recipe, run: Path) -> int:
         UserError: recipe, data, machine or run folder do not fit; nothing has been written.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    main_process = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:
-        if main_process:
+        if rank() == 0:
             print(line, flush=True)
 
     # --- check ------------------------------------------------------------------------------------------------------
@@ -267,6 +266,13 @@ def train(recipe: Recipe, run: Path) -> int:
     plan = plan_run(recipe, run, world_size())
     for note in plan.notes:
         say(note)
+    check_same(
+        {
+            f"{run}": f"step {plan.resume.step} ({plan.resume.sha256[:8]})" if plan.resume else "no checkpoint",
+            "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:8],
+            **{key: sha256[:8] for key, sha256 in plan.content.items()},
+        }
+    )
     if plan.done:
         say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval")
         return 0

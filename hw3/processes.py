@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,8 +122,13 @@ def failures_named(if_out_of_memory: str) -> Iterator[None]:
             raise
         raise RunFailed(
             "another process has ended or does not answer, so this one ends too; what the other one says is the cause. "
-            f"What was complete before is kept: the same command goes on from there. ({_first_line(error)})"
+            f"What was complete before is kept: the same command goes on from there. ({_first_sentence(error)})"
         ) from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Without the place in PyTorch's own source that errors begin with."""
+    return re.sub(r"^\[.*?\] ", "", _first_line(error)).partition(". ")[0]
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -75,6 +76,9 @@ def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
         "ddp_timeout": TIMEOUT,
         **recipe.training,
     }
+    if world_size() > 1 and given.get("use_cpu") and not torch.distributed.is_initialized():
+        # transformers 5.23 hands `ddp_timeout` on for GPUs alone (training_args.py, _setup_devices).
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=given["ddp_timeout"]))
     config = SFTConfig(
         **given
         | {

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from hw3.trainer import TIMEOUT, sft_config
 SETTINGS = [
     "training.logging_steps=1", "lora.lora_dropout=0.0", "quantization=null", "training.learning_rate=0.001",
 ]  # fmt: skip
+CPU2 = ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2", "--main_process_port", "0"]
 # `hw3`, of which process 1 ends in the middle of step 6, as the first word says.
 DIES = """
 import os, signal, sys, time
@@ -74,10 +76,8 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launch(*words: str | Path, options: list[str] | None = None, **environment: str) -> subprocess.CompletedProcess:
     """`accelerate launch` with two CPU processes; returns what it printed, both streams in one."""
-    given = options or ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2",
-                        "--main_process_port", "0"]  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *given, *map(str, words)],
+        [sys.executable, "-m", "accelerate.commands.launch", *(options or CPU2), *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT | environment, cwd=REPOSITORY,
     )  # fmt: skip
 
@@ -183,9 +183,30 @@ def test_make_refuses_a_wrong_number_before_any_launcher(mini_recipe: Path, tmp_
 
 
 @pytest.mark.slow
+def test_ctrl_c_at_the_launcher_writes_a_checkpoint(mini_recipe: Path, tmp_path: Path) -> None:
+    """The launcher hands the signal on, at different steps of its processes perhaps; all save the same one."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "accelerate.commands.launch", *CPU2, "-m", "hw3"]
+    process = subprocess.Popen(
+        [*command, "train", str(mini_recipe), "--run", str(run), *SETTINGS, "training.max_steps=100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY,
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=60)
+    stopped = complete_checkpoints(run)[-1]
+    assert process.returncode != 0 and f"stopped at step {stopped.step} of 100000" in rest and stopped.resumable
+    assert "another process" not in rest
+
+
+@pytest.mark.slow
 def test_a_mistake_is_said_once(mini_recipe: Path, tmp_path: Path) -> None:
     """Without `make` the launcher adds its traceback, and our message stands before it."""
-    options = ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "3", "--main_process_port", "0"]
+    options = ["3" if word == "2" else word for word in CPU2]
     done = launch("-m", "hw3", "train", mini_recipe, "--run", tmp_path / "run", options=options)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert done.stdout.count("do not divide among 3 processes") == 1

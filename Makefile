@@ -29,15 +29,15 @@ ifneq ($(GPUS),1)
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 
-eval: $(ready)  ## score the base and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare"
-	$(bin)hw3 eval $(RUN) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
+eval: $(ready)  ## score the base and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare" GPUS=
+	$(launch) eval $(RUN) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
 		$(if $(PROMPTS),--prompt $(PROMPTS:%=recipes/prompts/%.yaml))
 
 shots: $(ready)  ## score the un-tuned base with 0, 1, 2 and 4 worked examples
-	$(bin)hw3 eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
+	$(launch) eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
 
-predict: $(ready)  ## translate rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|NAME RUN= SET="generation.num_beams=4"
-	$(bin)hw3 predict $(RUN) $(INPUT) $(SET) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
+predict: $(ready)  ## translate rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|NAME RUN= GPUS= SET="generation.num_beams=4"
+	$(launch) predict $(RUN) $(INPUT) $(SET) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(INPUT),,< /dev/null)
 
 compare: $(ready)  ## answers side by side: RUNS="outputs/a outputs/b/base" ID= DATA=

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hw3.curve import draw_curve
 from hw3.encoding import EncodedRow, Encoder, count_unknown
+from hw3.errors import UserError
 from hw3.examples import drawn_examples, listed_examples
 from hw3.inference import (
     content_key,
@@ -27,7 +28,8 @@ from hw3.inference import (
     tokenizer_of,
 )
 from hw3.model import AdapterSlot, BadAdapter, load_config
-from hw3.perplexity import check_head, score_rows, summarize
+from hw3.perplexity import RowScore, check_head, score_rows, summarize
+from hw3.processes import gather, rank, world_size
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt
 from hw3.results import RESULTS, Results, print_results
@@ -74,6 +76,11 @@ class Job:
     def text(self) -> tuple[Any, ...]:
         """What the encoded rows depend on; every checkpoint of a sweep shares them."""
         return self.target.path, self.prompt.sha256, tuple(self.examples)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the checkpoint; None for the base."""
+        return self.checkpoint and self.checkpoint.path
 
     @property
     def title(self) -> str:
@@ -140,10 +147,14 @@ def evaluate_run(
     by_key: dict[str, Job] = {}
     for job in jobs:
         by_key.setdefault(job.key, job)
-    pending = [job for job in by_key.values() if job.key not in job.target.results.rows]
+    # The first process decides, and alone writes: another one may read files that it has begun to replace.
+    missing = gather([key for key, job in by_key.items() if key not in job.target.results.rows])[0]
+    pending = [by_key[key] for key in missing]
     if pending:
         print(f"{len(pending)} of {len(by_key)} entries to score")
         _score(run, recipe, tokenizer, config, pending, content["dequantized"])
+    if rank() != 0:
+        return 0
     for target in targets:
         target.results.choose_on(targets[0].results)
         target.results.write()
@@ -164,47 +175,85 @@ def _score(
     pending: list[Job],
     dequantized: bool,
 ) -> None:
-    """Score jobs one after another, each kept as soon as it is done: a killed sweep loses one entry's work."""
+    """Score jobs, as many at once as there are processes, each kept as soon as it is done.
+
+    Whole entries are shared out, not their rows: reading adapters is shared out with them, figures do not depend on
+    the number of processes by a single bit, and only where the entries do not divide does a process wait for the last.
+    A killed sweep loses the entries that were being scored.
+    """
     encoded: dict[tuple[Any, ...], list[EncodedRow]] = {}
     for job in pending:
         if job.text not in encoded:
             encoder = Encoder(tokenizer, job.prompt)
             encoded[job.text] = encode_rows(encoder, job.target.rows, job.examples, config, str(job.target.path))
-    if not (run / RECIPE).exists():
+    if rank() == 0 and not (run / RECIPE).exists():
         write_atomically(run / RECIPE, recipe.to_yaml())
     model = load_for_inference(recipe, dequantized=dequantized)
     check_head(model, min(encoded[pending[0].text], key=len))
     longest = max(len(row) for rows in encoded.values() for row in rows)
-    budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
-    slot = AdapterSlot(model)
+    scorer = _Scorer(model, encoded, recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest))
     # By checkpoint, the base first: once an adapter is in, the base's layers are wrapped.
     groups: dict[Path | None, list[Job]] = {None: []}
     for job in pending:
-        groups.setdefault(job.checkpoint and job.checkpoint.path, []).append(job)
-    for folder, jobs in groups.items():
+        groups.setdefault(job.folder, []).append(job)
+    jobs = [job for group in groups.values() for job in group]
+    left_out: set[Path | None] = set()
+    for at in range(0, len(jobs), world_size()):
+        at_once = jobs[at : at + world_size()]
+        own = scorer.score(at_once[rank()]) if rank() < len(at_once) else None
+        for job, outcome in zip(at_once, gather(own), strict=False):
+            if isinstance(outcome, BadAdapter):
+                if job.folder not in left_out:
+                    print(f"{outcome}; left out")
+                left_out.add(job.folder)
+            elif rank() == 0:
+                _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
+
+
+class _Scorer:
+    """The loaded base, and the checkpoint that is in it.
+
+    Args:
+        model: the base.
+        encoded: rows by a job's text.
+        budget: most tokens of a padded batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: dict[tuple[Any, ...], list[EncodedRow]], budget: int) -> None:
+        self._model, self._encoded, self._budget = model, encoded, budget
+        self._slot = AdapterSlot(model)
+        self._held: Path | None = None
+
+    def score(self, job: Job) -> tuple[list[RowScore], float] | BadAdapter | UserError:
+        """Scores and seconds of one job, or what is wrong with its checkpoint or its figures."""
+        rows = self._encoded[job.text]
         try:
-            if folder is not None:
-                load_checkpoint(slot, model, folder)
-        except BadAdapter as error:
-            print(f"{error}; left out")
-            continue
-        for job in jobs:
-            rows = encoded[job.text]
+            if job.folder is not None and job.folder != self._held:
+                self._held = None
+                load_checkpoint(self._slot, self._model, job.folder)
+                self._held = job.folder
             began = time.perf_counter()
-            with tqdm(total=len(rows), desc=job.title, unit="row", disable=None, leave=False) as bar:
-                scores = score_rows(model, rows, tokens_per_batch=budget, on_batch=bar.update)
-            seconds = time.perf_counter() - began
-            entry = _entry(job, recipe, scores, count_unknown(rows, tokenizer.unk_token_id), seconds)
-            job.target.results.add(entry, scores)
-            low, high = entry["mean_perplexity_ci95"]
-            print(
-                f"{job.title:<16}  {entry['shots']} shots  {job.prompt_name:<14}  {entry['mean_perplexity']:>9.3f}  "
-                f"[{low:.2f}, {high:.2f}]  {job.target.path}  {seconds:.1f} s",
-                flush=True,
-            )
+            hidden = True if rank() else None  # on the first process's terminal alone
+            with tqdm(total=len(rows), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
+                scores = score_rows(self._model, rows, tokens_per_batch=self._budget, on_batch=bar.update)
+        except (BadAdapter, UserError) as error:
+            return error
+        return scores, time.perf_counter() - began
 
 
-def _entry(job: Job, recipe: Recipe, scores: list[Any], unknown: int, seconds: float) -> dict[str, Any]:
+def _keep(job: Job, recipe: Recipe, scores: list[RowScore], seconds: float, unknown: int) -> None:
+    """Add an entry to its results, and say so."""
+    entry = _entry(job, recipe, scores, unknown, seconds)
+    job.target.results.add(entry, scores)
+    low, high = entry["mean_perplexity_ci95"]
+    print(
+        f"{job.title:<16}  {entry['shots']} shots  {job.prompt_name:<14}  {entry['mean_perplexity']:>9.3f}  "
+        f"[{low:.2f}, {high:.2f}]  {job.target.path}  {seconds:.1f} s",
+        flush=True,
+    )
+
+
+def _entry(job: Job, recipe: Recipe, scores: list[RowScore], unknown: int, seconds: float) -> dict[str, Any]:
     figures = asdict(summarize(scores))
     interval = bootstrap_interval(
         [score.perplexity for score in scores],

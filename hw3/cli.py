@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from hw3.errors import RunFailed, UserError
+
+FIRST_PROCESS_SPEAKS = 20  # seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,11 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run_command(arguments)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"hw3: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # The first process of this machine says the same and ends, upon which the launcher ends this one.
+            time.sleep(FIRST_PROCESS_SPEAKS)
+        print(f"hw3: {error}", file=sys.stderr)
         return 2
     except RunFailed as error:
-        print(f"hw3: {error}", file=sys.stderr)
+        processes = os.environ.get("WORLD_SIZE", "1")
+        which = f", process {os.environ['RANK']} of {processes}" if processes != "1" else ""
+        print(f"hw3{which}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -217,33 +224,42 @@ def _command(
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from hw3.processes import failures_named
     from hw3.recipe import load_recipe
     from hw3.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    return train(recipe, arguments.run or Path("outputs") / recipe.name)
+    with failures_named(
+        "less is needed with speed=lean, or with a smaller training.per_device_train_batch_size and as much more "
+        "training.gradient_accumulation_steps; the run goes on from its last complete checkpoint"
+    ):
+        return train(recipe, arguments.run or Path("outputs") / recipe.name)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from hw3.checkpoints import evaluate_run
+    from hw3.processes import failures_named, joined
 
-    return evaluate_run(
-        arguments.run,
-        recipe_path=arguments.recipe,
-        data=arguments.data,
-        shots=arguments.shots,
-        prompts=arguments.prompt,
-        base_only=arguments.base_only,
-        adapters=arguments.adapter,
-        examples=arguments.examples,
-        against=arguments.against,
-        anyway=arguments.anyway,
-    )
+    smaller = f"a smaller evaluation.tokens_per_batch in {arguments.run}/recipe.yaml needs less; what is scored is kept"
+    with failures_named(smaller), joined():
+        return evaluate_run(
+            arguments.run,
+            recipe_path=arguments.recipe,
+            data=arguments.data,
+            shots=arguments.shots,
+            prompts=arguments.prompt,
+            base_only=arguments.base_only,
+            adapters=arguments.adapter,
+            examples=arguments.examples,
+            against=arguments.against,
+            anyway=arguments.anyway,
+        )
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from hw3.lines import answer_lines, lines_are_meant, one_file
     from hw3.predict import predict_run
+    from hw3.processes import failures_named, joined, world_size
 
     file, overrides = one_file(arguments.overrides)
     options = {
@@ -254,8 +270,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     }
     wording = {"text": arguments.text, "direction": arguments.direction, "template": arguments.template}
     if lines_are_meant(file, arguments.output, **wording):
+        if world_size() > 1:
+            raise UserError("lines and --text are answered by one process; several share out the rows of a FILE")
         return answer_lines(arguments.run, **wording, **options)
-    return predict_run(arguments.run, file, output=arguments.output, **options)
+    with failures_named("shorter answers, generation.max_new_tokens=N, need less; answers so far are kept"), joined():
+        return predict_run(arguments.run, file, output=arguments.output, **options)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

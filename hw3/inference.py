@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hw3.encoding import EncodedRow, Encoder
@@ -121,7 +122,10 @@ def load_for_inference(recipe: Recipe, *, dequantized: bool) -> PreTrainedModel:
     Raises:
         UserError: it cannot be had; says how to get it.
     """
-    model = load_base(recipe, device_of(recipe)).eval()
+    device = device_of(recipe)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what Triton compiles runs on the current one
+    model = load_base(recipe, device).eval()
     return dequantize(model) if dequantized else model
 
 

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from hw3.errors import UserError
+from hw3.processes import local_rank
 from hw3.recipe import Recipe, is_gemma2
 from hw3.schema import ModelSection, QuantizationSection
 
@@ -38,16 +39,6 @@ CPU_SETTINGS = (
     "training.use_cpu=true training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32"
 )
 NO_BF16_SETTINGS = "training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32"
-
-
-def local_rank() -> int:
-    """This process's number on its machine; 0 without a launcher."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def world_size() -> int:
-    """Processes of the run; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device_of(recipe: Recipe) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from hw3.encoding import EncodedRow
 from hw3.errors import UserError
 from hw3.generation import Answer, generate
 from hw3.inference import content_key, encode_rows, prompt_name
+from hw3.processes import gather, own_share, rank, world_size
 from hw3.quality import copy_input, print_quality, quality
 from hw3.recipe import Recipe
 from hw3.rows import Row, file_sha256, read_rows
@@ -75,10 +77,16 @@ def predict_run(
             "seed": answerer.recipe.seed if answerer.recipe.generation.do_sample else None,
         }
     )
-    record = _finished(target, key)
+    # The first process decides, and alone writes the answers: another one may read files that it has begun to replace.
+    record = gather(_finished(target, key))[0]
     if record is None:
         kept = Partial.open(target, key)
         _answer(answerer, rows, encoded, limits, kept, path)
+        for answers in gather(kept.answers):
+            kept.answers |= answers
+    if rank() != 0:
+        return 0
+    if record is None:
         record = _record(answerer, run, limits, kept)
         texts = [{"id": row.id, "output": kept.answers[row.id]["output"]} for row in rows]
         write_json(target, texts)
@@ -93,7 +101,8 @@ def predict_run(
         "copy_input": copy_input(rows),
     }
     _write_if_changed(target.with_suffix(QUALITY), record)
-    Partial.path_of(target).unlink(missing_ok=True)
+    for partial in Partial.paths_of(target):
+        partial.unlink(missing_ok=True)
     if record["groups"]:
         print_quality(record["groups"], record["copy_input"])
     elif unfinished:
@@ -121,52 +130,85 @@ def predictions_folder(run: Path, path: Path, data: dict[str, Any]) -> Path:
 
 @dataclass
 class Partial:
-    """Answers of a call that has not ended, one JSON object a line behind one with their key."""
+    """Answers of a call that has not ended, one JSON object a line behind one with their key; a file a process."""
 
     path: Path
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def path_of(target: Path) -> Path:
+    def path_of(target: Path, process: int = 0) -> Path:
         """Beside the file that they will become."""
-        return target.with_name(f".{target.stem}.partial.jsonl")
+        return target.with_name(f".{target.stem}.partial{f'-{process}' if process else ''}.jsonl")
+
+    @staticmethod
+    def paths_of(target: Path) -> list[Path]:
+        """Of every process that has left one."""
+        return sorted(target.parent.glob(f".{glob.escape(target.stem)}.partial*.jsonl"))
 
     @classmethod
     def open(cls, target: Path, key: str) -> Partial:
-        """What is there of the same key; everything else is begun anew."""
-        partial = cls(cls.path_of(target))
-        lines = []
-        if partial.path.exists():
-            for line in partial.path.read_text(encoding="utf-8").split("\n")[:-1]:
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    break  # cut by a crash
-        if lines and lines[0] == {"key": key}:
-            partial.answers = {line["id"]: line for line in lines[1:]}
-        # Without what a crash cut, so that new lines begin at a line's start.
-        written = [{"key": key}, *partial.answers.values()]
-        write_atomically(partial.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written))
+        """What is there of the same key; everything else is begun anew.
+
+        The first process takes over the files of all, as there may have been more or fewer of them.
+        """
+        partial = cls(cls.path_of(target, rank()))
+        if rank() == 0:
+            left = cls.paths_of(target)
+            for path in left:
+                partial.answers |= _answers_in(path, key)
+            partial._begin(key)
+            for path in left:
+                if path != partial.path:
+                    path.unlink()
+        partial.answers = gather(partial.answers)[0]
+        if rank() != 0:
+            cls(partial.path)._begin(key)
         return partial
+
+    def _begin(self, key: str) -> None:
+        # Without what a crash cut, so that new lines begin at a line's start.
+        written = [{"key": key}, *self.answers.values()]
+        write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in written))
+
+
+def _answers_in(path: Path, key: str) -> dict[str, dict[str, Any]]:
+    """The answers of one partial file, up to where a crash cut it; none where the key is another."""
+    if not path.exists():
+        return {}
+    lines = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return {line["id"]: line for line in lines[1:]} if lines and lines[0] == {"key": key} else {}
 
 
 def _answer(
     answerer: Answerer, rows: list[Row], encoded: list[EncodedRow], limits: list[int], kept: Partial, path: Path
 ) -> None:
-    """Generate what is missing, each answer kept as soon as it is there."""
+    """Generate this process's share of what is missing, each answer kept as soon as it is there."""
     pending = [number for number, row in enumerate(rows) if row.id not in kept.answers]
     done = f", {len(rows) - len(pending)} done before" if kept.answers else ""
-    print(f"{len(rows)} rows of {path}{done}; {_way(answerer.recipe)}, at most {_span(limits)} new tokens")
+    shared = f", shared by {world_size()} processes" if world_size() > 1 else ""
+    print(f"{len(rows)} rows of {path}{done}{shared}; {_way(answerer.recipe)}, at most {_span(limits)} new tokens")
+    pending = [pending[at] for at in sorted(own_share([limits[number] for number in pending]))]
     if not pending:
         return
     model, config = answerer.model, answerer.generation
     if config.do_sample:
-        torch.manual_seed(answerer.recipe.seed)
+        torch.manual_seed(answerer.recipe.seed + rank())
+    before = len(kept.answers)
     began = time.perf_counter()
     with (
         kept.path.open("a", encoding="utf-8") as file,
         tqdm(
-            total=len(rows), initial=len(rows) - len(pending), desc=answerer.name, unit="row", disable=None, leave=False
+            total=before + len(pending),
+            initial=before,
+            desc=answerer.name,
+            unit="row",
+            disable=True if rank() else None,  # on the first process's terminal alone
+            leave=False,
         ) as bar,
     ):
 
@@ -174,7 +216,7 @@ def _answer(
             nonlocal began
             row, now = rows[pending[place]], time.perf_counter()
             line = {"id": row.id, "output": answerer.encoder.decode(answer.ids), "finished": answer.finished}
-            line["seconds"] = round(now - began, 6)
+            line["seconds"] = round((now - began) / world_size(), 6)  # the sum over all processes is the time it took
             began = now
             kept.answers[row.id] = line
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -191,7 +233,9 @@ def _answer(
             )
         except KeyboardInterrupt:
             bar.close()
-            print(f"stopped: {len(kept.answers)} of {len(rows)} answers kept; the same command goes on", flush=True)
+            kept_here = f"{len(kept.answers)} of {len(rows)} answers kept"
+            others = " beside those of the other processes" if world_size() > 1 else ""
+            print(f"stopped: {kept_here}{others}; the same command goes on", flush=True)
             raise
         os.fsync(file.fileno())
 

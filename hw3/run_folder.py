@@ -39,6 +39,7 @@ _FREE_ON_RESUME = (
     "training.project",
     "training.disable_tqdm",
     "training.log_level",
+    "training.ddp_timeout",
 )
 _FREE_PREFIXES = ("training.save_", "training.logging_", "training.dataloader_")
 _LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
-import os
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ from hw3.model import (
     load_tokenizer,
     parameter_counts,
     tokenizer_sha256,
-    world_size,
 )
+from hw3.processes import check_same, rank, world_size
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.rows import Row, file_sha256, read_rows
 from hw3.run_folder import (
@@ -50,7 +50,7 @@ from hw3.run_folder import (
     write_json,
 )
 from hw3.speed import Speed, choose_speed, sharded_by
-from hw3.trainer import CompletionTrainer, disk_needed, sft_config, total_steps
+from hw3.trainer import TIMEOUT, CompletionTrainer, disk_needed, sft_config, total_steps
 
 MISSING_DATA = (
     "put the course's train.json and public_test.json into data/homework/",
@@ -195,7 +195,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
     device = device_of(recipe)
-    memory = _least_memory(device) if device.type == "cuda" else None
+    memory = _least_memory(recipe, device) if device.type == "cuda" else None
     lengths = [(len(row), len(row.output_ids)) for row in rows]
     speed = choose_speed(recipe, layout, base_config, trained, lengths, device, memory)
     notes += speed.notes
@@ -218,12 +218,13 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     return Plan(layout, speed, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
 
 
-def _least_memory(device: torch.device) -> tuple[int, int]:
+def _least_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
     """Bytes of the GPU, free and in all; the least of all processes', since all must choose alike."""
     found = torch.cuda.mem_get_info(device)
     if world_size() == 1:
         return found
-    PartialState()  # joins the processes
+    # Joins the processes, as the Trainer would.
+    PartialState(timeout=datetime.timedelta(seconds=recipe.training.get("ddp_timeout", TIMEOUT)))
     least = torch.tensor(found, device=device)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least[0]), int(least[1])
@@ -268,10 +269,9 @@ def train(recipe: Recipe, run: Path) -> int:
         UserError: recipe, data, machine or run folder do not fit; nothing has been written.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    main_process = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:
-        if main_process:
+        if rank() == 0:
             print(line, flush=True)
 
     # --- check ------------------------------------------------------------------------------------------------------
@@ -279,6 +279,13 @@ def train(recipe: Recipe, run: Path) -> int:
     plan = plan_run(recipe, run, world_size())
     for note in plan.notes:
         say(note)
+    check_same(
+        {
+            f"{run}": f"step {plan.resume.step} ({plan.resume.sha256[:8]})" if plan.resume else "no checkpoint",
+            "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:8],
+            **{key: sha256[:8] for key, sha256 in plan.content.items()},
+        }
+    )
     if plan.done:
         say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval")
         return 0
@@ -303,7 +310,7 @@ def train(recipe: Recipe, run: Path) -> int:
             torch._dynamo.reset()
             torch.cuda.empty_cache()
             lengths = [(len(row), len(row.output_ids)) for row in plan.rows]
-            memory, failed = _least_memory(device), f"the captured one {reason}"
+            memory, failed = _least_memory(recipe, device), f"the captured one {reason}"
             speed = choose_speed(
                 recipe, plan.layout, load_config(recipe.model), plan.trained, lengths, device, memory, failed
             )

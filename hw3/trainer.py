@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import math
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
@@ -41,12 +43,19 @@ from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
 from hw3.errors import RunFailed
 from hw3.model import lora_config
+from hw3.processes import rank, world_size
 from hw3.recipe import Recipe
 from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete, rotate
 from hw3.sampler import StepSampler
 from hw3.speed import HEADROOM, Speed, sharded_by
 
 ACCUMULATED = "accumulated.json"
+# Seconds that a process waits for another one. One that dies is noticed at once, by its connections or by the launcher;
+# this is for one that hangs, and must be longer than anything that only one does or that one may do sooner: writing a
+# checkpoint, reading the base from a slow disk, compiling. The library's own half an hour is longer than anyone waits.
+TIMEOUT = 600
+# Seconds that a launcher gives its processes after a signal, and of these to say what is wrong.
+LAUNCHER_PATIENCE, LAST_WORDS = 30, 5
 # How far loss and gradient of the captured step may be from TRL's on the first batch, relative; rounding in bfloat16
 # alone makes 1e-4 and 0.03. The adapters are drawn anew for it, with this standard deviation.
 PROBE_LOSS, PROBE_GRADIENT, PROBE_STD = 0.005, 0.15, 0.02
@@ -66,8 +75,12 @@ def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
         "lr_scheduler_type": "linear",
         "report_to": "tensorboard",
         "ddp_find_unused_parameters": False,
+        "ddp_timeout": TIMEOUT,
         **recipe.training,
     }
+    if world_size() > 1 and given.get("use_cpu") and not torch.distributed.is_initialized():
+        # transformers 5.23 hands `ddp_timeout` on for GPUs alone (training_args.py, _setup_devices).
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=given["ddp_timeout"]))
     config = SFTConfig(
         **given
         | {
@@ -497,14 +510,23 @@ class StopOnSignal(TrainerCallback):
         self.trainer = trainer
         self.signal = 0
         self._received = 0
+        self._ended = threading.Event()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Take over both signals for the length of training."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        if launched := world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            signal.set_wakeup_fd(writer)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         try:
             yield
         finally:
+            self._ended.set()
+            if launched:
+                signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -514,12 +536,36 @@ class StopOnSignal(TrainerCallback):
         self._received = number
         print("\nstopping after this step, with a complete checkpoint; once more stops at once", file=sys.stderr)
 
+    def _watch(self, signals: int) -> None:
+        """Speak before the launcher kills this process, which may be waiting, deaf to signals, for one that is gone.
+
+        Args:
+            signals: file descriptor from which a signal's number is read, whatever Python is doing.
+        """
+        os.read(signals, 1)
+        seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAUNCHER_PATIENCE)) - LAST_WORDS
+        if not self._ended.wait(seconds):
+            print(
+                f"hw3, process {rank()} of {world_size()}: told to stop, and the step has not ended in {seconds} s: "
+                "another process has ended or hangs, or steps and checkpoints take longer than the launcher waits "
+                "(TORCH_ELASTIC_SHUTDOWN_TIMEOUT, in seconds). Checkpoints that were complete before are intact: the "
+                "same command goes on from the last",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            self._cpus = torch.distributed.new_group(backend="gloo")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         received = self._received
         if args.world_size > 1:
-            # A launcher may signal its processes at different steps; all must save the same one.
-            flag = torch.tensor(received, device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            # A launcher may signal its processes at different steps; all must save the same one. Over the CPUs: a look
+            # at a number on the GPU would wait for its step.
+            flag = torch.tensor(received)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._cpus)
             received = int(flag)
         if received:
             self.signal = received

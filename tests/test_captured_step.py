@@ -168,7 +168,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("hw3.trainer.CapturedStep", Uncaptured)
     monkeypatch.setattr("hw3.train.choose_speed", choose)
-    monkeypatch.setattr("hw3.train._least_memory", lambda device: None)
+    monkeypatch.setattr("hw3.train._least_memory", lambda recipe, device: None)
     monkeypatch.setattr(CompletionTrainer, "_short_of_memory", lambda trainer: None)
     monkeypatch.setattr(CompletionTrainer, "_check_finite_later", check_at_once)
 

@@ -20,7 +20,7 @@ def test_tables_are_filled_from_files() -> None:
 
 
 def test_how_many_accelerate_files() -> None:
-    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp", "fsdp2"]
+    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp", "fsdp2", "multi_node"]
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
@@ -28,8 +28,19 @@ def test_accelerate_file_loads(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
     assert config.use_cpu == (path.stem == "cpu2")
-    # The process count comes from the command; a number here would be forgotten.
-    assert "num_processes" not in yaml.safe_load(path.read_text(encoding="utf-8"))
+    # How many processes, which machine this is, and where the first one is, comes from the command; a number here
+    # would be forgotten.
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert not written.keys() & {"num_processes", "main_process_ip", "main_process_port"}
+    assert ("machine_rank" in written) == (written["num_machines"] == 1) == (path.stem != "multi_node")
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_file_says_what_was_run(path: Path) -> None:
+    """Every one opens with a command that has it, and says whether it was run, when and on what."""
+    header = "".join(re.findall(r"^# (.*\n)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    assert re.search(rf"{path.stem}\.yaml|ACCELERATE={path.stem}", header)
+    assert re.search(r"^(Run|Not run) .*(\d{4}-\d\d-\d\d|by the tests|GPUs yet)", header, re.MULTILINE)
 
 
 def test_links_and_pictures_exist() -> None:

@@ -20,8 +20,9 @@ from test_commands import ENVIRONMENT, hw3
 
 from hw3.errors import RunFailed, UserError
 from hw3.processes import check_same, failures_named, own_share
-from hw3.recipe import load_recipe
+from hw3.recipe import load_recipe, step_layout
 from hw3.run_folder import complete_checkpoints
+from hw3.speed import Speed
 from hw3.trainer import TIMEOUT, sft_config
 
 # Float32 and no dropout, whose draws differ between processes.
@@ -288,12 +289,10 @@ def test_processes_that_see_other_files_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_timeout_outlasts_a_slow_disk_and_may_change(mini_recipe: Path, straight: Path, tmp_path: Path) -> None:
-    from hw3.recipe import step_layout
-    from hw3.speed import as_written
-
     for overrides, seconds in (([], TIMEOUT), (["training.ddp_timeout=60"], 60)):
         recipe = load_recipe(mini_recipe, overrides)
-        config = sft_config(recipe, as_written(recipe, step_layout(recipe, 1)), tmp_path / "run")
+        speed = Speed(step_layout(recipe, 1), False, False, False, recipe.training["optim"])
+        config = sft_config(recipe, speed, tmp_path / "run")
         assert config.ddp_timeout == seconds
     assert TIMEOUT == 600
     again = [*SETTINGS, "training.ddp_timeout=60"]

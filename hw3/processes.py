@@ -43,14 +43,15 @@ def joined() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    # Python objects travel, no tensors: gloo, on GPUs as well.
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    # Python objects travel, no tensors: gloo, on GPUs as well. Once a process: joining a second time after leaving finds
+    # addresses of the first time in the launcher's store, and hangs.
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if rank() != 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         yield
-    torch.distributed.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:

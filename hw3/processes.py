@@ -43,7 +43,7 @@ def joined() -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    # Python objects travel, no tensors: gloo, on GPUs as well. Once a process: joining a second time after leaving finds
+    # Python objects travel, no tensors: gloo, on GPUs as well. Once a process: whoever joins again after leaving finds
     # addresses of the first time in the launcher's store, and hangs.
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=PATIENCE)

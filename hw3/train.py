@@ -49,8 +49,9 @@ from hw3.run_folder import (
     write_atomically,
     write_json,
 )
+from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
 from hw3.speed import Speed, choose_speed, sharded_by
-from hw3.trainer import TIMEOUT, CompletionTrainer, disk_needed, sft_config, total_steps
+from hw3.trainer import CompletionTrainer
 
 MISSING_DATA = (
     "put the course's train.json and public_test.json into data/homework/",

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
-import math
-import os
-import signal
-import sys
-import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import trl.trainer.utils
 from accelerate.utils import send_to_device as move_to_device
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig, SFTTrainer
 
+from hw3.callbacks import CompleteCheckpoints, ProgressLine, StopOnSignal
 from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
 from hw3.errors import RunFailed
 from hw3.model import lora_config
-from hw3.processes import rank, world_size
 from hw3.recipe import Recipe
-from hw3.run_folder import CHECKPOINTS_WITH_STATE, drop_old_state, mark_complete, rotate
 from hw3.sampler import StepSampler
+from hw3.sft_config import as_states_of
 from hw3.speed import HEADROOM, Speed, sharded_by
 
 ACCUMULATED = "accumulated.json"
-# Seconds that a process waits for another one. One that dies is noticed at once, by its connections or by the launcher;
-# this is for one that hangs, and must be longer than anything that only one does or that one may do sooner: writing a
-# checkpoint, reading the base from a slow disk, compiling. The library's own half an hour is longer than anyone waits.
-TIMEOUT = 600
-# Seconds that a launcher gives its processes after a signal, and of these to say what is wrong.
-LAUNCHER_PATIENCE, LAST_WORDS = 30, 5
 # How far loss and gradient of the captured step may be from TRL's on the first batch, relative; rounding in bfloat16
 # alone makes 1e-4 and 0.03. The adapters are drawn anew for it, with this standard deviation.
 PROBE_LOSS, PROBE_GRADIENT, PROBE_STD = 0.005, 0.15, 0.02
@@ -63,103 +42,6 @@ PROBE_LOSS, PROBE_GRADIENT, PROBE_STD = 0.005, 0.15, 0.02
 
 class NonFiniteLoss(RunFailed):
     """The loss became NaN or infinite; the message names the step and its rows."""
-
-
-def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
-    """The recipe's `training` section as an `SFTConfig`, with what `speed` and the project decide.
-
-    Raises:
-        ValueError: the library refuses a combination of values.
-    """
-    given = {
-        "lr_scheduler_type": "linear",
-        "report_to": "tensorboard",
-        "ddp_find_unused_parameters": False,
-        "ddp_timeout": TIMEOUT,
-        **recipe.training,
-    }
-    if world_size() > 1 and given.get("use_cpu") and not torch.distributed.is_initialized():
-        # transformers 5.23 hands `ddp_timeout` on for GPUs alone (training_args.py, _setup_devices).
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=given["ddp_timeout"]))
-    config = SFTConfig(
-        **given
-        | {
-            "output_dir": str(run),
-            "per_device_train_batch_size": speed.layout.rows_per_device,
-            "gradient_accumulation_steps": speed.layout.accumulation,
-            "activation_checkpointing": speed.activation_checkpointing,
-            "optim": speed.optim,
-            "max_length": None,  # TRL would cut outputs, EOS included, and drop rows left without labels
-            "eval_strategy": "no",
-            "logging_nan_inf_filter": False,  # the default logs a NaN as 0.0
-            "include_num_input_tokens_seen": "non_padding",
-            "save_total_limit": None,  # by our own rotation: theirs goes by file times, and before a save is complete
-        }
-        # The next batch travels while the GPU works.
-        | ({} if given.get("use_cpu") else {"accelerator_config": {"non_blocking": True}})
-    )
-    if config.n_gpu > 1:
-        # One process, one GPU: the Trainer would wrap the model in DataParallel, which TRL refuses.
-        config._n_gpu = 1
-    return config
-
-
-def total_steps(config: SFTConfig, rows: int, rows_per_step: int) -> int:
-    """Optimizer steps of a run over `rows` encoded rows."""
-    if config.max_steps > 0:
-        return config.max_steps
-    return math.ceil(config.num_train_epochs * (rows // rows_per_step))
-
-
-def disk_needed(config: SFTConfig, limit: int | None, trained: int, steps: int, steps_per_epoch: int) -> int:
-    """Bytes that the checkpoints of a run take.
-
-    Args:
-        config: the run's arguments.
-        limit: checkpoints to keep; None for all.
-        trained: trained parameters, saved as float32.
-        steps: optimizer steps still to go.
-        steps_per_epoch: optimizer steps of one pass.
-    """
-    every = steps_per_epoch if config.save_strategy == SaveStrategy.EPOCH else config.save_steps
-    checkpoints = math.ceil(steps / every if every >= 1 else 1 / every)
-    if limit is not None:
-        checkpoints = min(checkpoints, limit + 1)
-    state = 2 if "8bit" in config.optim else 8  # Adam's two moments
-    # The newest checkpoint is written before the oldest lets go of its optimizer state.
-    return trained * (4 * checkpoints + state * min(checkpoints, CHECKPOINTS_WITH_STATE + 1))
-
-
-def as_states_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An AdamW's saved state in the words of another AdamW with float32 states; unchanged where they agree.
-
-    Args:
-        optimizer: the one that will load it: PyTorch's or bitsandbytes'.
-        state: what the other one's `state_dict` returned.
-    """
-    # bitsandbytes wraps its tensors once more when saving.
-    flat = {
-        key: {**values, **values.get("__bnb_optimizer_quant_state__", {})} for key, values in state["state"].items()
-    }
-    saved = next(iter(flat.values()), {})
-    to_bnb = type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith("bitsandbytes")
-    if ("state1" in saved) == to_bnb or "qmap1" in saved:
-        return state
-    words = {"state1": "exp_avg", "state2": "exp_avg_sq"}
-    if not to_bnb:
-        words = {old: new for new, old in words.items()}
-    states = {
-        key: {
-            "step": int(values["step"]) if to_bnb else torch.tensor(float(values["step"])),
-            **{new: values[old] for new, old in words.items()},
-        }
-        for key, values in flat.items()
-    }
-    groups = [
-        {**{name: value for name, value in group.items() if name != "params"}, "params": old["params"], "lr": old["lr"]}
-        for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True)
-    ]
-    return {"state": states, "param_groups": groups}
 
 
 def _step_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -477,137 +359,3 @@ class CompletionTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a card of its own into the run folder at every checkpoint; `hw3 export` writes ours."""
-
-
-class CompleteCheckpoints(TrainerCallback):
-    """Marks each checkpoint complete, last of all; then old optimizer state and old checkpoints may go."""
-
-    def __init__(self, trainer: CompletionTrainer, keep: int | None) -> None:
-        self.trainer = trainer
-        self.keep = keep
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step:
-            self.trainer.restore_accumulated(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
-            drop_old_state(Path(args.output_dir))
-            if self.keep is not None:
-                rotate(Path(args.output_dir), self.keep)
-
-
-class StopOnSignal(TrainerCallback):
-    """SIGINT and SIGTERM: finish the step, save, stop. A second one ends the process at once.
-
-    Attributes:
-        signal: the signal's number, once the run has stopped for it on every process; 0 otherwise.
-    """
-
-    def __init__(self, trainer: CompletionTrainer) -> None:
-        self.trainer = trainer
-        self.signal = 0
-        self._received = 0
-        self._ended = threading.Event()
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Take over both signals for the length of training."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        if launched := world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-            reader, writer = os.pipe()
-            os.set_blocking(writer, False)
-            signal.set_wakeup_fd(writer)
-            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            if launched:
-                signal.set_wakeup_fd(-1)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
-            os._exit(128 + number)
-        self._received = number
-        print("\nstopping after this step, with a complete checkpoint; once more stops at once", file=sys.stderr)
-
-    def _watch(self, signals: int) -> None:
-        """Speak before the launcher kills this process, which may be waiting, deaf to signals, for one that is gone.
-
-        Args:
-            signals: file descriptor from which a signal's number is read, whatever Python is doing.
-        """
-        os.read(signals, 1)
-        seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAUNCHER_PATIENCE)) - LAST_WORDS
-        if not self._ended.wait(seconds):
-            print(
-                f"hw3, process {rank()} of {world_size()}: told to stop, and the step has not ended in {seconds} s: "
-                "another process has ended or hangs, or steps and checkpoints take longer than the launcher waits "
-                "(TORCH_ELASTIC_SHUTDOWN_TIMEOUT, in seconds). Checkpoints that were complete before are intact: the "
-                "same command goes on from the last",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(1)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if args.world_size > 1:
-            self._cpus = torch.distributed.new_group(backend="gloo")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        received = self._received
-        if args.world_size > 1:
-            # A launcher may signal its processes at different steps; all must save the same one. Over the CPUs: a look
-            # at a number on the GPU would wait for its step.
-            flag = torch.tensor(received)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._cpus)
-            received = int(flag)
-        if received:
-            self.signal = received
-            control.should_save = True
-            control.should_training_stop = True
-
-
-class ProgressLine(TrainerCallback):
-    """Loss, learning rate and tokens a second: a bar on a terminal, a line a log elsewhere."""
-
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.began = 0.0
-        self.tokens_before = 0
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.began, self.tokens_before = time.monotonic(), state.num_input_tokens_seen
-        if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
-            return
-        rate = (state.num_input_tokens_seen - self.tokens_before) / (time.monotonic() - self.began)
-        shown = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} tokens/s"
-        if self.bar is not None:
-            self.bar.set_postfix_str(shown)
-        else:
-            width = int(math.log10(max(state.max_steps, 1))) + 1
-            print(f"step {state.global_step:>{width}}/{state.max_steps}  {shown}", flush=True)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

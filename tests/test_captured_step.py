@@ -22,9 +22,10 @@ from hw3.encoding import IGNORE_INDEX
 from hw3.lora_linear import LoraLinear
 from hw3.recipe import StepLayout, load_recipe, step_layout
 from hw3.run_folder import complete_checkpoints
+from hw3.sft_config import as_states_of
 from hw3.speed import GIB, Speed, choose_speed
 from hw3.train import train
-from hw3.trainer import CompletionTrainer, NonFiniteLoss, as_states_of
+from hw3.trainer import CompletionTrainer, NonFiniteLoss
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,

@@ -154,7 +154,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
 def test_a_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from hw3.trainer import StopOnSignal\n"
+        "from hw3.callbacks import StopOnSignal\n"
         "stop = StopOnSignal(None)\n"
         "with stop.installed():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -13,8 +13,8 @@ from hw3.errors import UserError
 from hw3.model import lora_config, quantization_config
 from hw3.recipe import load_prompt, load_recipe, step_layout
 from hw3.schema import DECIDED_TRAINING_KEYS, LoraSection, TrainingSection
+from hw3.sft_config import sft_config
 from hw3.speed import Speed
-from hw3.trainer import sft_config
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "prompts")

@@ -22,8 +22,8 @@ from hw3.errors import RunFailed, UserError
 from hw3.processes import check_same, failures_named, own_share
 from hw3.recipe import load_recipe, step_layout
 from hw3.run_folder import complete_checkpoints
+from hw3.sft_config import TIMEOUT, sft_config
 from hw3.speed import Speed
-from hw3.trainer import TIMEOUT, sft_config
 
 # Float32 and no dropout, whose draws differ between processes.
 SETTINGS = [
@@ -80,6 +80,7 @@ def launch(*words: str | Path, options: list[str] | None = None, **environment: 
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *(options or CPU2), *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT | environment, cwd=REPOSITORY,
+        timeout=300,
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from hw3.model import load_base, load_config, load_tokenizer
 from hw3.recipe import load_recipe, step_layout
 from hw3.rows import read_rows
 from hw3.run_folder import complete_checkpoints
+from hw3.sft_config import sft_config
 from hw3.speed import choose_speed
 from hw3.train import train
-from hw3.trainer import CompletionTrainer, NonFiniteLoss, sft_config
+from hw3.trainer import CompletionTrainer, NonFiniteLoss
 
 
 def run(recipe_path: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from trl import SFTConfig
 from hw3.model import parameter_counts
 from hw3.recipe import load_recipe
 from hw3.run_folder import gib
-from hw3.trainer import disk_needed
+from hw3.sft_config import disk_needed
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -14,7 +14,9 @@ class StepSampler(Sampler[int]):
     """Yields row indices so that each run of `rows_per_step` of them is one optimizer step.
 
     Every way of cutting a step into processes and micro-batches takes consecutive indices, so each sees the same rows
-    in the same step. Rows that do not fill a last step are left out of the epoch, other ones every time.
+    in the same step. Dealing rows out to processes by length would win nothing: a step's rows are of like length, and a
+    batch is as wide as its longest row. Rows that do not fill a last step are left out of the epoch, other ones every
+    time.
 
     Args:
         lengths: tokens of each row.

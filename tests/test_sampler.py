@@ -52,3 +52,15 @@ def test_lengths_are_grouped() -> None:
     sampler = StepSampler(lengths, 8, seed=1)
     padded = sum(8 * max(lengths[row] for row in step) for step in sampler.steps(0))
     assert padded < 1.05 * sum(lengths)
+
+
+def test_processes_of_a_step_have_like_work() -> None:
+    """The process with the longest rows has the most to do, padding included; the others wait for it."""
+    lengths = [90 + (row * 37) % 200 for row in range(4000)]
+    for rows_per_step, processes in ((8, 2), (16, 4), (32, 4)):
+        share = rows_per_step // processes
+        longest = everything = 0
+        for step in StepSampler(lengths, rows_per_step, seed=1).steps(0):
+            work = [share * max(lengths[row] for row in step[at : at + share]) for at in range(0, rows_per_step, share)]
+            longest, everything = longest + max(work), everything + sum(work)
+        assert longest < 1.03 * everything / processes

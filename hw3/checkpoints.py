@@ -29,7 +29,7 @@ from hw3.inference import (
 )
 from hw3.model import AdapterSlot, BadAdapter, load_config
 from hw3.perplexity import RowScore, check_head, score_rows, summarize
-from hw3.processes import gather, rank, world_size
+from hw3.processes import gather, own_share, rank, world_size
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt
 from hw3.results import RESULTS, Results, print_results
@@ -49,6 +49,9 @@ from hw3.statistics import bootstrap_interval, by_direction, by_length, heaviest
 
 CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
 GPU_TOKENS_PER_BATCH = 4096  # larger ones are no faster
+
+
+Scored = tuple[dict[int, RowScore], float]  # scores by the row's number, and seconds
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,9 @@ def _score(
 ) -> None:
     """Score jobs, as many at once as there are processes, each kept as soon as it is done.
 
-    Whole entries are shared out, not their rows: reading adapters is shared out with them, figures do not depend on
-    the number of processes by a single bit, and only where the entries do not divide does a process wait for the last.
-    A killed sweep loses the entries that were being scored.
+    Whole entries are shared out first: reading adapters is shared out with them, and figures are those of one process
+    to the bit. Of the last ones, when there are fewer than processes, the rows are; batches then hold other rows
+    together, which changes figures by rounding. A killed sweep loses the entries that were being scored.
     """
     encoded: dict[tuple[Any, ...], list[EncodedRow]] = {}
     for job in pending:
@@ -200,8 +203,11 @@ def _score(
     left_out: set[Path | None] = set()
     for at in range(0, len(jobs), world_size()):
         at_once = jobs[at : at + world_size()]
-        own = scorer.score(at_once[rank()]) if rank() < len(at_once) else None
-        for job, outcome in zip(at_once, gather(own), strict=False):
+        if len(at_once) == world_size():
+            outcomes = gather(scorer.score(at_once[rank()]))
+        else:
+            outcomes = [_joined_up(gather(scorer.score(job, shared=True))) for job in at_once]
+        for job, outcome in zip(at_once, outcomes, strict=True):
             if isinstance(outcome, BadAdapter):
                 if job.folder not in left_out:
                     print(f"{outcome}; left out")
@@ -224,9 +230,10 @@ class _Scorer:
         self._slot = AdapterSlot(model)
         self._held: Path | None = None
 
-    def score(self, job: Job) -> tuple[list[RowScore], float] | BadAdapter | UserError:
-        """Scores and seconds of one job, or what is wrong with its checkpoint or its figures."""
+    def score(self, job: Job, *, shared: bool = False) -> Scored | BadAdapter | UserError:
+        """One job, or this process's share of its rows; or what is wrong with its checkpoint or its figures."""
         rows = self._encoded[job.text]
+        own = own_share([len(row) for row in rows]) if shared else range(len(rows))
         try:
             if job.folder is not None and job.folder != self._held:
                 self._held = None
@@ -234,15 +241,30 @@ class _Scorer:
                 self._held = job.folder
             began = time.perf_counter()
             hidden = True if rank() else None  # on the first process's terminal alone
-            with tqdm(total=len(rows), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
-                scores = score_rows(self._model, rows, tokens_per_batch=self._budget, on_batch=bar.update)
+            with tqdm(total=len(own), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
+                scores = (
+                    score_rows(
+                        self._model, [rows[at] for at in own], tokens_per_batch=self._budget, on_batch=bar.update
+                    )
+                    if own
+                    else []
+                )
         except (BadAdapter, UserError) as error:
             return error
-        return scores, time.perf_counter() - began
+        return dict(zip(own, scores, strict=True)), time.perf_counter() - began
 
 
-def _keep(job: Job, recipe: Recipe, scores: list[RowScore], seconds: float, unknown: int) -> None:
+def _joined_up(shares: list[Scored | BadAdapter]) -> Scored | BadAdapter:
+    """All rows of an entry, and the longest time that a process took."""
+    bad = next((share for share in shares if isinstance(share, BadAdapter)), None)
+    if bad is not None:
+        return bad
+    return {at: score for scores, _ in shares for at, score in scores.items()}, max(seconds for _, seconds in shares)
+
+
+def _keep(job: Job, recipe: Recipe, by_row: dict[int, RowScore], seconds: float, unknown: int) -> None:
     """Add an entry to its results, and say so."""
+    scores = [by_row[at] for at in range(len(job.target.rows))]
     entry = _entry(job, recipe, scores, unknown, seconds)
     job.target.results.add(entry, scores)
     low, high = entry["mean_perplexity_ci95"]

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -48,11 +49,12 @@ CompletionTrainer.training_step = dying
 from hw3.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-# `hw3 eval RUN` and `hw3 predict RUN` in one, seconds of imports spared.
+# `hw3 eval RUN --base-only`, `hw3 eval RUN` and `hw3 predict RUN` in one, seconds of imports spared.
 EVAL_AND_PREDICT = """
 import sys
 from hw3.cli import main
-sys.exit(main(["eval", sys.argv[1]]) or main(["predict", sys.argv[1]]))
+run = sys.argv[1]
+sys.exit(main(["eval", run, "--base-only"]) or main(["eval", run]) or main(["predict", run]))
 """
 # `hw3 predict`, of which process 1 is killed before its third answer.
 DIES_ANSWERING = """
@@ -222,13 +224,23 @@ def test_scores_and_answers_of_two_processes_are_those_of_one(scored_run: Path, 
     (tmp_path / "both.py").write_text(EVAL_AND_PREDICT)
     done = launch(tmp_path / "both.py", two)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("4 of 4 entries to score") == 1 and done.stdout.count("shared by 2 processes") == 1
-    # By the bit: an entry's batches do not depend on the number of processes.
+    # The base alone, by rows; then two of three checkpoints, whole, and the rows of the last.
+    assert done.stdout.count("1 of 1 entries to score") == done.stdout.count("3 of 4 entries to score") == 1
+    assert done.stdout.count("shared by 2 processes") == 1
     stored = [json.loads((run / "eval/eval/results.json").read_text()) for run in (one, two)]
-    for results in stored:
-        assert all(entry.pop("seconds") > 0 for entry in results["entries"]) and len(results["entries"]) == 4
-    assert stored[0] == stored[1]
-    assert (one / "eval/eval/rows.parquet").read_bytes() == (two / "eval/eval/rows.parquet").read_bytes()
+    assert [entry["step"] for entry in stored[0]["entries"]] == [0, 4, 8, 12]
+    assert stored[0]["best"]["checkpoint"] == stored[1]["best"]["checkpoint"]
+    for entry, other in zip(*(results["entries"] for results in stored), strict=True):
+        assert entry.pop("seconds") > 0 < other.pop("seconds")
+        if entry["step"] in (4, 8):  # to the bit: its batches do not depend on the number of processes
+            assert entry == other
+        assert {key: other[key] for key in ("key", "rows", "tokens", "unknown_tokens")}.items() <= entry.items()
+        for key in ("mean_perplexity", "token_perplexity", "median_perplexity", "bits_per_character"):
+            assert other[key] == pytest.approx(entry[key], rel=1e-6)
+    tables = [pq.read_table(run / "eval/eval/rows.parquet").to_pylist() for run in (one, two)]
+    for row, other in zip(*tables, strict=True):
+        assert (row["entry"], row["id"], row["tokens"]) == (other["entry"], other["id"], other["tokens"])
+        assert other["nll"] == pytest.approx(row["nll"], rel=1e-6)
     (answers,) = (file for file in (one / "predictions/eval").glob("*.json") if "quality" not in file.name)
     assert answers.read_bytes() == (two / "predictions/eval" / answers.name).read_bytes()
     names = sorted(file.name for file in (two / "predictions/eval").iterdir())

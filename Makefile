@@ -17,6 +17,13 @@ ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
+ifeq ($(wildcard $(recipe)),)
+$(error $(recipe): no such file; there are $(filter-out recipes/prompts/%,$(wildcard recipes/*/*.yaml)))
+endif
+ifeq ($(wildcard accelerate_configs/$(ACCELERATE).yaml),)
+$(error ACCELERATE=$(ACCELERATE): no such file; there are $(basename $(notdir $(wildcard accelerate_configs/*.yaml))))
+endif
+
 .PHONY: help train eval shots predict compare report pack export check data base bench lint format test test-slow
 .DEFAULT_GOAL := help
 
@@ -53,7 +60,7 @@ export: $(ready)  ## the adapter merged into its base, a model of its own: RUN= 
 report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a outputs/b", the main run first
 	$(bin)hw3 report $(or $(RUNS),$(RUN))
 
-check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, disk
+check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, memory, disk
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
 
 data: $(ready)  ## rows like the homework's into OUT=data/homework: CORPUS= (clone, archive, address, parts) SHA256= EXCLUDE="a.json b.json"

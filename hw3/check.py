@@ -67,8 +67,6 @@ def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError 
         _print_speeds(recipe, layout, config, trained, lengths)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
-    if recipe.prompt.turn.endswith(" "):
-        print("note: the prompt ends with a space; most vocabularies write a word's space before the word")
 
 
 def _print_speeds(

@@ -124,6 +124,8 @@ def evaluate_run(
     Raises:
         UserError: there is no such run, or data, prompts, shots or checkpoints do not fit it.
     """
+    if min(shots) < 0:
+        raise UserError(f"--shots {min(shots)}: a number of worked examples is needed, 0 or more")
     recipe = recipe_of(run, recipe_path=recipe_path if base_only else None)
     checkpoints = [] if base_only else complete_checkpoints(run)
     if not base_only:

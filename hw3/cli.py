@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hw3{which}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("\nstopped; what was complete is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the main run first")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the first run's folder")
 
-    check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, disk")
+    check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, memory, disk")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
     check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")

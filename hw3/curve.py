@@ -98,7 +98,7 @@ def _draw(
         axes.axhline(entry["mean_perplexity"], color=SHOTS, linewidth=1, linestyle="--" if step0 else ":")
         labels.append(
             axes.annotate(
-                f"{label}: {entry['mean_perplexity']:.4g}",
+                f"{label}: {entry['mean_perplexity']:#.4g}",
                 (1, entry["mean_perplexity"]),
                 xycoords=("axes fraction", "data"),
                 xytext=(-4, 3),
@@ -140,7 +140,7 @@ def _draw(
         assert best is not None  # there are tuned entries
         axes.plot(best["step"], best["mean_perplexity"], marker="*", markersize=14, color=BEST, linestyle="none")
         axes.annotate(
-            f"best: {best['mean_perplexity']:.4g} at step {best['step']:,}",
+            f"best: {best['mean_perplexity']:#.4g} at step {best['step']:,}",
             (best["step"], low[steps.index(best["step"])]),
             xytext=(0, -12),
             textcoords="offset points",

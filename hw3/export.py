@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from hw3.checkpoints import tokens_that_fit
 from hw3.encoding import Encoder
 from hw3.errors import RunFailed, UserError
+from hw3.files import open_to_others
 from hw3.generation import generation_config, stop_ids
 from hw3.inference import load_checkpoint, tokenizer_of
 from hw3.model import (
@@ -146,6 +147,7 @@ def _write_model(folder: Path, scored: Scored, tokenizer: PreTrainedTokenizerBas
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    open_to_others(folder)
 
 
 def _score(folder: Path, scored: Scored, device: torch.device) -> float:

@@ -20,6 +20,15 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def open_to_others(folder: Path) -> None:
+    """Give a folder's files the permissions that the user's umask asks for; safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, readable and with a last newline."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")

@@ -64,7 +64,10 @@ def grade(
 def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("utils", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise UserError(f"{path}: no such file; the grader imports get_prompt and get_bnb_config from it")
+        raise UserError(
+            f"{path}: no such file; get_prompt and get_bnb_config come from it: run this in a folder made by "
+            "`make pack`, or give --utils FILE"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -79,10 +82,10 @@ def _function(module: ModuleType, path: Path, name: str) -> Callable[..., object
 def main(argv: list[str] | None = None) -> int:
     """Parse, grade, print; 2 where something does not fit."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--base_model_path", required=True)
-    parser.add_argument("--peft_path", type=Path, required=True)
-    parser.add_argument("--test_data_path", type=Path, required=True)
-    parser.add_argument("--utils", type=Path, default=Path("utils.py"))
+    parser.add_argument("--base_model_path", required=True, help="a folder, or a name on the hub")
+    parser.add_argument("--peft_path", type=Path, required=True, help="folder of the adapter")
+    parser.add_argument("--test_data_path", type=Path, required=True, help="rows with outputs")
+    parser.add_argument("--utils", type=Path, default=Path("utils.py"), help="default: utils.py here")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     arguments = parser.parse_args(argv)
     try:

@@ -357,17 +357,21 @@ def _why_not_loaded(name: str, error: BaseException) -> str | None:
         return f"{where}: {name} is neither a local folder nor a model on the hub; check its spelling"
     if isinstance(error, ImportError):
         return f"model.attn_implementation: {_first_line(error)}"
-    if isinstance(error, ValueError):
-        return f"{where}: {name}: {_first_line(error)}" if "model type" in str(error) else None
+    if isinstance(error, ValueError) and "model type" in str(error):
+        return f"{where}: {name}: {_first_line(error)}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{where}: {name}: {error.strerror}: {error.filename}"
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        return f"{where}: the folder {name} is no model: it has no config.json"
+    if isinstance(error, ValueError):
+        return f"{where}: {name}: {_first_line(error)}" if "tokenizer" in str(error) else None
     if Path(name).is_dir():
         return f"{where}: the folder {name} is not a complete model: {_first_line(error)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{where}: there is no folder {name}, and no model on the hub has such a name"
     return (
-        f"{where}: {name} is not in the local cache and the hub cannot be reached; connect once, or download it "
-        f"elsewhere (`hf download {name}`) and give the folder's path"
+        f"{where}: there is no folder {name}, it is not in the local cache and the hub cannot be reached; connect "
+        f"once, or download it elsewhere (`hf download {name}`) and give the folder's path"
     )
 
 

@@ -254,7 +254,9 @@ def _wanted(detail: Any) -> str:
         words = [word or flag.lower() for word, flag in expected]
         near = difflib.get_close_matches(str(detail["input"]), words, n=1)
         return (f"did you mean {near[0]}? " if near else "") + f"one of {', '.join(words)} is needed"
-    return detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["msg"].startswith("Input should be "):
+        return f"a number {detail['msg'].removeprefix('Input should be ')} is needed"
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def _nearest(word: str, known: list[str]) -> str:

@@ -53,9 +53,10 @@ from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
 from hw3.speed import Speed, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer
 
+COURSE_DATA = Path("data/homework")
 MISSING_DATA = (
     "put the course's train.json and public_test.json into data/homework/",
-    "build a set like it from a public corpus: make data",
+    "build a set like it from a public corpus: make data CORPUS=... (README, Data)",
     "use the sample in this repository: make train MODEL={model} TRAIN=data/train.json EVAL=data/eval.json",
 )
 
@@ -64,10 +65,12 @@ def read_data(recipe: Recipe) -> dict[str, list[Row]]:
     """The recipe's files, all read and checked, by their key in the `data` section.
 
     Raises:
-        UserError: files are missing (with three ways on) or hold bad rows, all of them named.
+        UserError: files are missing (the course's with three ways on) or hold bad rows, all of them named.
     """
     files = {key: Path(name) for key in ("train", "eval", "dev") if (name := getattr(recipe.data, key)) is not None}
     missing = [path for path in files.values() if not path.exists()]
+    if missing and not any(path.parent == COURSE_DATA for path in missing):
+        raise UserError(*(f"data.{key}: {path}: no such file" for key, path in files.items() if path in missing))
     if missing:
         model = recipe.name.partition("-")[0]
         ways = [f"  {number}. {way.format(model=model)}" for number, way in enumerate(MISSING_DATA, 1)]
@@ -109,6 +112,8 @@ def encode_training_rows(
         f"{len(encoded)} rows of {recipe.data.train}: {tokens[len(tokens) // 2]} tokens in the middle, "
         f"{tokens[-1]} at most"
     ]
+    if recipe.prompt.turn.endswith(" "):
+        notes.append("the prompt ends with a space; most vocabularies write a word's space before the word")
     if lengths.dropped:
         notes.append(f"{len(lengths.dropped)} rows over data.max_length={recipe.data.max_length} left out")
     if lengths.truncated:
@@ -206,11 +211,12 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         raise UserError(f"training: {error}") from error
     steps = total_steps(config, len(rows), recipe.rows_per_step)
     resume = resumable[-1] if resumable else None
-    notes.append(f"{trained:,} trained of {total:,} parameters")
+    notes.append(f"{trained:,} parameters are trained; the base has {total:,}")
     per_epoch = len(rows) // recipe.rows_per_step
     notes.append(
-        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.1f} times through the file; each of "
-        f"{processes} processes takes {speed.layout.rows_per_device} rows x {speed.layout.accumulation}"
+        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.2g} times through the file; each of "
+        f"{processes} process{'es' if processes > 1 else ''} takes {speed.layout.rows_per_device} rows x "
+        f"{speed.layout.accumulation}"
     )
     to_go = max(0, steps - (resume.step if resume else 0))
     notes.append(
@@ -288,7 +294,7 @@ def train(recipe: Recipe, run: Path) -> int:
         }
     )
     if plan.done:
-        say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval")
+        say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run}")
         return 0
     device = device_of(recipe)
     if (
@@ -372,7 +378,7 @@ def train(recipe: Recipe, run: Path) -> int:
     if trainer.stop.signal and last < plan.steps:
         say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
         return 128 + trainer.stop.signal
-    say(f"{run}: {plan.steps} steps done. Next: make eval")
+    say(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
     return 0
 
 

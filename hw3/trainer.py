@@ -28,6 +28,7 @@ from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
 from hw3.errors import RunFailed
+from hw3.files import open_to_others
 from hw3.model import lora_config
 from hw3.recipe import Recipe
 from hw3.sampler import StepSampler
@@ -335,8 +336,10 @@ class CompletionTrainer(SFTTrainer):
         finally:
             self.processing_class = tokenizer
         if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
             for name in ("training_args.bin", "README.md"):
-                (Path(output_dir or self.args.output_dir) / name).unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
+            open_to_others(folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self._read_all()

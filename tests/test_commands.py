@@ -103,7 +103,7 @@ def test_a_mistake_ends_the_process_with_2_and_no_traceback(mini_recipe: Path, t
     command = [sys.executable, "-m", "hw3", "train", str(mini_recipe), "--run", str(tmp_path / "run"), "lora.r=0"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 2
-    assert done.stderr == "hw3: command line: lora.r: found 0: greater than or equal to 1\n"
+    assert done.stderr == "hw3: command line: lora.r: found 0: a number greater than or equal to 1 is needed\n"
 
 
 def test_absent_course_files_give_three_ways_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

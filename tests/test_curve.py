@@ -69,7 +69,7 @@ def test_the_dev_file_is_a_line_of_its_own_and_chooses_the_star() -> None:
         assert list(dev_line.get_xdata()) == [0, 10, 20] and list(dev_line.get_ydata()) == [25.0, 15.0, 10.0]
         texts = [text.get_text() for text in axes.texts]
         # Best on the dev file is step 20; the figure is the scored file's.
-        assert texts == ["base: 30", "best: 7 at step 20"]
+        assert texts == ["base: 30.00", "best: 7.000 at step 20"]
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == [
             "mean perplexity on eval.json, 95 % interval", "on dev.json, which chooses", "training loss",

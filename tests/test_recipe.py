@@ -144,7 +144,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "F:19: training.packing: decided by the project: one row is one sequence, padded; ",
         "F:20: training.eval_steps: decided by the project: checkpoints are scored apart from training, ",
         'F:16: training.per_device_train_batch_size: found "eight": a whole number is needed',
-        "F:17: training.gradient_accumulation_steps: found 0: greater than or equal to 1",
+        "F:17: training.gradient_accumulation_steps: found 0: a number greater than or equal to 1 is needed",
         'F:18: training.lr_scheduler_type: found "constan": did you mean constant? one of linear, cosine, ',
         'F:21: training.bf16: found "yes": true or false is needed',
         "F:15: training.learning_rat: no such key; did you mean learning_rate?",

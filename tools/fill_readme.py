@@ -57,7 +57,7 @@ def scores(folder: str) -> str:
     tuned = [e for e in results["entries"] if e["checkpoint"] is not None and e["shots"] == 0]
     last = max(tuned, key=lambda entry: entry["step"])
     chosen = next(entry for entry in tuned if entry["step"] == best["step"])
-    named = [(f"base, {entry['shots']} worked examples", entry) for entry in base]
+    named = [(f"base, {entry['shots']} worked example{'' if entry['shots'] == 1 else 's'}", entry) for entry in base]
     named += [(f"**tuned, step {chosen['step']:,} (best)**", chosen), (f"tuned, step {last['step']:,} (last)", last)]
     lines = ["| | mean perplexity [95 %] | token perplexity | bits a character |", "|---|---|---|---|"]
     for name, entry in named:

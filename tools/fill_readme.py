@@ -20,8 +20,17 @@ from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Confi
 from trl import SFTConfig
 
 from hw3.model import parameter_counts
+from hw3.prompt import Prompt
 from hw3.recipe import load_recipe
 from hw3.run_folder import gib
+from hw3.schema import (
+    DECIDED_TRAINING_KEYS,
+    DataSection,
+    EvaluationSection,
+    GenerationSection,
+    ModelSection,
+    QuantizationSection,
+)
 from hw3.sft_config import disk_needed
 
 REPOSITORY = Path(__file__).parent.parent
@@ -164,7 +173,48 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def recipe_keys() -> str:
+    """Keys, defaults and values of the sections whose schema is the project's own."""
+    lines = ["| key | default | values |", "|---|---|---|"]
+    sections = {
+        "model": ModelSection,
+        "quantization": QuantizationSection,
+        "prompt": Prompt,
+        "data": DataSection,
+        "generation": GenerationSection,
+        "evaluation": EvaluationSection,
+    }
+    for section, schema in sections.items():
+        for name, properties in schema.model_json_schema()["properties"].items():
+            default = "needed" if name in schema.model_json_schema().get("required", ()) else properties.get("default")
+            text = default if default == "needed" else f"`{json.dumps(default, ensure_ascii=False)}`"
+            lines.append(f"| `{section}.{name}` | {text} | {_values(properties)} |")
+    return "\n".join(lines)
+
+
+def _values(properties: dict[str, Any]) -> str:
+    """What a key may hold, from its JSON schema."""
+    if "enum" in properties:
+        return ", ".join(f"`{value}`" for value in properties["enum"])
+    if "const" in properties:
+        return f"`{json.dumps(properties['const'])}`"
+    if "anyOf" in properties:
+        return " or ".join(filter(None, map(_values, properties["anyOf"])))
+    kinds = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    kind = {**kinds, "array": "list", "null": "`null`"}.get(properties.get("type", ""), "")
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    return " ".join([kind, *(f"{word} {properties[bound]}" for bound, word in bounds.items() if bound in properties)])
+
+
+def decided_keys() -> str:
+    """Keys of `training` that a recipe may not hold, with what to use."""
+    lines = ["| key | instead |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{key}` | {instead} |" for key, instead in sorted(DECIDED_TRAINING_KEYS.items()))])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
+    "recipe_keys": recipe_keys,
+    "decided_keys": decided_keys,
     "recipes": recipes,
     "tiny": lambda: scores("docs/tiny"),
     "homework": lambda: scores("docs/homework"),
@@ -177,6 +227,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 DOCUMENTS = {
+    "docs/recipe.md": ("recipe_keys", "decided_keys"),
     "README.md": ("tiny", "recipes", "train_step", "evaluation", "exactness", "homework", "costs"),
     "docs/homework/README.md": ("homework", "proper"),
 }

@@ -114,6 +114,7 @@ def made_rows(count: int, most: int, seed: int) -> list[dict[str, list[int]]]:
     return rows
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "lora",

@@ -198,7 +198,17 @@ def test_a_corpus_that_cannot_be_had_is_named(
 
 
 def test_make_data_is_one_call() -> None:
-    words = ["make", "-n", "--no-print-directory", "VENV=", "data", "CORPUS=parts", "EXCLUDE=a.json b.json", "OUT=there", "SHA256=00"]
+    words = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "VENV=",
+        "data",
+        "CORPUS=parts",
+        "EXCLUDE=a.json b.json",
+        "OUT=there",
+        "SHA256=00",
+    ]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     said = " ".join(done.stdout.replace("\\\n", " ").split())
     assert said == "hw3 data build --corpus parts --sha256 00 --exclude a.json b.json --out there"

@@ -213,10 +213,10 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     resume = resumable[-1] if resumable else None
     notes.append(f"{trained:,} parameters are trained; the base has {total:,}")
     per_epoch = len(rows) // recipe.rows_per_step
+    who = "one process" if processes == 1 else f"each of {processes} processes"
     notes.append(
-        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.2g} times through the file; each of "
-        f"{processes} process{'es' if processes > 1 else ''} takes {speed.layout.rows_per_device} rows x "
-        f"{speed.layout.accumulation}"
+        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.2g} times through the file; {who} takes "
+        f"{speed.layout.rows_per_device} rows x {speed.layout.accumulation}"
     )
     to_go = max(0, steps - (resume.step if resume else 0))
     notes.append(

@@ -113,7 +113,7 @@ def test_absent_course_files_give_three_ways_on(tmp_path: Path, capsys: pytest.C
     assert main(["train", "recipes/gemma/qlora.yaml", "--run", str(tmp_path / "run"), *on_cpu]) == 2
     shown = capsys.readouterr().err
     assert "no such file: data/homework/train.json, data/homework/public_test.json. Three ways on:" in shown
-    assert "2. build a set like it from a public corpus: make data\n" in shown
+    assert "2. build a set like it from a public corpus: make data CORPUS=..." in shown
     assert "3. use the sample in this repository: make train MODEL=gemma TRAIN=data/train.json" in shown
 
 
@@ -436,6 +436,6 @@ def test_shots_make_the_run_folder(mini_recipe: Path, tmp_path: Path) -> None:
 def test_check_shows_lengths_and_mask(mini_recipe: Path) -> None:
     shown, _ = hw3("check", mini_recipe, "--mask", "2")
     assert "-<bos>/2 -天/14 -地/15" in shown and "+<eos>/1" in shown and ".<pad>/0" in shown
-    assert "12 steps of 8 rows, 2.4 times through the file; each of 1 processes takes 8 rows x 1" in shown
+    assert "12 steps of 8 rows, 2.4 times through the file; one process takes 8 rows x 1" in shown
     _, said = hw3("check", mini_recipe, "--processes", "3", expected=2)
     assert "do not divide among 3 processes" in said

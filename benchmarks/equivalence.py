@@ -20,8 +20,9 @@ from report import machine
 from safetensors.torch import load_file
 
 from hw3.checkpoints import evaluate_run
+from hw3.files import write_json
 from hw3.recipe import load_recipe
-from hw3.run_folder import complete_checkpoints, environment, read_manifest, write_json
+from hw3.run_folder import complete_checkpoints, environment, read_manifest
 from hw3.train import train
 
 RECIPE = "recipes/tiny/qlora.yaml"

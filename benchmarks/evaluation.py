@@ -27,11 +27,12 @@ from report import machine, write_report
 
 from hw3.checkpoints import GPU_TOKENS_PER_BATCH
 from hw3.encoding import EncodedRow, Encoder
+from hw3.files import write_atomically
 from hw3.model import AdapterSlot, dequantize, load_base, load_tokenizer, lora_config
 from hw3.perplexity import score_rows
 from hw3.recipe import Recipe, load_recipe
 from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints, mark_complete, write_atomically
+from hw3.run_folder import complete_checkpoints, mark_complete
 
 CHECKPOINTS = 35
 COURSE_ROWS = 25

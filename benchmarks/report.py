@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hw3.run_folder import environment, write_atomically, write_json
+from hw3.files import write_atomically, write_json
+from hw3.run_folder import environment
 
 
 def machine() -> dict[str, Any]:

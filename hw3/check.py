@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hw3.collator import CompletionOnlyCollator
-from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown
+from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown, lengths_of
 from hw3.errors import UserError
 from hw3.model import load_config, load_tokenizer, parameter_counts
 from hw3.recipe import Recipe, StepLayout, step_layout
@@ -63,7 +63,7 @@ def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError 
     encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
     _print_lengths(recipe, encoded, tokenizer.unk_token_id)
     if not recipe.training.get("use_cpu"):
-        lengths = [(len(row), len(row.output_ids)) for row in encoded["train"] if len(row) <= recipe.data.max_length]
+        lengths = lengths_of([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
         _print_speeds(recipe, layout, config, trained, lengths)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))

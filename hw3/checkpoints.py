@@ -16,6 +16,7 @@ from hw3.curve import draw_curve
 from hw3.encoding import EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
 from hw3.examples import drawn_examples, listed_examples
+from hw3.files import write_atomically
 from hw3.inference import (
     content_key,
     content_of,
@@ -33,17 +34,18 @@ from hw3.processes import gather, own_share, rank, world_size
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_prompt
 from hw3.results import RESULTS, Results, print_results
-from hw3.rows import Row, file_sha256, read_rows
+from hw3.rows import Row, read_rows
 from hw3.run_folder import (
     RECIPE,
     Checkpoint,
     adapter_folder,
     check_trained_as,
     complete_checkpoints,
+    data_facts,
+    is_other_file,
     portable,
     read_manifest,
     torn_checkpoints,
-    write_atomically,
 )
 from hw3.statistics import bootstrap_interval, by_direction, by_length, heaviest
 
@@ -124,8 +126,6 @@ def evaluate_run(
     Raises:
         UserError: there is no such run, or data, prompts, shots or checkpoints do not fit it.
     """
-    if min(shots) < 0:
-        raise UserError(f"--shots {min(shots)}: a number of worked examples is needed, 0 or more")
     recipe = recipe_of(run, recipe_path=recipe_path if base_only else None)
     checkpoints = [] if base_only else complete_checkpoints(run)
     if not base_only:
@@ -157,7 +157,11 @@ def evaluate_run(
     pending = [by_key[key] for key in missing]
     if pending:
         print(f"{len(pending)} of {len(by_key)} entries to score")
-        _score(run, recipe, tokenizer, config, pending, content["dequantized"])
+        try:
+            _score(run, recipe, tokenizer, config, pending, content["dequantized"])
+        except KeyboardInterrupt:
+            print("stopped: entries that were scored are kept; the same command goes on", flush=True)
+            raise
     if rank() != 0:
         return 0
     for target in targets:
@@ -336,7 +340,7 @@ def _targets(run: Path, recipe: Recipe, data: Path | None, content: dict[str, An
             "schema": 1,
             "run": portable(run),
             "started": started,
-            "data": {"path": portable(path), "sha256": file_sha256(path), "rows": len(rows)},
+            "data": data_facts(path, rows),
             "settings": settings,
         }
         results = Results.load(_results_folder(run, path, head["data"]), head, recipe.prompt.sha256)
@@ -352,11 +356,7 @@ def _results_folder(run: Path, path: Path, data: dict[str, Any]) -> Path:
         stored = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["data"]
     except (OSError, ValueError, KeyError):
         return folder
-    # Of a file outside the working directory only the name is known, and names repeat.
-    edited = stored["path"] == data["path"] and path.resolve().is_relative_to(Path.cwd())
-    if edited or stored["sha256"] == data["sha256"]:
-        return folder
-    return folder.with_name(f"{folder.name}-{data['sha256'][:8]}")
+    return folder.with_name(f"{folder.name}-{data['sha256'][:8]}") if is_other_file(stored, data, path) else folder
 
 
 def _examples(

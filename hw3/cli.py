@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hw3{which}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; what was complete is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1

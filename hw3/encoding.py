@@ -47,6 +47,11 @@ class EncodedRow:
         return len(self.prompt_ids) + len(self.output_ids)
 
 
+def lengths_of(rows: Sequence[EncodedRow]) -> list[tuple[int, int]]:
+    """(tokens, output tokens) of every row."""
+    return [(len(row), len(row.output_ids)) for row in rows]
+
+
 class Encoder:
     """A tokenizer and a prompt: rows in, ids out.
 

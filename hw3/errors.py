@@ -13,5 +13,10 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
+def first_line(error: BaseException) -> str:
+    """Of a library's message, the part that fits into ours."""
+    return str(error).strip().partition("\n")[0]
+
+
 class RunFailed(Exception):
     """A run that cannot go on, through no mistake in its arguments. The command line prints it and exits with 1."""

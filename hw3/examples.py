@@ -21,7 +21,7 @@ def listed_examples(prompt: Prompt, fallback: Prompt, shots: int) -> tuple[list[
         UserError: the prompt has fewer.
     """
     examples = prompt.examples or fallback.examples
-    if shots > len(examples):
+    if not 0 <= shots <= len(examples):
         raise UserError(
             f"--shots {shots}: the prompt has {len(examples)} worked examples; give 0 to {len(examples)}, or draw them "
             "from the training file: --examples train"
@@ -53,8 +53,10 @@ def drawn_examples(
     shuffled = sorted(training, key=lambda row: row.id)
     random.Random(seed).shuffle(shuffled)
     free = [row for row in shuffled if row.instruction not in instructions and row.output not in outputs]
-    if shots > len(free):
-        raise UserError(f"--shots {shots}: {len(free)} training rows are not in the scored file as well")
+    if not 0 <= shots <= len(free):
+        raise UserError(
+            f"--shots {shots}: {len(free)} training rows are not in the scored file as well; give 0 to {len(free)}"
+        )
     into, out_of = ([row for row in free if direction_of(row.instruction) == way] for way in ("m2c", "c2m"))
     balanced = [row for pair in zip(into, out_of, strict=False) for row in pair]
     # One order for any number of shots, so that fewer are a prefix of more.

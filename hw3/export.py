@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from hw3.checkpoints import tokens_that_fit
 from hw3.encoding import Encoder
 from hw3.errors import RunFailed, UserError
-from hw3.files import open_to_others
+from hw3.files import open_to_others, write_atomically
 from hw3.generation import generation_config, stop_ids
 from hw3.inference import load_checkpoint, tokenizer_of
 from hw3.model import (
@@ -27,6 +27,7 @@ from hw3.model import (
     base_parameters,
     dequantize,
     device_of,
+    holds,
     load_base,
     load_config,
     load_model,
@@ -37,7 +38,7 @@ from hw3.perplexity import check_head, score_rows, summarize
 from hw3.prompt import PLACEHOLDER, Prompt
 from hw3.recipe import Recipe, dump_yaml
 from hw3.rows import read_rows
-from hw3.run_folder import gib, write_atomically
+from hw3.run_folder import gib
 from hw3.schema import ModelSection
 from hw3.scored import Scored, scored_checkpoint
 
@@ -120,7 +121,7 @@ def prompt_as_template(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> st
 def _device_for(recipe: Recipe, weights: int) -> torch.device:
     """The run's device, or the CPU where the weights of the whole model do not fit the GPU."""
     device = device_of(recipe)
-    if device.type == "cpu" or torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30:
+    if holds(device, weights):
         return device
     print(f"the whole model takes {gib(weights)}, too much for this GPU: merged and scored on the CPU")
     return torch.device("cpu")

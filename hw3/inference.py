@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -26,11 +25,9 @@ from hw3.model import (
     tokenizer_sha256,
 )
 from hw3.prompt import Example, Prompt
-from hw3.recipe import Recipe, load_prompt, load_recipe
+from hw3.recipe import Recipe, load_recipe, prompt_file
 from hw3.rows import Row, shorten
 from hw3.run_folder import RECIPE, TOKENIZER
-
-PROMPTS = Path("recipes/prompts")
 
 
 def recipe_of(run: Path, *, recipe_path: Path | None = None, overrides: list[str] | None = None) -> Recipe:
@@ -86,11 +83,8 @@ def content_key(parts: dict[str, Any]) -> str:
 
 def prompt_name(prompt: Prompt) -> str:
     """The file of `recipes/prompts/` with this content; `recipe` where there is none."""
-    for file in sorted(PROMPTS.glob("*.yaml")):
-        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
-            if load_prompt(file).sha256 == prompt.sha256:
-                return file.stem
-    return "recipe"
+    found = prompt_file(prompt.sha256)
+    return "recipe" if found is None else found[0].stem
 
 
 def encode_rows(encoder: Encoder, rows: list[Row], examples: list[Example], config: Any, name: str) -> list[EncodedRow]:

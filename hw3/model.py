@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hw3.errors import UserError
+from hw3.errors import UserError, first_line
 from hw3.processes import local_rank
 from hw3.recipe import Recipe, is_gemma2
 from hw3.schema import ModelSection, QuantizationSection
@@ -168,9 +168,13 @@ def scores_dequantized(recipe: Recipe, parameters: int, device: torch.device) ->
     """
     if recipe.quantization is None or recipe.quantization.bnb_4bit_compute_dtype != recipe.model.dtype:
         return False
+    return holds(device, parameters * getattr(torch, recipe.model.dtype).itemsize)
+
+
+def holds(device: torch.device, weights: int) -> bool:
+    """Whether a device has room for weights of this many bytes and for working with them; a CPU always."""
     if device.type == "cpu":
         return True
-    weights = parameters * getattr(torch, recipe.model.dtype).itemsize
     return torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30
 
 
@@ -204,7 +208,7 @@ def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:
     try:
         adapted = get_peft_model(model, lora_config(recipe.lora))
     except ValueError as error:
-        raise UserError(f"lora: {_first_line(error)}") from error
+        raise UserError(f"lora: {first_line(error)}") from error
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad), total
 
 
@@ -223,7 +227,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         weights = {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (RuntimeError, OSError, SafetensorError) as error:
-        raise BadAdapter(f"{folder}: cannot be read: {_first_line(error)}") from error
+        raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
     tied = set(model.all_tied_weights_keys)
     if unexpected or set(missing) - tied:
         raise BadAdapter(f"{folder}: its weights are not those of {model.config.model_type}")
@@ -264,7 +268,7 @@ class AdapterSlot:
             config = PeftConfig.from_pretrained(folder)
             weights = load_file(folder / "adapter_model.safetensors", device=str(self._base.device))
         except (OSError, ValueError, SafetensorError) as error:
-            raise BadAdapter(f"{folder}: cannot be read: {_first_line(error)}") from error
+            raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
         b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
         if b_matrices and not any(tensor.any() for tensor in b_matrices):
             raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
@@ -356,17 +360,17 @@ def _why_not_loaded(name: str, error: BaseException) -> str | None:
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{where}: {name} is neither a local folder nor a model on the hub; check its spelling"
     if isinstance(error, ImportError):
-        return f"model.attn_implementation: {_first_line(error)}"
+        return f"model.attn_implementation: {first_line(error)}"
     if isinstance(error, ValueError) and "model type" in str(error):
-        return f"{where}: {name}: {_first_line(error)}"
+        return f"{where}: {name}: {first_line(error)}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{where}: {name}: {error.strerror}: {error.filename}"
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         return f"{where}: the folder {name} is no model: it has no config.json"
     if isinstance(error, ValueError):
-        return f"{where}: {name}: {_first_line(error)}" if "tokenizer" in str(error) else None
+        return f"{where}: {name}: {first_line(error)}" if "tokenizer" in str(error) else None
     if Path(name).is_dir():
-        return f"{where}: the folder {name} is not a complete model: {_first_line(error)}"
+        return f"{where}: the folder {name} is not a complete model: {first_line(error)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{where}: there is no folder {name}, and no model on the hub has such a name"
     return (
@@ -379,7 +383,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

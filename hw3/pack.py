@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hw3.encoding import Encoder
 from hw3.errors import UserError
+from hw3.files import write_json
 from hw3.inference import tokenizer_of
 from hw3.pack_answers import own_answers
 from hw3.pack_check import (
@@ -34,7 +35,7 @@ from hw3.pack_check import (
 )
 from hw3.recipe import Recipe
 from hw3.rows import file_sha256, read_rows
-from hw3.run_folder import check_writable, gib, write_json
+from hw3.run_folder import check_writable, gib
 from hw3.scored import Scored, scored_checkpoint
 
 TEMPLATES = Path(__file__).parent / "submission"

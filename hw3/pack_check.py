@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 import hw3
 from hw3.encoding import Encoder, encode_as_grader
 from hw3.errors import RunFailed
+from hw3.files import write_json
 from hw3.model import device_of
 from hw3.pack_answers import OwnAnswers, compare_answers
 from hw3.prompt import PLACEHOLDER
 from hw3.rows import Row, read_rows
-from hw3.run_folder import gib, write_json
+from hw3.run_folder import gib
 from hw3.scored import Scored
 
 ADAPTER = "adapter_checkpoint"

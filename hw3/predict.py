@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import time
@@ -17,13 +16,14 @@ from tqdm import tqdm
 from hw3.answerer import Answerer
 from hw3.encoding import EncodedRow
 from hw3.errors import UserError
+from hw3.files import write_atomically, write_json
 from hw3.generation import Answer, generate
 from hw3.inference import content_key, encode_rows, prompt_name
 from hw3.processes import gather, own_share, rank, world_size
 from hw3.quality import copy_input, print_quality, quality
 from hw3.recipe import Recipe
 from hw3.rows import Row, file_sha256, read_rows
-from hw3.run_folder import portable, write_atomically, write_json
+from hw3.run_folder import data_facts, is_other_file, portable
 
 QUALITY = ".quality.json"
 
@@ -66,7 +66,7 @@ def predict_run(
     print(answerer.chosen)
     encoded = encode_rows(answerer.encoder, rows, answerer.examples, answerer.config, str(path))
     limits = [answerer.limit(row, ids) for row, ids in zip(rows, encoded, strict=True)]
-    data = {"path": portable(path), "sha256": file_sha256(path), "rows": len(rows)}
+    data = data_facts(path, rows)
     target = predictions_folder(run, path, data) / f"{answerer.name}.json"
     key = content_key(
         answerer.content
@@ -121,9 +121,7 @@ def predictions_folder(run: Path, path: Path, data: dict[str, Any]) -> Path:
     folder = run / "predictions" / path.stem
     for record in sorted(folder.glob(f"*{QUALITY}")):
         stored = json.loads(record.read_text(encoding="utf-8"))["data"]
-        # Of a file outside the working directory only the name is known, and names repeat.
-        edited = stored["path"] == data["path"] and path.resolve().is_relative_to(Path.cwd())
-        if not edited and stored["sha256"] != data["sha256"]:
+        if is_other_file(stored, data, path):
             return folder.with_name(f"{folder.name}-{data['sha256'][:8]}")
     return folder
 
@@ -278,7 +276,7 @@ def _finished(target: Path, key: str) -> dict[str, Any] | None:
     """The record of answers that are there under the same key and unchanged; None if there are none."""
     try:
         record = json.loads(target.with_suffix(QUALITY).read_text(encoding="utf-8"))
-        unchanged = hashlib.sha256(target.read_bytes()).hexdigest() == record["predictions_sha256"]
+        unchanged = file_sha256(target) == record["predictions_sha256"]
     except (OSError, ValueError, KeyError):
         return None
     return record if unchanged and record["key"] == key else None

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hw3.errors import RunFailed, UserError
+from hw3.errors import RunFailed, UserError, first_line
 
 # The first to be done waits for the slowest one's share. A process that dies closes its connections, which the others
 # notice at once: this is for one that hangs.
@@ -116,7 +116,7 @@ def failures_named(if_out_of_memory: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunFailed(f"out of memory: {_first_line(error)}\n{if_out_of_memory}") from error
+        raise RunFailed(f"out of memory: {first_line(error)[:300]}\n{if_out_of_memory}") from error
     except RuntimeError as error:
         # PyTorch has a class for NCCL's and the store's errors; gloo's come as they are.
         if world_size() == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
@@ -129,8 +129,4 @@ def failures_named(if_out_of_memory: str) -> Iterator[None]:
 
 def _first_sentence(error: BaseException) -> str:
     """Without the place in PyTorch's own source that errors begin with."""
-    return re.sub(r"^\[.*?\] ", "", _first_line(error)).partition(". ")[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+    return re.sub(r"^\[.*?\] ", "", first_line(error)[:300]).partition(". ")[0]

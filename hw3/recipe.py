@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -27,6 +28,8 @@ from hw3.schema import (
     QuantizationSection,
 )
 from hw3.yaml_source import KeyPath, Source, read_yaml, reads_as_text
+
+PROMPTS = Path("recipes/prompts")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,16 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         except UserError as error:
             problems += error.problems
     return _check(source, f"{path.resolve().parent.name}-{path.stem}", problems)
+
+
+def prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
+    """The file of `recipes/prompts/` whose prompt has this hash; None where there is none."""
+    for file in sorted(PROMPTS.glob("*.yaml")):
+        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
+            prompt = load_prompt(file)
+            if prompt.sha256 == sha256:
+                return file, prompt
+    return None
 
 
 def load_prompt(path: Path) -> Prompt:

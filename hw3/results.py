@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hw3.errors import UserError
+from hw3.files import write_atomically
 from hw3.perplexity import RowScore
-from hw3.run_folder import write_atomically
 from hw3.schema import EvaluationSection
 from hw3.statistics import paired_difference
 

@@ -9,15 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hw3.errors import UserError
-from hw3.files import write_atomically as write_atomically
-from hw3.files import write_json as write_json
+from hw3.files import write_json
 from hw3.recipe import Recipe, load_recipe
+from hw3.rows import Row, file_sha256
 
 COMPLETE = "COMPLETE.json"
 RECIPE = "recipe.yaml"
@@ -68,7 +69,7 @@ class Checkpoint:
 def mark_complete(checkpoint: Path, step: int) -> None:
     """Write `COMPLETE.json`, last of all: sizes and checksums of everything in the folder."""
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(checkpoint.iterdir())
         if file.is_file() and file.name != COMPLETE and not file.name.startswith(".")
     }
@@ -102,7 +103,7 @@ def adapter_folder(folder: Path) -> Checkpoint:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no PEFT adapter: {' and '.join(missing)} missing")
-    files = {name: {"sha256": _sha256(folder / name)} for name in names}
+    files = {name: {"sha256": file_sha256(folder / name)} for name in names}
     return Checkpoint(0, folder, _weights_sha256(files), False, portable(folder))
 
 
@@ -259,6 +260,24 @@ def portable(path: Path) -> str:
         return path.name
 
 
+def data_facts(path: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """What manifest, results and predictions say of a file of rows."""
+    return {"path": portable(path), "sha256": file_sha256(path), "rows": len(rows)}
+
+
+def is_other_file(stored: dict[str, Any], data: dict[str, Any], path: Path) -> bool:
+    """Whether what is stored is of another file with the same name as `path`, rather than of this one, edited or not.
+
+    Args:
+        stored: `data_facts` of the stored one.
+        data: `data_facts` of `path`.
+        path: the file at hand.
+    """
+    # Of a file outside the working directory only the name is known, and names repeat.
+    edited = stored["path"] == data["path"] and path.resolve().is_relative_to(Path.cwd())
+    return not edited and stored["sha256"] != data["sha256"]
+
+
 def check_disk(run: Path, needed: int) -> str:
     """One line on the disk that a run needs and has.
 
@@ -281,11 +300,6 @@ def check_disk(run: Path, needed: int) -> str:
 def gib(size: int) -> str:
     """Bytes for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _weights_sha256(files: dict[str, Any]) -> str:

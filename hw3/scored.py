@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hw3.errors import UserError
-from hw3.recipe import Recipe, load_recipe
+from hw3.inference import recipe_of
+from hw3.recipe import Recipe
 from hw3.results import RESULTS
 from hw3.rows import file_sha256
-from hw3.run_folder import RECIPE, Checkpoint, check_trained_as, complete_checkpoints, read_manifest
+from hw3.run_folder import Checkpoint, check_trained_as, complete_checkpoints, read_manifest
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ def scored_checkpoint(run: Path, name: str = "best") -> Scored:
     Raises:
         UserError: there is no such run or checkpoint, or it has no score of today's prompt, rows and weights.
     """
-    if not (run / RECIPE).is_file():
-        raise UserError(f"{run}: no such run; train it first (make train, hw3 train RECIPE.yaml --run {run})")
-    recipe = load_recipe(run / RECIPE)
+    recipe = recipe_of(run)
     check_trained_as(run, recipe)
     checkpoints = {checkpoint.name: checkpoint for checkpoint in complete_checkpoints(run)}
     if not checkpoints:

@@ -75,6 +75,7 @@ def weight_counts(config: Any) -> tuple[int, int]:
 def memory_of(
     recipe: Recipe,
     config: Any,
+    counts: tuple[int, int],
     trained: int,
     *,
     rows: int,
@@ -91,6 +92,7 @@ def memory_of(
     Args:
         recipe: the recipe.
         config: the base's configuration.
+        counts: from `weight_counts`.
         trained: trained parameters.
         rows: rows of one forward.
         width: tokens of the widest of them.
@@ -103,7 +105,7 @@ def memory_of(
     """
     text = config.get_text_config()
     size = getattr(torch, recipe.model.dtype).itemsize
-    linear, other = weight_counts(config)
+    linear, other = counts
     packed = recipe.quantization is not None and not dequantized
     # NF4: half a byte a weight and the scale of each 64, one byte (double quantization) or four.
     scale = 0 if not packed else (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
@@ -156,6 +158,7 @@ def choose_speed(
         memory: bytes of the GPU, free and in all; None to plan for one that is large enough.
         failed: why the captured step did not work, where it was tried already.
     """
+    counts = weight_counts(config)
     optim = recipe.training.get("optim", FUSED_ADAMW)
     checkpointing = bool(recipe.training.get("activation_checkpointing", False))
     widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
@@ -171,6 +174,7 @@ def choose_speed(
         memory = memory_of(
             recipe,
             config,
+            counts,
             trained,
             rows=rows,
             width=width,

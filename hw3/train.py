@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
 
-from hw3.encoding import EncodedRow, Encoder, apply_max_length, count_unknown
+from hw3.encoding import EncodedRow, Encoder, apply_max_length, count_unknown, lengths_of
 from hw3.errors import UserError
+from hw3.files import write_atomically, write_json
 from hw3.model import (
     base_sha256,
     dequantize,
@@ -31,7 +32,7 @@ from hw3.model import (
 )
 from hw3.processes import check_same, rank, world_size
 from hw3.recipe import Recipe, StepLayout, step_layout
-from hw3.rows import Row, file_sha256, read_rows
+from hw3.rows import Row, read_rows
 from hw3.run_folder import (
     MANIFEST,
     RECIPE,
@@ -42,12 +43,10 @@ from hw3.run_folder import (
     check_unchanged,
     check_writable,
     complete_checkpoints,
+    data_facts,
     environment,
-    portable,
     read_manifest,
     remove_torn,
-    write_atomically,
-    write_json,
 )
 from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
 from hw3.speed import Speed, choose_speed, sharded_by
@@ -183,11 +182,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         raise UserError(*problems, *error.problems) from error
     if problems:
         raise UserError(*problems)
-    files = {
-        key: {"path": portable(Path(name)), "sha256": file_sha256(Path(name)), "rows": len(data[key])}
-        for key in data
-        for name in [getattr(recipe.data, key)]
-    }
+    files = {key: data_facts(Path(getattr(recipe.data, key)), rows) for key, rows in data.items()}
     content = {
         "train": files["train"]["sha256"],
         "base": base_sha256(recipe.model, base_config),
@@ -202,8 +197,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
     device = device_of(recipe)
     memory = _least_memory(recipe, device) if device.type == "cuda" else None
-    lengths = [(len(row), len(row.output_ids)) for row in rows]
-    speed = choose_speed(recipe, layout, base_config, trained, lengths, device, memory)
+    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory)
     notes += speed.notes
     try:
         config = sft_config(recipe, speed, run)
@@ -316,11 +310,9 @@ def train(recipe: Recipe, run: Path) -> int:
             gc.collect()
             torch._dynamo.reset()
             torch.cuda.empty_cache()
-            lengths = [(len(row), len(row.output_ids)) for row in plan.rows]
             memory, failed = _least_memory(recipe, device), f"the captured one {reason}"
-            speed = choose_speed(
-                recipe, plan.layout, load_config(recipe.model), plan.trained, lengths, device, memory, failed
-            )
+            config, lengths = load_config(recipe.model), lengths_of(plan.rows)
+            speed = choose_speed(recipe, plan.layout, config, plan.trained, lengths, device, memory, failed)
             for note in speed.notes:
                 say(note)
             trainer = _build(recipe, sft_config(recipe, speed, run), speed, plan, device)

@@ -27,13 +27,13 @@ from hw3.callbacks import CompleteCheckpoints, ProgressLine, StopOnSignal
 from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
-from hw3.errors import RunFailed
+from hw3.errors import RunFailed, first_line
 from hw3.files import open_to_others
 from hw3.model import lora_config
 from hw3.recipe import Recipe
 from hw3.sampler import StepSampler
 from hw3.sft_config import as_states_of
-from hw3.speed import HEADROOM, Speed, sharded_by
+from hw3.speed import GIB, HEADROOM, Speed, sharded_by
 
 ACCUMULATED = "accumulated.json"
 # How far loss and gradient of the captured step may be from TRL's on the first batch, relative; rounding in bfloat16
@@ -125,7 +125,7 @@ class CompletionTrainer(SFTTrainer):
             problem = self._capture()
         except Exception as error:  # a compiler, a driver or memory that fails here is no reason to fail the run
             logging.getLogger(__name__).debug("capturing the step failed", exc_info=True)
-            problem = f"failed here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            problem = f"failed here: {type(error).__name__}: {first_line(error)[:200]}"
         if self.args.world_size > 1:
             # All processes take the same way.
             problems: list[str | None] = [None] * self.args.world_size
@@ -215,7 +215,7 @@ class CompletionTrainer(SFTTrainer):
         left = free + reusable - self.speed.memory.optimizer
         if left >= HEADROOM * total:
             return None
-        return f"would leave {left / 2**30:.1f} of {total / 2**30:.1f} GiB free, less than {HEADROOM:.0%}"
+        return f"would leave {left / GIB:.1f} of {total / GIB:.1f} GiB free, less than {HEADROOM:.0%}"
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
         return self.sampler

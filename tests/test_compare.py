@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from test_commands import hw3
 
 from hw3.compare import COLOURS, STUDY_ROW, compare_runs, disagreement_of, harmless, mark
+from hw3.files import write_json
 from hw3.perplexity import RowScore
 from hw3.quality import copy_input, quality
 from hw3.results import Results
 from hw3.rows import Row, file_sha256, read_rows
-from hw3.run_folder import complete_checkpoints, mark_complete, write_json
+from hw3.run_folder import complete_checkpoints, mark_complete
 
 DATA = [
     {"id": "rain", "instruction": "今日無雨。\n翻譯成現代文：", "output": "今天沒有下雨。"},

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hw3.cli import main as hw3
-from hw3.run_folder import environment, write_json
+from hw3.files import write_json
+from hw3.run_folder import environment
 
 REPOSITORY = Path(__file__).parent.parent
 THERE = Path(__file__).with_name("check_pack_there.py")

@@ -16,8 +16,8 @@ from pathlib import Path
 from opencc import OpenCC
 
 from hw3.errors import UserError
+from hw3.files import write_atomically
 from hw3.rows import read_rows
-from hw3.run_folder import write_atomically
 
 
 def main() -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hw3.errors import UserError
+from hw3.files import write_atomically
 from hw3.report.contents import lead, sections
 from hw3.report.material import read_run
 from hw3.report.render import to_html, to_markdown
-from hw3.run_folder import portable, write_atomically
+from hw3.run_folder import portable
 
 
 def write_report(folders: list[Path], out: Path | None = None) -> int:

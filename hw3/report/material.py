@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Any
 
 from hw3.curve import own_entries, training_losses
 from hw3.errors import UserError
-from hw3.prompt import Prompt
-from hw3.recipe import Recipe, load_prompt, load_recipe
+from hw3.recipe import Recipe, load_recipe
 from hw3.results import RESULTS, Results
 from hw3.rows import Row, file_sha256, read_rows
 from hw3.run_folder import COMPLETE, RECIPE, Checkpoint, complete_checkpoints, portable, read_manifest
 from hw3.statistics import PairedDifference, paired_difference
 
-PROMPTS = Path("recipes/prompts")
 QUALITY = ".quality.json"
 
 
@@ -167,16 +164,6 @@ def same_rows(first: Run, second: Run) -> bool:
     if first.results is None or second.results is None:
         return False
     return first.results.head["data"]["sha256"] == second.results.head["data"]["sha256"]
-
-
-def prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
-    """The file of `recipes/prompts/` whose prompt has this hash; None where there is none."""
-    for file in sorted(PROMPTS.glob("*.yaml")):
-        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
-            prompt = load_prompt(file)
-            if prompt.sha256 == sha256:
-                return file, prompt
-    return None
 
 
 def _scored_on(scored: list[Results], name: str, sha256: str | None) -> Results | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from hw3.corpus.templates import direction_of
 from hw3.prompt import PLACEHOLDER, Example, Prompt, messages, render
+from hw3.recipe import prompt_file
 from hw3.report.blocks import Block, Code, Heading, Missing, Table, Text
 from hw3.report.figures import interval_scale
-from hw3.report.material import Run, pair_of, prompt_file
+from hw3.report.material import Run, pair_of
 from hw3.report.record import evaluate_command
 from hw3.report.words import CI, DIRECTIONS, INTO, certain, difference, figure, score, shots
 from hw3.results import entry_name

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from hw3.recipe import prompt_file
 from hw3.report.blocks import Block, Code, Facts, Heading, Section, Table
-from hw3.report.material import Run, prompt_file
+from hw3.report.material import Run
 from hw3.report.words import plural, seconds
 from hw3.results import Results
 from hw3.run_folder import RECIPE, gib, portable

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import unicodedata
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -30,18 +31,23 @@ def visible(text: str) -> str:
     )
 
 
-def to_html(title: str, lead: list[Block], sections: list[Section]) -> str:
-    """One page that loads nothing: style and script inside, and a policy that forbids everything else."""
-    folder = files("hw3.report")
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = Environment(
+def _environment(shown: Callable[[str], str]) -> Environment:
+    """Templates that escape everything; text goes through `shown` first."""
+    return Environment(
         loader=PackageLoader("hw3.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else shown(str(value)),
     )
+
+
+def to_html(title: str, lead: list[Block], sections: list[Section]) -> str:
+    """One page that loads nothing: style and script inside, and a policy that forbids everything else."""
+    folder = files("hw3.report")
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment = _environment(visible)
     return environment.get_template("page.html").render(
         title=title,
         lead=lead,
@@ -55,15 +61,8 @@ def to_html(title: str, lead: list[Block], sections: list[Section]) -> str:
 
 def to_markdown(title: str, lead: list[Block], sections: list[Section]) -> str:
     """The same as GitHub-flavoured Markdown."""
-    environment = Environment(
-        loader=PackageLoader("hw3.report", "."),
-        # Escaped by `finalize`, before Jinja's own escaping, which knows HTML alone and leaves `Markup` as it is.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else markdown(str(value)),
-    )
+    # Escaped by `markdown`, before Jinja's own escaping, which knows HTML alone and leaves `Markup` as it is.
+    environment = _environment(markdown)
     # Lines of code keep their distance when empty lines between blocks are taken out; no text holds a NUL.
     environment.filters |= {"fence": lambda text: fence(text).replace("\n", "\0"), "link": link, "shown": _shown}
     text = environment.get_template("page.md").render(title=title, lead=lead, sections=sections)

@@ -7,21 +7,21 @@ head runs between the two, on output positions alone, so their number may vary f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as PeftLinear
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from hw3.lora_linear import LoraLinear
+from hw3.lora_linear import LoraLinear, LoraLinears, replaceable
 
 # Backbones that take finished masks, so that no code that depends on data runs: one for each kind of layer, or one 4-D
 # mask for all.
 MASKS_BY_KIND = {"gemma2": True, "qwen3": True, "llama": False}
-TOKENS = 1536  # of one replay: more are hardly faster, and activations grow with them
+TOKENS = (1536, 768, 384)  # most of one replay: more are hardly faster, and activations grow with them
 HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat16 for Gemma's vocabulary
 HEAD_STEP = 64  # their number is a multiple of this: few shapes to compile, each of which suits the hardware
 WIDTH_STEP, WIDE_STEP, WIDE = 16, 64, 256  # widths are multiples of the first up to the third, of the second beyond
@@ -34,9 +34,9 @@ def widths_for(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({-(-length // step) * step for length, step in steps}))
 
 
-def rows_at_once(rows: int, width: int) -> int:
-    """Rows of one replay: a step's rows in as few even parts as keep each within `TOKENS`."""
-    parts = min(rows, -(-rows * width // TOKENS))
+def rows_at_once(rows: int, width: int, most: int) -> int:
+    """Rows of one replay: a step's rows in as few even parts as keep each within `most` tokens."""
+    parts = min(rows, -(-rows * width // most))
     return -(-rows // parts)
 
 
@@ -112,41 +112,51 @@ class CapturedStep:
     Nothing here reads a value back to the CPU.
 
     Args:
-        model: the model with its adapters, weights of the base in the compute dtype, not quantized.
+        model: the model with its adapters; weights of the base are in the compute dtype, or 4-bit ones.
         rows: this process's rows of an optimizer step.
         widths: tokens that a batch may be padded to, ascending.
+        most: tokens of one replay, where a row has no more.
 
     Attributes:
         buffer: every trained parameter's gradient, end to end, float32, and behind them the sums of `head_step`, so
             that one all-reduce carries them all.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, widths: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, widths: Sequence[int], most: int) -> None:
         self._peft, self._model = model, model.get_base_model()
         self._config = self._model.config.get_text_config()
-        self._rows, self._dtype = rows, self._model.dtype
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        sizes = [parameter.numel() for parameter in self._parameters]
-        self.buffer = torch.zeros(sum(sizes) + SUMS, device=model.device)
-        self._gradients = self._views(self.buffer[:-SUMS], sizes)
+        self._rows, self._most, self._dtype = rows, most, self._model.dtype
+        groups = replaceable(model)
+        # What the graphs take a gradient by: the A of layers of one input, their B, and every other trained parameter.
+        leaves = [[_weight(layer, side) for _, _, layer in group] for group in groups for side in ("lora_A", "lora_B")]
+        seen = {id(parameter) for leaf in leaves for parameter in leaf}
+        others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in seen]
+        leaves += [[parameter] for parameter in others]
+        self._parameters = [parameter for leaf in leaves for parameter in leaf]
+        shapes = [parameter.shape for parameter in self._parameters]
+        joined = [(sum(len(part) for part in leaf), *leaf[0].shape[1:]) for leaf in leaves]
+        count = sum(map(math.prod, shapes))
+        self.buffer = torch.zeros(count + SUMS, device=model.device)
+        self._gradients = _views(self.buffer[:-SUMS], shapes)
         # Gradients come in the compute dtype, one GEMM each; they are gathered before one kernel adds them all.
-        self._gathered = torch.zeros(sum(sizes), dtype=self._dtype, device=model.device)
-        self._gathered_views = self._views(self._gathered, sizes)
-        self._copies = [
-            torch.nn.Parameter(torch.empty_like(parameter, dtype=self._dtype)) for parameter in self._parameters
-        ]
-        most = max(rows_at_once(rows, width) * width for width in widths)
+        self._gathered = torch.zeros(count, dtype=self._dtype, device=model.device)
+        self._gathered_views = _views(self._gathered, joined)
+        copies = torch.zeros_like(self._gathered)
+        self._copies = _views(copies, shapes)
+        self._leaves = [torch.nn.Parameter(copy) for copy in _views(copies, joined)]
+        self._layers = []
+        for number, group in enumerate(groups):
+            together = LoraLinears([layer for *_, layer in group], *self._leaves[2 * number : 2 * number + 2])
+            self._layers += [(*place, LoraLinear(together, index)) for index, place in enumerate(group)]
+        self._copy_of = dict(zip(map(id, others), self._leaves[2 * len(groups) :], strict=True))
+        count = max(rows_at_once(rows, width, most) * width for width in widths)
         # Inputs and outputs of every graph; smaller batches use their beginning.
-        self._ids = torch.zeros(most, dtype=torch.long, device=model.device)
-        self._mask = torch.zeros(most, dtype=torch.long, device=model.device)
-        self._hidden = torch.zeros(most, self._config.hidden_size, dtype=self._dtype, device=model.device)
+        self._ids = torch.zeros(count, dtype=torch.long, device=model.device)
+        self._mask = torch.zeros(count, dtype=torch.long, device=model.device)
+        self._hidden = torch.zeros(count, self._config.hidden_size, dtype=self._dtype, device=model.device)
         self._outer = torch.zeros_like(self._hidden)
         # With most tokens first: the others then fit into its memory.
-        self._replays = self._capture(sorted(widths, key=lambda width: -rows_at_once(rows, width) * width))
-
-    def _views(self, flat: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
-        parts = zip(flat.split(sizes), self._parameters, strict=True)
-        return [part.view_as(parameter) for part, parameter in parts]
+        self._replays = self._capture(sorted(widths, key=lambda width: -rows_at_once(rows, width, most) * width))
 
     def _capture(self, widths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
         """Graphs of the forward and the backward by width, each with `replay()`."""
@@ -155,57 +165,49 @@ class CapturedStep:
         self._head = torch.compile(head_step, dynamic=True)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
         graphs = {}
-        with self.rebuilt():
+        with self.rebuilt(), torch.cuda.stream(stream):
+            stream.wait_stream(default)
             for width in widths:
-                with torch.cuda.stream(stream):
-                    stream.wait_stream(default)
-                    self.backward(self.forward(width))  # compiles, and loads every kernel
-                    torch.cuda.synchronize()
-                    torch.cuda.empty_cache()  # what the warm-up held, the graphs' own memory pool will need
-                    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(forward, pool=pool, stream=stream):
-                        hidden = self.forward(width)
-                    with torch.cuda.graph(backward, pool=pool, stream=stream):
-                        self.backward(hidden)
-                    del hidden
-                default.wait_stream(stream)
-                graphs[width] = forward, backward
+                self.backward(self.forward(width))  # compiles, and loads every kernel
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what that held, the graphs' own memory pool will need
+            for width in widths:
+                graphs[width] = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graphs[width][0], pool=pool, stream=stream):
+                    hidden = self.forward(width)
+                with torch.cuda.graph(graphs[width][1], pool=pool, stream=stream):
+                    self.backward(hidden)
+                del hidden
+        default.wait_stream(stream)
         return graphs
 
     @contextmanager
     def rebuilt(self) -> Iterator[None]:
         """The model as it is captured: adapters' copies, one operation a linear layer, embeddings with a gradient."""
-        copy_of = {id(parameter): copy for parameter, copy in zip(self._parameters, self._copies, strict=True)}
         parameters = [
             (module, name, parameter)
             for module in self._peft.modules()
             for name, parameter in module.named_parameters(recurse=False)
-            if parameter.requires_grad
-        ]
-        layers = [
-            (parent, name, layer)
-            for parent in self._peft.modules()
-            for name, layer in parent.named_children()
-            if type(layer) is PeftLinear and LoraLinear.can_replace(layer)
+            if id(parameter) in self._copy_of
         ]
         for module, name, parameter in parameters:
-            module._parameters[name] = copy_of[id(parameter)]
-        for parent, name, layer in layers:
-            parent._modules[name] = LoraLinear(layer)
+            module._parameters[name] = self._copy_of[id(parameter)]
+        for parent, name, _, ours in self._layers:
+            parent._modules[name] = ours
         # With it the first layer is compiled like all others.
         hook = self._model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
         try:
             yield
         finally:
             hook.remove()
-            for parent, name, layer in layers:
+            for parent, name, layer, _ in self._layers:
                 parent._modules[name] = layer
             for module, name, parameter in parameters:
                 module._parameters[name] = parameter
 
     def forward(self, width: int) -> torch.Tensor:
         """The backbone's last hidden states of the static inputs, shape (B, L, D); the static output is written too."""
-        rows = rows_at_once(self._rows, width)
+        rows = rows_at_once(self._rows, width, self._most)
         ids, mask = (buffer[: rows * width].view(rows, width) for buffer in (self._ids, self._mask))
         with torch.autocast(ids.device.type, self._dtype, enabled=self._dtype != torch.float32, cache_enabled=False):
             hidden = self._model.base_model(
@@ -220,7 +222,7 @@ class CapturedStep:
     def backward(self, hidden: torch.Tensor) -> None:
         """Add the gradients that the static outer gradient gives, to the buffer."""
         rows, width, _ = hidden.shape
-        gradients = torch.autograd.grad(hidden, self._copies, self._outer[: rows * width].view_as(hidden))
+        gradients = torch.autograd.grad(hidden, self._leaves, self._outer[: rows * width].view_as(hidden))
         torch._foreach_copy_(self._gathered_views, gradients)
         self.buffer[:-SUMS] += self._gathered
 
@@ -254,7 +256,7 @@ class CapturedStep:
         """
         rows, width = input_ids.shape
         forward, backward = self._replays[width]
-        part = rows_at_once(self._rows, width)
+        part = rows_at_once(self._rows, width, self._most)
         count, done = part * width, 0
         weight, cap = self._model.get_output_embeddings().weight, getattr(self._config, "final_logit_softcapping", None)
         for first in range(0, rows, part):
@@ -276,3 +278,13 @@ class CapturedStep:
                 self.buffer[-SUMS:] += sums
             backward.replay()
             done += outputs
+
+
+def _views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """A flat tensor's parts, end to end, in these shapes."""
+    return [part.view(*shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]
+
+
+def _weight(layer: torch.nn.Module, side: str) -> torch.nn.Parameter:
+    (name,) = layer.active_adapters
+    return getattr(layer, side)[name].weight

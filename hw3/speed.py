@@ -11,7 +11,7 @@ import torch
 from torch.utils._triton import has_triton
 from transformers import AutoModelForCausalLM
 
-from hw3.captured_step import HEAD_POSITIONS, MASKS_BY_KIND, rows_at_once, widths_for
+from hw3.captured_step import HEAD_POSITIONS, MASKS_BY_KIND, TOKENS, rows_at_once, widths_for
 from hw3.recipe import Recipe, StepLayout
 
 GIB = 2**30
@@ -50,6 +50,7 @@ class Speed:
         activation_checkpointing: whether activations are computed again instead of kept.
         optim: `training.optim` as it is run.
         widths: what batches are padded to; empty for their own longest row.
+        replayed: tokens of one replay of the captured step, where a row has no more.
         memory: what a step takes on a GPU.
         notes: lines for the user: what was chosen and why.
     """
@@ -61,6 +62,7 @@ class Speed:
     optim: str
     memory: Memory | None = None
     widths: tuple[int, ...] = ()
+    replayed: int = TOKENS[0]
     notes: list[str] = field(default_factory=list)
 
 
@@ -109,6 +111,8 @@ def memory_of(
     packed = recipe.quantization is not None and not dequantized
     # NF4: half a byte a weight and the scale of each 64, one byte (double quantization) or four.
     scale = 0 if not packed else (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
+    if packed and captured:
+        scale += 4 / 64  # plain scales, made once
     full = recipe.lora is None
     # Trained weights are float32, with autocast's copies beside them.
     weights = (4 + size) * trained if full else int(linear * (0.5 + scale if packed else size) + other * size)
@@ -164,13 +168,13 @@ def choose_speed(
     widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
 
     def plan(
-        layout: StepLayout, *, captured: bool = False, dequantized: bool, checkpointing: bool, optim: str
+        layout: StepLayout, *, replayed: int | None = None, dequantized: bool, checkpointing: bool, optim: str
     ) -> Speed:
-        rows, width = layout.rows_per_device, widest
+        rows, width, captured = layout.rows_per_device, widest, replayed is not None
         widths = widths_for([tokens for tokens, _ in lengths]) if captured else ()
         if captured:
-            width = max(widths, key=lambda width: rows_at_once(rows, width) * width)
-            rows = rows_at_once(rows, width)
+            width = max(widths, key=lambda width: rows_at_once(rows, width, replayed) * width)
+            rows = rows_at_once(rows, width, replayed)
         memory = memory_of(
             recipe,
             config,
@@ -185,7 +189,7 @@ def choose_speed(
             optim=optim,
             processes=layout.processes,
         )
-        return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths)
+        return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths, replayed or TOKENS[0])
 
     written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)
     if recipe.speed == "plain":
@@ -200,9 +204,7 @@ def choose_speed(
     def fits(speed: Speed) -> bool:
         if memory is None:
             return True
-        # While a width is captured its warm-up holds activations beside those of the graphs.
-        needed = speed.memory.total + CONTEXT + (speed.memory.activations if speed.captured else 0)
-        return needed <= memory[0] - HEADROOM * memory[1]
+        return speed.memory.total + CONTEXT <= memory[0] - HEADROOM * memory[1]
 
     merged = StepLayout(layout.processes, layout.rows_per_device * layout.accumulation, 1)
     fused = FUSED_ADAMW if optim in EQUAL_ADAMW else optim
@@ -211,13 +213,16 @@ def choose_speed(
     )
     sharded = sharded_by()
     why_not = failed or _why_not_captured(recipe, config, sharded)
-    captured = plan(merged, captured=True, dequantized=plain_weights, checkpointing=False, optim=fused)
-    if why_not is None and fits(captured):
-        note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
-        return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
+    # The base plain where that fits; else packed, and fewer tokens at once.
+    else_plain = plain_weights and not _packed_can_be_captured(recipe)
+    for dequantized, replayed in [(plain_weights, TOKENS[0]), *((else_plain, replayed) for replayed in TOKENS)]:
+        captured = plan(merged, replayed=replayed, dequantized=dequantized, checkpointing=False, optim=fused)
+        if why_not is None and fits(captured):
+            note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
+            return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
     reason = why_not or (
-        f"the captured step needs {(captured.memory.total + captured.memory.activations) / GIB:.1f} GiB while it is "
-        f"made and {HEADROOM:.0%} of the card to spare, {memory[0] / GIB:.1f} are free"
+        f"the captured step needs {(captured.memory.total + CONTEXT) / GIB:.1f} GiB and {HEADROOM:.0%} of the card to "
+        f"spare, {memory[0] / GIB:.1f} are free"
     )
     # By steps: each gives up what the one before it could not have.
     choices = [(merged, plain_weights, False), (merged, False, False), (layout, False, checkpointing)]
@@ -274,11 +279,22 @@ def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str |
     return next((reason for holds, reason in reasons if holds), None)
 
 
+def _packed_can_be_captured(recipe: Recipe) -> bool:
+    """Whether every 4-bit layer has an adapter that goes into one operation with it."""
+    lora = recipe.lora or {}
+    fewer = any(lora.get(key) for key in ("lora_dropout", "exclude_modules", "layers_to_transform"))
+    return lora.get("target_modules") == "all-linear" and not fewer
+
+
 def _changes(recipe: Recipe, written: Speed, chosen: Speed) -> list[str]:
     """What differs from the recipe as it is written, none of it the mathematics."""
     changes = []
     if chosen.dequantized:
         changes.append("the 4-bit base is dequantized once, to the weights that each of its forwards would make")
+    elif chosen.captured and recipe.quantization is not None:
+        changes.append("the 4-bit base stays packed, which is slower and needs less memory")
+    if chosen.captured and chosen.replayed < TOKENS[0]:
+        changes.append(f"at most {chosen.replayed} tokens at once, to fit")
     if chosen.layout != written.layout:
         dropout = "" if not (recipe.lora or {}).get("lora_dropout") else ", other draws of dropout"
         changes.append(f"micro-batches are merged: one loss over the step's tokens, as accumulated{dropout}")

@@ -1,5 +1,6 @@
 """What of the captured step runs on a CPU: head, masks, linear layers, shapes, and the optimizer's words."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +21,7 @@ import hw3.captured_step
 from hw3.captured_step import SUMS, TOKENS, CapturedStep, head_step, masks_for, rows_at_once, widths_for
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX
-from hw3.lora_linear import LoraLinear
+from hw3.lora_linear import LoraLinear, LoraLinears, can_replace, replaceable
 from hw3.recipe import StepLayout, load_recipe, step_layout
 from hw3.run_folder import complete_checkpoints
 from hw3.sft_config import as_states_of
@@ -130,7 +132,7 @@ def test_sums_and_gradients_are_those_of_autograd(
     name: str, lora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Several replays a step, an uneven last one, several pieces of the head, and what an earlier batch left behind."""
-    for constant, value in (("TOKENS", 96), ("HEAD_POSITIONS", 64), ("HEAD_STEP", 16)):
+    for constant, value in (("HEAD_POSITIONS", 64), ("HEAD_STEP", 16)):
         monkeypatch.setattr(hw3.captured_step, constant, value)
     torch.manual_seed(0)
     model = get_peft_model(MODELS[name](), LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **lora)).train()
@@ -139,7 +141,7 @@ def test_sums_and_gradients_are_those_of_autograd(
         parameter.data += 0.2 * torch.randn_like(parameter)
     batches = [made_rows(11, most, seed) for seed, most in enumerate((40, 9, 16))]
     widths = widths_for([len(row["input_ids"]) for rows in batches for row in rows])
-    step = Uncaptured(model, 11, widths)
+    step = Uncaptured(model, 11, widths, 96)
     for rows in batches:
         padded = CompletionOnlyCollator(0, 1, widths, outputs=True)(rows)
         labels = padded.pop("labels")
@@ -279,9 +281,14 @@ def test_auto_goes_by_memory(repository: Path) -> None:
     large, middle, small = (gemma_speed(repository, size - 0.5, size) for size in (141, 12, 8))
     assert large.captured and large.dequantized and large.layout == StepLayout(1, 8, 1)
     assert large.optim == "adamw_torch_fused" and not large.activation_checkpointing
-    assert not middle.captured and "of the card to spare, 11.5 are free" in middle.notes[0]
-    assert small.layout == StepLayout(1, 4, 2) and small.activation_checkpointing and not small.dequantized
-    assert small.optim == "paged_adamw_32bit"
+    assert middle.captured and not middle.dequantized and "stays packed" in " ".join(middle.notes)
+    assert small.captured and not small.dequantized
+    assert (large.replayed, middle.replayed, small.replayed) == (1536, 1536, 384)
+    kept = gemma_speed(repository, 7.5, 8, "lora.target_modules=[q_proj]")
+    assert not kept.captured and "of the card to spare, 7.5 are free" in kept.notes[0]
+    tiny = gemma_speed(repository, 5, 6)
+    assert tiny.layout == StepLayout(1, 4, 2) and tiny.activation_checkpointing and not tiny.dequantized
+    assert tiny.optim == "paged_adamw_32bit"
     assert "more than is free" in gemma_speed(repository, 2, 4).notes[-1]
 
 
@@ -295,27 +302,69 @@ def test_memory_is_what_was_measured(repository: Path) -> None:
     assert sample.memory.total / GIB == pytest.approx(plain["peak_gib"], rel=0.1)
 
 
+class Projections(torch.nn.Module):
+    """Layers as a decoder has them: three of one input, one of another, called in turn."""
+
+    def __init__(self, bias: bool, linear: Any = torch.nn.Linear) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = linear(64, 96, bias=bias), linear(64, 32, bias=bias)
+        self.v_proj, self.o_proj = linear(64, 32, bias=bias), linear(160, 64, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x).sigmoid()], dim=-1))
+
+
+def check_replaced(module: torch.nn.Module, groups: list[int], compiled: bool, dtype: torch.dtype) -> None:
+    """Outputs and gradients of PEFT's layers, and of ours in their place."""
+    for name, parameter in module.named_parameters():
+        if "lora" in name:
+            parameter.data = torch.randn_like(parameter, dtype=dtype)
+    x, outer = torch.randn(2, 7, 64, dtype=dtype, requires_grad=True), torch.randn(2, 7, 64, dtype=dtype)
+    found = replaceable(module)
+    assert [len(group) for group in found] == groups
+    theirs = [
+        [getattr(layer, side).default.weight for *_, layer in group] for group in found for side in ("lora_A", "lora_B")
+    ]
+    output = module(x)
+    x_grad, *grads = torch.autograd.grad(output, [x, *itertools.chain(*theirs)], outer)
+    wanted = [output, x_grad, *(torch.cat([grads.pop(0) for _ in weights]) for weights in theirs)]
+    leaves = [torch.nn.Parameter(torch.cat([weight.detach() for weight in weights])) for weights in theirs]
+    for number, group in enumerate(found):
+        together = LoraLinears([layer for *_, layer in group], *leaves[2 * number : 2 * number + 2])
+        for index, (parent, name, _) in enumerate(group):
+            setattr(parent, name, LoraLinear(together, index))
+    if compiled:
+        module.compile(dynamic=True, backend="aot_eager", fullgraph=True)
+    output = module(x)
+    got = [output, *torch.autograd.grad(output, [x, *leaves], outer)]
+    for one, other in zip(got, wanted, strict=True):
+        assert (one - other).norm() <= (1e-5 if dtype == torch.float32 else 1e-12) * other.norm()
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_lora_linear_is_pefts_layer(bias: bool, compiled: bool) -> None:
+@pytest.mark.parametrize("ranks", [{}, {"v_proj": 5}])
+def test_lora_linears_are_pefts_layers(bias: bool, compiled: bool, ranks: dict[str, int]) -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(12, 20, bias=bias)).double()
-    adapted = get_peft_model(model, LoraConfig(r=3, lora_alpha=5, target_modules=["0"]))
-    for name, parameter in adapted.named_parameters():
-        if "lora" in name:
-            parameter.data = torch.randn_like(parameter, dtype=torch.float64)
-    layer = adapted.base_model.model[0]
-    assert LoraLinear.can_replace(layer)
-    ours = torch.compile(LoraLinear(layer), dynamic=True, backend="aot_eager") if compiled else LoraLinear(layer)
-    x = torch.randn(2, 7, 12, dtype=torch.float64, requires_grad=True)
-    leaves = [layer.lora_A.default.weight, layer.lora_B.default.weight, x]
-    outer = torch.randn(2, 7, 20, dtype=torch.float64)
-    for wanted, got in zip(
-        [layer(x), *torch.autograd.grad(layer(x), leaves, outer)],
-        [ours(x), *torch.autograd.grad(ours(x), leaves, outer)],
-        strict=True,
-    ):
-        assert torch.allclose(wanted, got, rtol=1e-12, atol=1e-12)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=names, rank_pattern=ranks)
+    module = get_peft_model(Projections(bias).double(), config).base_model.model
+    check_replaced(module, [1, 1, 1, 1] if ranks else [3, 1], compiled, torch.float64)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("double", [False, True])
+def test_packed_weights_are_those_of_each_forward(compiled: bool, double: bool) -> None:
+    torch.manual_seed(0)
+    linear = partial(
+        bnb.nn.Linear4bit, compute_dtype=torch.float32, compress_statistics=double, quant_type="nf4", device="cpu"
+    )
+    packed = Projections(False, linear).to("cpu")
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    for name in names:
+        getattr(packed, name).support_avx512bf16_for_cpu = False
+    module = get_peft_model(packed, LoraConfig(r=4, target_modules=names)).base_model.model
+    check_replaced(module, [3, 1], compiled, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -324,20 +373,21 @@ def test_lora_linear_is_pefts_layer(bias: bool, compiled: bool) -> None:
 def test_other_kinds_of_adapter_stay_pefts(options: dict[str, Any]) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(12, 20))
     adapted = get_peft_model(model, LoraConfig(r=3, target_modules=["0"], **options))
-    assert not LoraLinear.can_replace(adapted.base_model.model[0])
+    assert not can_replace(adapted.base_model.model[0])
 
 
 def test_shapes() -> None:
     assert widths_for([3, 16, 17, 100, 256, 257, 400]) == (16, 32, 112, 256, 320, 448)
-    assert [rows_at_once(8, width) for width in (96, 192, 208, 512, 2000)] == [8, 8, 4, 3, 1]
-    assert rows_at_once(64, 144) == 11  # 6 replays, the last of 9 rows
+    assert [rows_at_once(8, width, 1536) for width in (96, 192, 208, 512, 2000)] == [8, 8, 4, 3, 1]
+    assert rows_at_once(64, 144, 1536) == 11  # 6 replays, the last of 9 rows
+    assert [rows_at_once(8, width, 768) for width in (96, 192, 400)] == [8, 4, 2]
 
 
-@given(rows=st.integers(1, 64), width=st.integers(1, 3000))
-def test_replays_hold_all_rows_and_few_tokens(rows: int, width: int) -> None:
-    part = rows_at_once(rows, width)
+@given(rows=st.integers(1, 64), width=st.integers(1, 3000), most=st.sampled_from(TOKENS))
+def test_replays_hold_all_rows_and_few_tokens(rows: int, width: int, most: int) -> None:
+    part = rows_at_once(rows, width, most)
     assert 1 <= part <= rows
-    assert part == 1 or part * width <= TOKENS + width  # even parts may round up by a row
+    assert part == 1 or part * width <= most + width  # even parts may round up by a row
 
 
 @pytest.mark.parametrize("paged_first", [True, False])

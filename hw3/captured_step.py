@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -160,6 +161,8 @@ class CapturedStep:
 
     def _capture(self, widths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
         """Graphs of the forward and the backward by width, each with `replay()`."""
+        # No code for the CPU is made here; to find out what it can do takes the compiler half a minute.
+        torch._inductor.config.cpp.vec_isa_ok = False
         for layer in self._model.base_model.layers:
             layer.compile(dynamic=True)
         self._head = torch.compile(head_step, dynamic=True)

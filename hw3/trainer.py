@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -200,6 +201,8 @@ class CompletionTrainer(SFTTrainer):
         gradient = self._gradient(trained)
         for parameter in trained:
             parameter.grad = None
+        del batch, outputs, part
+        gc.collect()  # a forward's cycles would hold on to its memory while the graphs are made
         torch.cuda.empty_cache()
         return loss, gradient
 

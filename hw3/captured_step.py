@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._functorch.config
 import torch._inductor.config
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from hw3.lora_linear import LoraLinear, LoraLinears, replaceable
 # Backbones that take finished masks, so that no code that depends on data runs: one for each kind of layer, or one 4-D
 # mask for all.
 MASKS_BY_KIND = {"gemma2": True, "qwen3": True, "llama": False}
-TOKENS = (1536, 768, 384)  # most of one replay: more are hardly faster, and activations grow with them
+TOKENS = (1152, 768, 384)  # most of one replay: more are hardly faster, and activations grow with them
 HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat16 for Gemma's vocabulary
 HEAD_STEP = 64  # their number is a multiple of this: few shapes to compile, each of which suits the hardware
 WIDTH_STEP, WIDE_STEP, WIDE = 16, 64, 256  # widths are multiples of the first up to the third, of the second beyond
@@ -139,10 +140,7 @@ class CapturedStep:
         count = sum(map(math.prod, shapes))
         self.buffer = torch.zeros(count + SUMS, device=model.device)
         self._gradients = _views(self.buffer[:-SUMS], shapes)
-        # Gradients come in the compute dtype, one GEMM each; they are gathered before one kernel adds them all.
-        self._gathered = torch.zeros(count, dtype=self._dtype, device=model.device)
-        self._gathered_views = _views(self._gathered, joined)
-        copies = torch.zeros_like(self._gathered)
+        copies = torch.zeros(count, dtype=self._dtype, device=model.device)
         self._copies = _views(copies, shapes)
         self._leaves = [torch.nn.Parameter(copy) for copy in _views(copies, joined)]
         self._layers = []
@@ -170,8 +168,10 @@ class CapturedStep:
         graphs = {}
         with self.rebuilt(), torch.cuda.stream(stream):
             stream.wait_stream(default)
-            for width in widths:
-                self.backward(self.forward(width))  # compiles, and loads every kernel
+            # Norms and products of one element each are computed again in the backward, for a third of the memory.
+            with torch._functorch.config.patch(ban_recompute_materialized_backward=False):
+                for width in widths:
+                    self.backward(self.forward(width))  # compiles, and loads every kernel
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what that held, the graphs' own memory pool will need
             for width in widths:
@@ -226,8 +226,8 @@ class CapturedStep:
         """Add the gradients that the static outer gradient gives, to the buffer."""
         rows, width, _ = hidden.shape
         gradients = torch.autograd.grad(hidden, self._leaves, self._outer[: rows * width].view_as(hidden))
-        torch._foreach_copy_(self._gathered_views, gradients)
-        self.buffer[:-SUMS] += self._gathered
+        # They come in the compute dtype, one GEMM each; end to end, one kernel adds them all.
+        self.buffer[:-SUMS] += torch.cat([gradient.flatten() for gradient in gradients])
 
     def begin(self) -> None:
         """Begin an optimizer step: gradients to zero, adapters as they are now, each `.grad` a view of the buffer."""

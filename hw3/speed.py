@@ -118,19 +118,21 @@ def memory_of(
     weights = (4 + size) * trained if full else int(linear * (0.5 + scale if packed else size) + other * size)
     adapters = (0 if full else 4 * trained) + 4 * trained  # themselves and their gradients
     if captured:
-        adapters += 2 * size * trained  # copies in the compute dtype, and gradients before they are summed
+        adapters += size * trained  # copies in the compute dtype
     if processes > 1:
         adapters += 4 * trained  # DistributedDataParallel's buckets
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = head_dim * (text.num_attention_heads + 2 * text.num_key_value_heads)
-    per_layer = 3 * text.intermediate_size + 4 * text.hidden_size + attention + text.num_attention_heads * width
-    tokens = rows * width
+    heads, tokens = text.num_attention_heads, rows * width
+    attention = head_dim * (heads + 2 * text.num_key_value_heads)
+    per_layer = size * (3 * text.intermediate_size + 4 * text.hidden_size + attention + heads * width)
     if captured:
-        kept = size * per_layer * text.num_hidden_layers
+        # Both inputs of the gated product, residuals, queries, keys, values and outputs a head, scores in float32 too.
+        linear_inputs = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * head_dim
+        kept = (size * linear_inputs + (4 + size) * heads * width) * text.num_hidden_layers
     elif checkpointing:
-        kept = size * text.hidden_size * text.num_hidden_layers + 3 * size * per_layer
+        kept = size * text.hidden_size * text.num_hidden_layers + 3 * per_layer
     else:
-        kept = int(1.6 * size * per_layer * text.num_hidden_layers)  # TRL's step keeps sums and casts as well
+        kept = int(1.6 * per_layer * text.num_hidden_layers)  # TRL's step keeps sums and casts as well
     if captured:
         head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
     else:
@@ -170,25 +172,28 @@ def choose_speed(
     def plan(
         layout: StepLayout, *, replayed: int | None = None, dequantized: bool, checkpointing: bool, optim: str
     ) -> Speed:
-        rows, width, captured = layout.rows_per_device, widest, replayed is not None
-        widths = widths_for([tokens for tokens, _ in lengths]) if captured else ()
+        captured, batches, widths = replayed is not None, [(layout.rows_per_device, widest)], ()
         if captured:
-            width = max(widths, key=lambda width: rows_at_once(rows, width, replayed) * width)
-            rows = rows_at_once(rows, width, replayed)
-        memory = memory_of(
-            recipe,
-            config,
-            counts,
-            trained,
-            rows=rows,
-            width=width,
-            outputs=rows * most_outputs,
-            captured=captured,
-            dequantized=dequantized,
-            checkpointing=checkpointing,
-            optim=optim,
-            processes=layout.processes,
-        )
+            widths = widths_for([tokens for tokens, _ in lengths])
+            batches = [(rows_at_once(layout.rows_per_device, width, replayed), width) for width in widths]
+        needed = [
+            memory_of(
+                recipe,
+                config,
+                counts,
+                trained,
+                rows=rows,
+                width=width,
+                outputs=rows * most_outputs,
+                captured=captured,
+                dequantized=dequantized,
+                checkpointing=checkpointing,
+                optim=optim,
+                processes=layout.processes,
+            )
+            for rows, width in batches
+        ]
+        memory = max(needed, key=lambda memory: memory.total)
         return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths, replayed or TOKENS[0])
 
     written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)

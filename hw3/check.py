@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from hw3.model import device_of, load_config, load_tokenizer, parameter_counts
 from hw3.probe import time_of_run
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.speed import GIB, PARTS, choose_speed
-from hw3.train import plan_run, read_data
+from hw3.train import NoBase, plan_run, read_data
 
 GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
@@ -42,6 +43,9 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, 
     print(recipe.to_yaml())
     try:
         plan = plan_run(recipe, run, processes)
+    except NoBase:
+        _show_files(recipe)
+        raise
     except UserError as error:
         _show_rows(recipe, mask_rows, processes, error)
         raise
@@ -54,6 +58,14 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, 
     if probed and not plan.done and device_of(recipe).type == "cuda":
         print(time_of_run(recipe, plan.speed, plan.tokenizer, plan.rows, plan.steps - first))
     return 0
+
+
+def _show_files(recipe: Recipe) -> None:
+    """What is known of the data without a tokenizer, unless it is wrong, which has been said already."""
+    with contextlib.suppress(UserError):
+        data = read_data(recipe)
+        files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in data.items())
+        print(f"no mistake in {files}; tokens, lengths, memory and time cannot be told without the base")
 
 
 def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError | None = None) -> None:

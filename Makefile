@@ -32,7 +32,7 @@ help:  ## this list
 
 train: $(ready)  ## fine-tune, or resume: MODEL= RECIPE= RUN= TRAIN= EVAL= GPUS= ACCELERATE= SET="key=value ..."
 ifneq ($(GPUS),1)
-	@$(bin)hw3 check $(recipe) --run $(RUN) --processes $(GPUS) $(set) > /dev/null
+	@$(bin)hw3 check $(recipe) --run $(RUN) --processes $(GPUS) --no-probe $(set) > /dev/null
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 

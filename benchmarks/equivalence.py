@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from logs import logs_of
 from report import machine
 from safetensors.torch import load_file
 
@@ -52,7 +53,7 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
         recipe = load_recipe(Path(RECIPE), [*OVERRIDES.split(), f"training.max_steps={steps}", *overrides.split()])
         assert train(recipe, run) == 0
     last = complete_checkpoints(run)[-1].path
-    state = json.loads((last / "trainer_state.json").read_text())
+    logs = logs_of(run)
     assert evaluate_run(run, shots=[0]) == 0
     results = json.loads((run / "eval/eval/results.json").read_text())
     manifest = read_manifest(run)
@@ -61,8 +62,8 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
     )
     return {
         "captured": manifest["speed"]["captured"],
-        "losses": [log["loss"] for log in state["log_history"] if "loss" in log],
-        "grad_norms": [log["grad_norm"] for log in state["log_history"] if "loss" in log],
+        "losses": [log["loss"] for log in logs],
+        "grad_norms": [log["grad_norm"] for log in logs],
         "mean_perplexity": results["entries"][-1]["mean_perplexity"],
         "base_mean_perplexity": results["entries"][0]["mean_perplexity"],
         "adapter": load_file(last / "adapter_model.safetensors"),

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_recipe import RECIPE, make_base
+from bases import make_base
+from gpu_recipe import RECIPE
 from peft import get_peft_model
 from report import machine, write_report
 
@@ -181,8 +182,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
     base, run = arguments.scratch / "gemma-2-2b-random", arguments.scratch / "sweep"
-    if not (base / "config.json").exists():
-        make_base(base, arguments.tokenizer)
+    make_base(base, arguments.tokenizer)
     overrides = [f"model.pretrained_model_name_or_path={base}", f"data.eval={arguments.data}"]
     recipe = load_recipe(Path(RECIPE), overrides)
     write_atomically(run / "recipe.yaml", recipe.to_yaml())

@@ -9,7 +9,6 @@ once with the settings that `hw3` names for a GPU without bfloat16.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
@@ -18,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from bases import make_base
+from logs import logs_of, seconds_per_step
 from report import machine, write_report
-from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from hw3.model import NO_BF16_SETTINGS
 
@@ -30,31 +29,6 @@ OVERRIDES = (
     "data.train=data/train.json data.eval=data/eval.json training.max_steps=50 training.save_steps=25 "
     "training.logging_steps=1 training.report_to=none"
 )
-
-
-def make_base(folder: Path, tokenizer: Path) -> None:
-    """Random weights of the 2B shape, bfloat16, with the real tokenizer beside them."""
-    config = Gemma2Config(
-        vocab_size=256_000,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_hidden_layers=26,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=4096,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = Gemma2ForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder, max_shard_size="2GB")  # as real ones come
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 
 def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
@@ -70,14 +44,11 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
     assert train(load_recipe(Path(RECIPE), overrides), run) == 0
     train_seconds = time.monotonic() - began
     checkpoints = complete_checkpoints(run)
-    state = json.loads((checkpoints[-1].path / "trainer_state.json").read_text())
-    logs = [log for log in state["log_history"] if "loss" in log]
+    logs = logs_of(run)
     began = time.monotonic()
     assert evaluate_run(run, shots=[0]) == 0
     eval_seconds = time.monotonic() - began
     results = json.loads((run / "eval/eval/results.json").read_text())
-    times = [log["train_runtime"] for log in logs]
-    steps = [later - earlier for earlier, later in itertools.pairwise(times[5:])]
     session = read_manifest(run)["sessions"][-1]
     return {
         "setting": setting,
@@ -85,7 +56,7 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
         "steps": logs[-1]["step"],
         "checkpoints": [checkpoint.path.name for checkpoint in checkpoints],
         "seconds_training": round(train_seconds, 1),
-        "seconds_per_step": round(statistics.median(steps), 4),
+        "seconds_per_step": round(statistics.median(seconds_per_step(logs[5:])), 4),
         "peak_gib": session["peak_gib"],
         "first_loss": logs[0]["loss"],
         "last_loss": logs[-1]["loss"],
@@ -112,8 +83,7 @@ def main() -> int:
         row = measure(base, arguments.setting, arguments.scratch)
         (arguments.scratch / "row.json").write_text(json.dumps(row))
         return 0
-    if not (base / "config.json").exists():
-        make_base(base, arguments.tokenizer)
+    make_base(base, arguments.tokenizer)
     rows = []
     for setting in SETTINGS:
         command = [sys.executable, __file__, "--setting", setting, "--tokenizer", str(arguments.tokenizer)]

@@ -8,7 +8,6 @@ At fixed rows per device (8 each) and at fixed rows per step (8 in all), the rec
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
@@ -17,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from gpu_recipe import RECIPE, make_base
+from bases import make_base
+from gpu_recipe import RECIPE
+from logs import logs_of, seconds_per_step
 from report import machine, write_report
 
-from hw3.run_folder import complete_checkpoints, read_manifest
+from hw3.run_folder import read_manifest
 
 STEPS, LOGGED = 100, 10
 
@@ -50,10 +50,8 @@ def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[
         *overrides,
     ]
     subprocess.run(command, check=True)
-    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
-    logs = [log for log in state["log_history"] if "loss" in log]
-    times = [log["train_runtime"] for log in logs]
-    windows = [(later - earlier) / LOGGED for earlier, later in itertools.pairwise(times[2:])]
+    logs = logs_of(run)
+    windows = seconds_per_step(logs[2:])
     manifest = read_manifest(run)
     step = statistics.median(windows)
     return {
@@ -82,9 +80,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
     base = arguments.scratch / "gemma-2-2b-random"
-    if not (base / "config.json").exists():
-        make_base(base, arguments.tokenizer)
-        torch.cuda.empty_cache()
+    make_base(base, arguments.tokenizer)
     given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}", "data.eval=data/eval.json"]
     rows: list[dict[str, Any]] = []
     for gpus, rows_per_step in [*((n, 8 * n) for n in arguments.gpus), *((n, 8) for n in arguments.fixed_step)]:

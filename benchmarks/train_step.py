@@ -10,28 +10,29 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import shutil
 import statistics
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_recipe import make_base
+from bases import make_base
+from logs import logs_of, seconds_per_step
 from report import machine, write_report
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hw3.encoding import Encoder
 from hw3.model import load_config, load_tokenizer
-from hw3.recipe import load_recipe
+from hw3.probe import probe
+from hw3.recipe import Recipe, load_recipe
 from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints, read_manifest
+from hw3.run_folder import read_manifest
 from hw3.sampler import StepSampler
-from hw3.speed import weight_counts
-from hw3.train import train
+from hw3.speed import GIB, weight_counts
+from hw3.train import plan_run, train
 from hw3.trainer import CompletionTrainer
 
 LOGGED = 10  # steps between two times, as in the recipe; 5 in short runs
@@ -54,31 +55,10 @@ GEMMA = [
 ]
 LLAMA = [
     ("Llama-3-8B shape, speed: auto", "", 50),
-    ("Llama-3-8B shape, speed: lean", "speed=lean", 15),
-    ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 15),
+    ("Llama-3-8B shape, speed: lean", "speed=lean", 30),
+    ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 30),
     ("Llama-3-8B shape, TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 30),
 ]
-
-
-def make_llama(folder: Path, tokenizer: Path) -> None:
-    """Random weights of the 8B shape, bfloat16; the vocabulary beside it may be smaller than its own."""
-    config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        rope_theta=500_000.0,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
 
 def matmul_tflops() -> float:
@@ -148,24 +128,40 @@ def compile_seconds() -> dict[str, float]:
     return {name: seconds for name, seconds in sorted(found.items(), key=lambda item: -item[1]) if seconds >= 1}
 
 
+def what_check_tells(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """Time and memory of a step as `hw3 check` tells them beforehand, and the timings that the former is made of."""
+    plan = plan_run(recipe, run, 1)
+    began = time.monotonic()
+    timing = probe(recipe, plan.speed, plan.tokenizer, plan.rows, torch.device("cuda", 0))
+    told = timing.seconds_per_step(load_config(recipe.model).num_hidden_layers)
+    return {
+        "probe_seconds_per_step": round(told, 4),
+        "check_memory_gib": round(plan.speed.memory.total / GIB, 3),
+        "probe_took_seconds": round(time.monotonic() - began, 1),
+        "probe": asdict(timing),
+    }
+
+
+def error(told: float, measured: float) -> float:
+    """Relative, signed: below 0 where less was told than was measured."""
+    return round(told / measured - 1, 3)
+
+
 def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float) -> dict[str, Any]:
     """Train under one setting; returns one row of the report."""
+    recipe = load_recipe(Path(recipe_path), overrides)
+    told = what_check_tells(recipe, run)
     gc.collect()
     torch._dynamo.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    recipe = load_recipe(Path(recipe_path), overrides)
     began = time.monotonic()
     with Profile(steps - PROFILED[0], PROFILED[1]) as profile:
         assert train(recipe, run) == 0
     seconds = time.monotonic() - began
     manifest = read_manifest(run)
-    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
-    logs = [log for log in state["log_history"] if "loss" in log]
-    times = [log["train_runtime"] for log in logs]
-    logged = recipe.training["logging_steps"]
-    counted = times[1 : (steps - PROFILED[0]) // logged]
-    windows = [(later - earlier) / logged for earlier, later in itertools.pairwise(counted)]
+    logs, logged = logs_of(run), recipe.training["logging_steps"]
+    windows = seconds_per_step(logs[1 : (steps - PROFILED[0]) // logged])
     step = statistics.median(windows)
     # Rows as the sampler grouped them; the linear layers forward and backward by activations, adapters by weights as
     # well, the head on output positions.
@@ -198,6 +194,9 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
         "seconds_capturing": session["seconds_capturing"],
         "seconds_whole": round(seconds, 1),
         "compile_seconds": compile_seconds(),
+        **told,
+        "probe_error": error(told["probe_seconds_per_step"], statistics.mean(windows)),
+        "check_memory_error": error(told["check_memory_gib"], session["peak_gib"]),
         "profile": profile.table,
         "losses": [round(log["loss"], 5) for log in logs],
         "grad_norms": [round(log["grad_norm"], 5) for log in logs],
@@ -218,12 +217,9 @@ def main() -> int:
         "--whole", action="store_true", help="the recipe from end to end instead: every step, every checkpoint"
     )
     arguments = parser.parse_args()
-    settings, recipe, make = GEMMA, "recipes/gemma/qlora.yaml", make_base
-    if arguments.llama:
-        settings, recipe, make = LLAMA, "recipes/llama/qlora.yaml", make_llama
-    base = arguments.scratch / recipe.split("/")[1]
-    if not (base / "config.json").exists():
-        make(base, arguments.tokenizer)
+    settings, shape = (LLAMA, "llama") if arguments.llama else (GEMMA, "gemma")
+    recipe, base = f"recipes/{shape}/qlora.yaml", arguments.scratch / shape
+    make_base(base, arguments.tokenizer, shape)
     tflops = matmul_tflops()
     given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}"]
     given += ["data.eval=data/eval.json", "training.report_to=none"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,24 @@ from transformers import PreTrainedTokenizerBase
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow, Encoder, count_unknown, lengths_of
 from hw3.errors import UserError
-from hw3.model import load_config, load_tokenizer, parameter_counts
+from hw3.model import device_of, load_config, load_tokenizer, parameter_counts
+from hw3.probe import time_of_run
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.speed import GIB, PARTS, choose_speed
-from hw3.train import plan_run, read_data
+from hw3.train import NoBase, plan_run, read_data
 
 GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
 
-def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1) -> int:
-    """Print the resolved recipe, the length table, masked rows, steps and disk.
+def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, probed: bool = True) -> int:
+    """Print the resolved recipe, the length table, masked rows, steps, disk and, where there is a GPU, time.
 
     Args:
         recipe: the checked recipe.
         run: the run folder that `train` would write or go on in.
         mask_rows: rows to show as the collator hands them to the model.
         processes: processes that will share a step's rows.
+        probed: whether to tell the time, which some steps are made for.
 
     Returns:
         0.
@@ -40,14 +43,29 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1) 
     print(recipe.to_yaml())
     try:
         plan = plan_run(recipe, run, processes)
+    except NoBase:
+        _show_files(recipe)
+        raise
     except UserError as error:
         _show_rows(recipe, mask_rows, processes, error)
         raise
     _show_rows(recipe, mask_rows, processes)
     print("\n".join(plan.notes))
+    first = 0
     if plan.resume is not None:
-        print(f"{run}: {'complete' if plan.done else 'would go on'} at step {plan.resume.step}")
+        first = plan.resume.step
+        print(f"{run}: {'complete' if plan.done else 'would go on'} at step {first}")
+    if probed and not plan.done and device_of(recipe).type == "cuda":
+        print(time_of_run(recipe, plan.speed, plan.tokenizer, plan.rows, plan.steps - first))
     return 0
+
+
+def _show_files(recipe: Recipe) -> None:
+    """What is known of the data without a tokenizer, unless it is wrong, which has been said already."""
+    with contextlib.suppress(UserError):
+        data = read_data(recipe)
+        files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in data.items())
+        print(f"no mistake in {files}; tokens, lengths, memory and time cannot be told without the base")
 
 
 def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError | None = None) -> None:

@@ -121,11 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the main run first")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: the first run's folder")
 
-    check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, memory, disk")
+    check = _command(commands, "check", _check, "what a run would do: recipe, lengths, mask, memory, disk, time")
     check.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
     check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")
     check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
+    check.add_argument("--no-probe", action="store_true", help="do not tell the run's time, for which steps are made")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
 
     pack = _command(commands, "pack", _pack, "the homework's submission folder, checked as its grader would")
@@ -295,7 +296,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
-    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes)
+    probed = not arguments.no_probe
+    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes, probed=probed)
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -144,7 +145,45 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
     options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    model = _from_pretrained(AutoModelForCausalLM, section, **options)
+    return _for_training(_from_pretrained(AutoModelForCausalLM, section, **options))
+
+
+def random_base(recipe: Recipe, config: Any, layers: int, device: torch.device, *, packed: bool) -> PreTrainedModel:
+    """The recipe's base as `load_base` has it, with random weights and another number of layers; nothing is read.
+
+    Args:
+        recipe: the recipe.
+        config: the base's configuration.
+        layers: decoder layers, of the kinds that the base begins with.
+        device: where it is made.
+        packed: 4-bit layers where the recipe quantizes; else plain ones, as `dequantize` leaves them.
+    """
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = (text.layer_types * layers)[:layers]
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, recipe.model.dtype),
+        "attn_implementation": attention_of(recipe.model),
+    }
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, **options)
+    if packed and recipe.quantization is not None:
+        transformers.utils.logging.disable_progress_bar()
+        # Weights are packed while they are loaded, from memory too.
+        model = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=model.state_dict(),
+            quantization_config=quantization_config(recipe.quantization),
+            device_map={"": device},
+            **options,
+        )
+    return _for_training(model)
+
+
+def _for_training(model: PreTrainedModel) -> PreTrainedModel:
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):

@@ -6,6 +6,7 @@ import datetime
 import gc
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,26 +163,41 @@ class Plan:
         return self.resume is not None and self.resume.step >= self.steps
 
 
+class NoBase(UserError):
+    """Problems, the base among them: its configuration or tokenizer cannot be had."""
+
+
 def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     """Check recipe, machine, data, model and run folder together; load no weights, write nothing.
 
     Raises:
-        UserError: every problem that could be found.
+        UserError: every problem that could be found; `NoBase` where those are all that can be without the base.
     """
     problems = device_problems(recipe, processes) + _sharding_problems(recipe)
-    try:
-        layout = step_layout(recipe, processes)
-        check_writable(run)
-        data = read_data(recipe)
-        tokenizer = load_tokenizer(recipe.model)
-        rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
-        base_config = load_config(recipe.model)
-        trained, total = parameter_counts(recipe, base_config)
-        _check_trackers(recipe)
-    except UserError as error:
-        raise UserError(*problems, *error.problems) from error
+
+    def tried(check: Callable[..., Any], *arguments: Any) -> Any:
+        """What a check gives; None where it found problems, which are kept."""
+        try:
+            return check(*arguments)
+        except UserError as error:
+            problems.extend(error.problems)
+
+    layout = tried(step_layout, recipe, processes)
+    tried(check_writable, run)
+    tried(_check_trackers, recipe)
+    data = tried(read_data, recipe)
+    base_config = tried(load_config, recipe.model)
+    # Without the one there is hardly the other, and one message says how to get both.
+    tokenizer = None if base_config is None else tried(load_tokenizer, recipe.model)
+    counts = None if base_config is None else tried(parameter_counts, recipe, base_config)
+    encoded = None
+    if data is not None and tokenizer is not None:
+        encoded = tried(encode_training_rows, recipe, tokenizer, data["train"])
+    if tokenizer is None:
+        raise NoBase(*problems)
     if problems:
         raise UserError(*problems)
+    (rows, notes), (trained, total) = encoded, counts
     files = {key: data_facts(Path(getattr(recipe.data, key)), rows) for key, rows in data.items()}
     content = {
         "train": files["train"]["sha256"],

@@ -11,11 +11,20 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import hw3.captured_step
 from hw3.captured_step import SUMS, TOKENS, CapturedStep, head_step, masks_for, rows_at_once, widths_for
@@ -264,10 +273,7 @@ def test_sharded_models_are_not_captured(launcher: str, repository: Path, monkey
     assert not (chosen.captured or chosen.dequantized) and chosen.layout == StepLayout(1, 4, 2)
 
 
-GEMMA = Gemma2Config(
-    vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
-    num_key_value_heads=4, head_dim=256,
-)  # fmt: skip
+GEMMA = AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())["gemma"])
 LENGTHS = [(100, 20), (459, 120)]  # the course's rows: most of them short, the longest of 459 tokens
 
 

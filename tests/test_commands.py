@@ -117,6 +117,25 @@ def test_absent_course_files_give_three_ways_on(tmp_path: Path, capsys: pytest.C
     assert "3. use the sample in this repository: make train MODEL=gemma TRAIN=data/train.json" in shown
 
 
+def test_check_without_the_base_says_what_else_is_right_or_wrong(
+    mini_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message with the base and every other problem; what needs no base has been looked at."""
+    words = ["check", str(mini_recipe), "--run", str(tmp_path / "run"), "model.pretrained_model_name_or_path=some/base"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    files = f"44 rows of {tmp_path}/train.json, 10 rows of {tmp_path}/eval.json"
+    assert out.endswith(f"no mistake in {files}; tokens, lengths, memory and time cannot be told without the base\n")
+    assert err.startswith("hw3: model.pretrained_model_name_or_path: there is no folder some/base, it is not in the ")
+    assert err.count("\n") == 1
+    assert main([*words, "--processes", "3", "data.eval=none.json", "training.report_to=wandbb"]) == 2
+    out, err = capsys.readouterr()
+    assert "no mistake" not in out
+    beginnings = ["hw3: training: 8 rows a step", "training.report_to: wandbb", "data.eval: none.json: no such file"]
+    for line, beginning in zip(err.splitlines(), [*beginnings, "model.pretrained_model_name_or_path"], strict=True):
+        assert line.startswith(beginning)
+
+
 @pytest.mark.parametrize(
     "words", [["train"], ["trian", "x.yaml"], ["train", "x.yaml", "--runn", "y"], ["eval", "x", "a=b"]]
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoConfig
 from trl import SFTConfig
 
 from hw3.model import parameter_counts
@@ -130,32 +130,18 @@ def evaluation() -> str:
     return "\n".join([*lines, "", where])
 
 
-# The large bases' published shapes, to count parameters without downloading them.
-SHAPES: dict[str, PretrainedConfig] = {
-    "gemma": Gemma2Config(
-        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=256,
-    ),
-    "llama": LlamaConfig(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8,
-    ),
-    "qwen": Qwen3Config(
-        vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-    ),
-}  # fmt: skip
-
-
 def costs() -> str:
     """Disk, memory and time of each recipe; measured where there is a measurement."""
     tiny, report = read("docs/tiny/manifest.json"), read("docs/benchmarks/train_step.json")
     measured, plain = report["rows"][0], read("docs/benchmarks/gpu_recipe.json")["rows"][0]
     lines = ["| recipe | trained parameters | disk | GPU memory, training | time |", "|---|---|---|---|---|"]
-    for name in ("tiny", *SHAPES):
+    shapes = read("benchmarks/shapes.json")
+    for name in ("tiny", *shapes):
         recipe = load_recipe(REPOSITORY / f"recipes/{name}/qlora.yaml")
         training = recipe.training
-        trained = tiny["parameters"]["trained"] if name == "tiny" else parameter_counts(recipe, SHAPES[name])[0]
+        trained = tiny["parameters"]["trained"]
+        if name != "tiny":
+            trained, _ = parameter_counts(recipe, AutoConfig.for_model(**shapes[name]))
         config = SFTConfig(
             output_dir="", use_cpu=True, bf16=False, max_steps=training["max_steps"], save_steps=training["save_steps"],
             optim=training["optim"], activation_checkpointing=False,

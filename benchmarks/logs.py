@@ -1,0 +1,24 @@
+"""What a run logged, as its last checkpoint keeps it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from hw3.run_folder import complete_checkpoints
+
+
+def logs_of(run: Path) -> list[dict[str, Any]]:
+    """The lines with a loss, in order; each has `step` and `train_runtime`, seconds since training began."""
+    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    return [log for log in state["log_history"] if "loss" in log]
+
+
+def seconds_per_step(logs: list[dict[str, Any]]) -> list[float]:
+    """Of each stretch between two lines."""
+    return [
+        (later["train_runtime"] - earlier["train_runtime"]) / (later["step"] - earlier["step"])
+        for earlier, later in itertools.pairwise(logs)
+    ]

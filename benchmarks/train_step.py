@@ -9,12 +9,15 @@ setting is trained by `hw3 train`'s own code; those of TRL by `speed: plain`, wh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
+import re
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from bases import make_base
 from logs import logs_of, seconds_per_step
 from report import machine, write_report
 
+import hw3.train
 from hw3.encoding import Encoder
 from hw3.model import load_config, load_tokenizer
 from hw3.probe import probe
@@ -31,7 +35,7 @@ from hw3.recipe import Recipe, load_recipe
 from hw3.rows import read_rows
 from hw3.run_folder import read_manifest
 from hw3.sampler import StepSampler
-from hw3.speed import GIB, weight_counts
+from hw3.speed import CONTEXT, GIB, weight_counts
 from hw3.train import plan_run, train
 from hw3.trainer import CompletionTrainer
 
@@ -49,6 +53,7 @@ GEMMA = [
     ("as the course's script: 4 x 2, activation checkpointing, paged AdamW", PLAIN, 40),
     ("TRL's defaults: 4 x 2, activation checkpointing, fused AdamW", f"{PLAIN} training.optim=adamw_torch_fused", 40),
     ("TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 60),
+    ("speed: auto, on a card of 8 GiB", "", 60),
     ("speed: auto, 16 rows a step", "training.gradient_accumulation_steps=4", 60),
     ("speed: auto, 32 rows a step", "training.gradient_accumulation_steps=8", 60),
     ("speed: auto, 64 rows a step", "training.gradient_accumulation_steps=16", 60),
@@ -131,15 +136,35 @@ def compile_seconds() -> dict[str, float]:
 def what_check_tells(recipe: Recipe, run: Path) -> dict[str, Any]:
     """Time and memory of a step as `hw3 check` tells them beforehand, and the timings that the former is made of."""
     plan = plan_run(recipe, run, 1)
-    began = time.monotonic()
-    timing = probe(recipe, plan.speed, plan.tokenizer, plan.rows, torch.device("cuda", 0))
+    began, memory = time.monotonic(), {"check_memory_gib": round(plan.speed.memory.total / GIB, 3)}
+    try:
+        timing = probe(recipe, plan.speed, plan.tokenizer, plan.rows, torch.device("cuda", 0))
+    except Exception as problem:  # told, and the measurement goes on
+        return memory | {"probe_failed": f"{type(problem).__name__}: {problem}"}
     told = timing.seconds_per_step(load_config(recipe.model).num_hidden_layers)
-    return {
+    return memory | {
         "probe_seconds_per_step": round(told, 4),
-        "check_memory_gib": round(plan.speed.memory.total / GIB, 3),
         "probe_took_seconds": round(time.monotonic() - began, 1),
         "probe": asdict(timing),
     }
+
+
+@contextlib.contextmanager
+def card_of(title: str) -> Iterator[None]:
+    """As on a smaller card, where the title says so: no more memory can be had, and `speed: auto` knows it."""
+    size = re.search("on a card of ([0-9]+) GiB", title)
+    if size is None:
+        yield
+        return
+    whole, real = torch.cuda.mem_get_info()[1], hw3.train._least_memory
+    held = int(size[1]) * GIB
+    torch.cuda.set_per_process_memory_fraction(held / whole)
+    hw3.train._least_memory = lambda recipe, device: (held - int(CONTEXT), held)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        hw3.train._least_memory = real
 
 
 def error(told: float, measured: float) -> float:
@@ -195,7 +220,7 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
         "seconds_whole": round(seconds, 1),
         "compile_seconds": compile_seconds(),
         **told,
-        "probe_error": error(told["probe_seconds_per_step"], statistics.mean(windows)),
+        "probe_error": "probe" in told and error(told["probe_seconds_per_step"], statistics.mean(windows)),
         "check_memory_error": error(told["check_memory_gib"], session["peak_gib"]),
         "profile": profile.table,
         "losses": [round(log["loss"], 5) for log in logs],
@@ -236,7 +261,8 @@ def main() -> int:
         limits = [f"training.logging_steps={LOGGED if steps >= 100 else LOGGED // 2}"]
         if not arguments.whole:
             limits += [f"training.max_steps={steps}", f"training.save_steps={steps}"]
-        rows.append(measure(recipe, [*given, *limits, *overrides.split()], title, steps, run, tflops))
+        with card_of(title):
+            rows.append(measure(recipe, [*given, *limits, *overrides.split()], title, steps, run, tflops))
         print(json.dumps({key: rows[-1][key] for key in (*COLUMNS, "seconds_capturing")}), flush=True)
         shutil.rmtree(run)
         write_report(arguments.out, name, machine() | {"matmul_tflops": round(tflops, 1)}, rows, columns=COLUMNS)

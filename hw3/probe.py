@@ -9,7 +9,6 @@ what compiling leaves of the rest.
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from hw3.callbacks import ProgressLine
 from hw3.encoding import EncodedRow
 from hw3.errors import RunFailed, first_line
-from hw3.lora_linear import LoraLinear
+from hw3.lora_linear import LoraLinears, replaceable
 from hw3.model import load_config, random_base
 from hw3.recipe import Recipe, StepLayout
 from hw3.sampler import StepSampler
@@ -40,7 +39,7 @@ STEPS = 6  # of like steps of the run: from its shortest rows to its longest, so
 PASSES = 3  # over these steps: one that loads every kernel, one by the clock, one by the GPU's own
 # Of the time that is neither matrix products nor the optimizer's, what compiling leaves, by benchmarks/train_step.py.
 FUSED = 0.35
-FIRST_STEP = {True: 75, False: 10}  # seconds until the first step, by whether it is captured: imports, compiling
+FIRST_STEP = {True: 40, False: 10}  # seconds until the first step, by whether it is captured: imports, compiling
 
 
 @dataclass(frozen=True)
@@ -235,16 +234,22 @@ def _products(model: Any, tokens: int, outputs: int) -> tuple[float, float]:
     """GPU seconds of a step's matrix products, forward and backward: (of the first decoder layer, of the head)."""
     device, dtype = model.device, model.dtype
     base = model.get_base_model()
-    linears = [copy.deepcopy(linear).to(dtype) for linear in _linears(base.base_model.layers[0])]
-    inputs = [torch.randn(tokens, linear.in_features, device=device, dtype=dtype) for linear in linears]
-    linears = [LoraLinear(x) if type(x) is PeftLinear and LoraLinear.can_replace(x) else x for x in linears]
+    decoder_layer = base.base_model.layers[0]
+    groups = [[layer for *_, layer in group] for group in replaceable(decoder_layer)]
+    linears: list[torch.nn.Module] = [LoraLinears(group, *_adapters(group, dtype)) for group in groups]
+    replaced = {id(layer) for group in groups for layer in group}
+    others = [linear for linear in _linears(decoder_layer) if id(linear) not in replaced]
+    linears += [linear.to(dtype) for linear in others]
+    widths = [layers[0].in_features for layers in [*groups, *([linear] for linear in others)]]
+    inputs = [torch.randn(tokens, width, device=device, dtype=dtype) for width in widths]
 
     def layer() -> None:
         for linear, x in zip(linears, inputs, strict=True):
             x.requires_grad_()
             y = linear(x)
+            y = list(y) if isinstance(linear, LoraLinears) else [y]
             trained = [parameter for parameter in linear.parameters() if parameter.requires_grad]
-            torch.autograd.grad(y, [x, *trained], torch.ones_like(y))
+            torch.autograd.grad(y, [x, *trained], [torch.ones_like(part) for part in y])
 
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -257,6 +262,12 @@ def _products(model: Any, tokens: int, outputs: int) -> tuple[float, float]:
     states = torch.randn(min(outputs, 512), weight.shape[1], device=device, dtype=dtype)
     head = _gpu_seconds(lambda: (states @ weight.T) @ weight) * outputs / len(states)
     return _gpu_seconds(graph.replay), head
+
+
+def _adapters(layers: list[Any], dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """A and B of layers of one input, as `LoraLinears` takes them."""
+    weights = ([getattr(layer, side)["default"].weight for layer in layers] for side in ("lora_A", "lora_B"))
+    return [torch.nn.Parameter(torch.cat([weight.detach().to(dtype) for weight in side])) for side in weights]
 
 
 def _linears(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -60,7 +60,7 @@ export: $(ready)  ## the adapter merged into its base, a model of its own: RUN= 
 report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a outputs/b", the main run first
 	$(bin)hw3 report $(or $(RUNS),$(RUN))
 
-check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, memory, disk
+check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, memory, disk, time
 	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
 
 data: $(ready)  ## rows like the homework's into OUT=data/homework: CORPUS= (clone, archive, address, parts) SHA256= EXCLUDE="a.json b.json"

@@ -30,7 +30,7 @@ from report import machine, write_report
 import hw3.train
 from hw3.encoding import Encoder
 from hw3.model import load_config, load_tokenizer
-from hw3.probe import probe
+from hw3.probe import Timing, in_all, probe
 from hw3.recipe import Recipe, load_recipe
 from hw3.rows import read_rows
 from hw3.run_folder import read_manifest
@@ -133,20 +133,13 @@ def compile_seconds() -> dict[str, float]:
     return {name: seconds for name, seconds in sorted(found.items(), key=lambda item: -item[1]) if seconds >= 1}
 
 
-def what_check_tells(recipe: Recipe, run: Path) -> dict[str, Any]:
-    """Time and memory of a step as `hw3 check` tells them beforehand, and the timings that the former is made of."""
+def what_check_tells(recipe: Recipe, run: Path) -> tuple[float, float, Timing, float]:
+    """A step as `hw3 check` tells it beforehand: (seconds, GiB, the timings of the former, seconds that they took)."""
     plan = plan_run(recipe, run, 1)
-    began, memory = time.monotonic(), {"check_memory_gib": round(plan.speed.memory.total / GIB, 3)}
-    try:
-        timing = probe(recipe, plan.speed, plan.tokenizer, plan.rows, torch.device("cuda", 0))
-    except Exception as problem:  # told, and the measurement goes on
-        return memory | {"probe_failed": f"{type(problem).__name__}: {problem}"}
-    told = timing.seconds_per_step(load_config(recipe.model).num_hidden_layers)
-    return memory | {
-        "probe_seconds_per_step": round(told, 4),
-        "probe_took_seconds": round(time.monotonic() - began, 1),
-        "probe": asdict(timing),
-    }
+    began = time.monotonic()
+    timing = probe(recipe, plan.speed, plan.tokenizer, plan.rows, torch.device("cuda", 0))
+    seconds = timing.seconds_per_step(load_config(recipe.model).num_hidden_layers)
+    return seconds, plan.speed.memory.total / GIB, timing, time.monotonic() - began
 
 
 @contextlib.contextmanager
@@ -172,10 +165,19 @@ def error(told: float, measured: float) -> float:
     return round(told / measured - 1, 3)
 
 
+def left_by_compiling(timing: Timing, layers: int, measured: float) -> float | None:
+    """What `hw3.probe.FUSED` would have to be for the probe to tell what was measured; None for TRL's own step."""
+    if not timing.graphs:
+        return None
+    products = timing.products[0] * layers + timing.products[1]
+    rest = in_all(timing.graphs, layers) - products
+    return round((measured - products - in_all(timing.optimizer, layers)) / rest, 3)
+
+
 def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float) -> dict[str, Any]:
     """Train under one setting; returns one row of the report."""
     recipe = load_recipe(Path(recipe_path), overrides)
-    told = what_check_tells(recipe, run)
+    told, told_gib, timing, probing = what_check_tells(recipe, run)
     gc.collect()
     torch._dynamo.reset()
     torch.cuda.empty_cache()
@@ -219,9 +221,13 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
         "seconds_capturing": session["seconds_capturing"],
         "seconds_whole": round(seconds, 1),
         "compile_seconds": compile_seconds(),
-        **told,
-        "probe_error": "probe" in told and error(told["probe_seconds_per_step"], statistics.mean(windows)),
-        "check_memory_error": error(told["check_memory_gib"], session["peak_gib"]),
+        "probe_seconds_per_step": round(told, 4),
+        "probe_error": error(told, statistics.mean(windows)),
+        "probe_took_seconds": round(probing, 1),
+        "probe": asdict(timing)
+        | {"fused": left_by_compiling(timing, config.num_hidden_layers, statistics.mean(windows))},
+        "check_memory_gib": round(told_gib, 3),
+        "check_memory_error": error(told_gib, session["peak_gib"]),
         "profile": profile.table,
         "losses": [round(log["loss"], 5) for log in logs],
         "grad_norms": [round(log["grad_norm"], 5) for log in logs],

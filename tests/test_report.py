@@ -356,6 +356,33 @@ def test_answers_and_their_quality() -> None:
     assert "hw3 predict outputs/a data/eval.json --checkpoint checkpoint-10" in page.texts["body"][0]
 
 
+def test_a_set_of_answers_that_is_missing_is_named_with_its_command() -> None:
+    run = make_run(Path("outputs/a"))
+    command = "hw3 predict outputs/a data/eval.json --checkpoint"
+
+    def said() -> tuple[list[str], str]:
+        page, _ = report(run)
+        found = re.search(
+            r"There are no answers to read yet|Not there yet: the answers of [^.]*", page.texts["body"][0]
+        )
+        blocks = [code.splitlines() for code in page.texts["code"]]
+        hints = [block for block in blocks if all(line.startswith(command) for line in block)]
+        return [line for hint in hints for line in hint], "" if found is None else found[0]
+
+    best, base, few = f"{command} checkpoint-10", f"{command} base", f"{command} base --shots 2"
+    assert said() == ([best, base, few], "There are no answers to read yet")
+    predict(run, "checkpoint-10", ["甲"] * 4)
+    assert said() == ([base, few], "Not there yet: the answers of base and base+2")
+    predict(run, "base", ["甲"] * 4)
+    assert said() == ([few], "Not there yet: the answers of base+2")
+    predict(run, "base+2", ["甲"] * 4)
+    assert said() == ([], "")
+    make_run(Path("outputs/b"))
+    page, _ = report(run, Path("outputs/b"))
+    assert "outputs/b: There are no answers to read yet" in page.texts["body"][0]
+    assert "outputs/a: " not in page.texts["body"][0].split("Quality")[0]
+
+
 def test_answers_to_other_rows_or_changed_ones_are_left_out() -> None:
     run = make_run(Path("outputs/a"))
     other = write(Path("data/other.json"), four_rows("x"))

@@ -40,10 +40,13 @@ def answers_section(runs: list[Run]) -> Section:
     main = runs[0]
     compared = [run for run in runs if same_rows(main, run)]
     blocks: list[Block] = []
-    if not main.predictions:
-        blocks.append(
-            Missing("There are no answers to read yet, only perplexities of the references.", predict_command(main))
-        )
+    for run in compared or [main]:
+        if missing := _missing(run):
+            text = "There are no answers to read yet, only perplexities of the references"
+            if run.predictions:
+                text = f"Not there yet: the answers of {' and '.join(missing)}"
+            whose = "" if len(compared) < 2 else f"{run.name}: "
+            blocks.append(Missing(f"{whose}{text}.", [predict_command(run, name) for name in missing]))
     blocks += [Text(note, aside=True) for run in compared for note in run.notes]
     blocks += _quality(compared)
     blocks += _comparison(compared)
@@ -53,6 +56,20 @@ def answers_section(runs: list[Run]) -> Section:
         "Perplexity ranks checkpoints; people read translations.",
         blocks,
     )
+
+
+def _missing(run: Run) -> list[str]:
+    """The best checkpoint, the base and the base with its best worked examples, as far as they have not answered."""
+    wanted = [entry_name(entry) for entry in (run.best, run.zero_shot, _few_shot(run)) if entry is not None]
+    answered = {one.name for one in run.predictions}
+    unscored = [*(checkpoint.name for checkpoint in run.checkpoints[-1:]), "base"]
+    return [name for name in wanted or unscored if name not in answered]
+
+
+def _few_shot(run: Run) -> dict[str, Any] | None:
+    """The base's best entry with worked examples; answers are made with the prompt's own, so drawn ones are not."""
+    few = [entry for entry in run.untuned if entry["shots"] and not entry["example_ids"]]
+    return min(few, key=lambda entry: entry["mean_perplexity"], default=None)
 
 
 def _quality(runs: list[Run]) -> list[Block]:
@@ -110,11 +127,9 @@ def _systems(runs: list[Run]) -> list[System]:
         own = [entry for entry in run.results.entries if entry["prompt"]["sha256"] == run.results.recipe_prompt]
         # Answers are made with the prompt's own examples, so drawn ones are no part of this.
         by_name = {entry_name(entry): entry for entry in own if not entry["example_ids"]}
-        few = [entry for entry in run.untuned if entry["shots"] and not entry["example_ids"]]
-        few = sorted(few, key=lambda entry: entry["mean_perplexity"])[:1]
         outputs = {one.name: one.outputs for one in run.predictions}
         cut = {one.name: frozenset(one.quality.get("unfinished_ids", ())) for one in run.predictions}
-        untuned = [entry_name(entry) for entry in (run.zero_shot, *few) if entry is not None]
+        untuned = [entry_name(entry) for entry in (run.zero_shot, _few_shot(run)) if entry is not None]
         best = [] if run.best is None else [entry_name(run.best)]
         for name in dict.fromkeys([*untuned, *(name for name in outputs if name not in best), *best]):
             scores = run.results.rows[by_name[name]["key"]] if name in by_name else []

@@ -149,10 +149,11 @@ def evaluate_command(run: Run, *, base_only: bool = False) -> str:
     return shlex.join(words)
 
 
-def predict_command(run: Run) -> list[str]:
-    """The commands that translate a run's rows with the best checkpoint and with the base."""
-    words = ["hw3", "predict", run.name, run.recipe.data.eval]
-    return [shlex.join(words), shlex.join([*words, "--checkpoint", "base"])]
+def predict_command(run: Run, name: str) -> str:
+    """The command that answers a run's rows with one system: `base`, `base+4` or `checkpoint-100`."""
+    stem, _, shots = name.partition("+")
+    words = ["hw3", "predict", run.name, run.recipe.data.eval, "--checkpoint", stem]
+    return shlex.join([*words, *(["--shots", shots] if shots else [])])
 
 
 def _commands(run: Run) -> list[str]:
@@ -172,11 +173,7 @@ def _commands(run: Run) -> list[str]:
         if results is not main and dev is not None and path in (portable(Path(dev)), Path(dev).name):
             continue  # the main file's command scores it as well
         commands += _evaluations(run, results, [] if results is main else ["--data", path])
-    for one in run.predictions:
-        stem, _, shots = one.name.partition("+")
-        words = ["hw3", "predict", run.name, run.recipe.data.eval, "--checkpoint", stem]
-        commands.append(shlex.join([*words, *(["--shots", shots] if shots else [])]))
-    return commands
+    return commands + [predict_command(run, one.name) for one in run.predictions]
 
 
 def _evaluations(run: Run, results: Results, data: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ from transformers import (
 
 from hw3.adapter_files import AdapterFiles, BadAdapter, read_adapter
 from hw3.errors import UserError, first_line
+from hw3.garbage import uncollected
 from hw3.processes import local_rank
 from hw3.recipe import Recipe, is_gemma2
 from hw3.run_folder import weights_sha256
@@ -89,7 +90,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be had; says how to get it.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, model)
+    with uncollected():
+        tokenizer = _from_pretrained(AutoTokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

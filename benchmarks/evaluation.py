@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -90,6 +91,24 @@ def score(
 ) -> Callable[[], Any]:
     """Our scorer, ready to be timed."""
     return lambda: score_rows(model, rows, tokens_per_batch=budget, reuse_prefix=reuse)
+
+
+def measure_sweep(run: Path, scratch: Path) -> list[dict[str, Any]]:
+    """`hw3 eval` of the base and every checkpoint, in a process of its own, and where its time goes."""
+    shutil.rmtree(run / "eval", ignore_errors=True)  # of an earlier benchmark: nothing would be left to score
+    out = scratch / "parts.json"
+    command = [sys.executable, str(Path(__file__).with_name("sweep.py")), str(run), str(out)]
+    began = time.time()
+    subprocess.run([*command, str(began)], check=True)
+    over = time.time()
+    report = json.loads(out.read_text())
+    parts, (beside, seconds_beside) = report["parts"], report["parts"].popitem()
+    parts["the rest of the command: rows, prompts, the picture"] = report["ended"] - began - sum(parts.values())
+    parts["ending Python"] = over - report["ended"]
+    rows = [(f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", over - began)]
+    rows += [(f"sweep, of which {part}", seconds) for part, seconds in parts.items()]
+    rows.append((f"sweep, {beside}", seconds_beside))
+    return [{"setting": setting, "seconds_sweep": round(seconds, 2)} for setting, seconds in rows]
 
 
 def measure_packed(recipe: Recipe, rows: list[EncodedRow], adapter: Path) -> list[dict[str, Any]]:
@@ -188,21 +207,16 @@ def main() -> int:
     write_atomically(run / "recipe.yaml", recipe.to_yaml())
     make_checkpoints(recipe, run)
     release()
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hw3", "eval", str(run)], check=True)
-    sweep = time.perf_counter() - began
-    rows = [
-        {"setting": f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", "seconds_sweep": round(sweep, 1)}
-    ]
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    sweep = measure_sweep(run, arguments.scratch)
+    write_report(arguments.out, "evaluation", machine(), sweep, COLUMNS)
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     raw, adapters = read_rows(arguments.data), [checkpoint.path for checkpoint in complete_checkpoints(run)]
     shots = {number: [encoder.encode(row, recipe.prompt.examples[:number]) for row in raw] for number in (0, 4)}
-    rows = measure_packed(recipe, shots[0], adapters[0]) + rows
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    rows = measure_packed(recipe, shots[0], adapters[0])
+    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
     release()
-    rows = rows[:-1] + measure_plain(recipe, shots, adapters) + rows[-1:]
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    rows += measure_plain(recipe, shots, adapters)
+    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
     print((arguments.out / "evaluation.md").read_text())
     return 0
 

@@ -1,10 +1,14 @@
-"""When Python's garbage collector had better wait."""
+"""When Python's garbage collector had better wait, or stay away."""
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# The last collection, as Python ends, would look through everything for memory that the system takes back anyway.
+atexit.register(gc.freeze)
 
 
 @contextmanager

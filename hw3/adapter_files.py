@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,7 +59,7 @@ def read_adapter(folder: Path, *, pinned: bool = False) -> AdapterFiles:
         config = PeftConfig.from_peft_type(**attributes)
         content = _content(folder / ADAPTER_WEIGHTS, pinned)
         weights = tensors_of(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
     files = {ADAPTER_CONFIG: described, ADAPTER_WEIGHTS: content.numpy()}
     sha256 = weights_sha256({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
@@ -83,7 +84,7 @@ def tensors_of(content: torch.Tensor) -> dict[str, torch.Tensor]:
         content: the file's bytes, uint8, shape (N,).
 
     Raises:
-        ValueError: it is no such file, or cut short.
+        ValueError, KeyError, TypeError, AttributeError: it is no such file, or cut short.
     """
     start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
     if not 8 < start <= len(content):
@@ -98,10 +99,13 @@ def tensors_of(content: torch.Tensor) -> dict[str, torch.Tensor]:
             raise ValueError(f"{name} is of dtype {entry['dtype']}; adapters are {', '.join(_DTYPES)}")
         if not start <= begin <= end <= len(content):
             raise ValueError(f"{name} ends at byte {end} of {len(content)}")
+        shape = entry["shape"]
+        if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"{name} is of shape {shape}, but has {end - begin} bytes")
         data = content[begin:end]
         if begin % dtype.itemsize:  # old files; a view has to be aligned
             data = data.clone()
-        tensors[name] = data.view(dtype).view(entry["shape"])
+        tensors[name] = data.view(dtype).view(shape)
     return tensors
 
 

@@ -54,6 +54,17 @@ def test_a_cut_file_is_refused(data: st.DataObject) -> None:
         tensors_of(content(cut))
 
 
+@given(st.integers(0, 300), st.binary(min_size=1, max_size=12))
+def test_a_spoiled_header_is_refused_or_read(at: int, bytes_there: bytes) -> None:
+    data = bytearray(save({"a": torch.ones(3), "b": torch.ones(2, 2), "c": torch.ones(5).half()}))
+    data[at : at + len(bytes_there)] = bytes_there
+    try:
+        tensors = tensors_of(content(bytes(data)))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
+
+
 def test_what_is_no_adapter_is_named(scored_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(scored_run / "checkpoint-4", tmp_path / "theirs")
     for spoiled in (b"", b"cut", bytes(100), save({"a": torch.ones(2, dtype=torch.int64)})):

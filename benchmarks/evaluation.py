@@ -26,6 +26,7 @@ from gpu_recipe import RECIPE, make_base
 from peft import get_peft_model
 from report import machine, write_report
 
+from hw3.adapter_files import read_adapter
 from hw3.checkpoints import GPU_TOKENS_PER_BATCH
 from hw3.encoding import EncodedRow, Encoder
 from hw3.files import write_atomically
@@ -147,9 +148,12 @@ def measure_plain(recipe: Recipe, shots: dict[int, list[EncodedRow]], adapters: 
         setting = f"ours, dequantized once, 0 worked examples, {budget} tokens a batch"
         found.append(row_of(setting, score(model, shots[0], True, budget)))
     found[0]["kernels"] = kernels(score(model, shots[0]))
-    swaps = iter(adapters)
-    loading = seconds(lambda: slot.load(next(swaps)), 5)["median"]
-    found.append({"setting": "loading one adapter", "seconds_per_checkpoint": loading})
+    files, folders = [read_adapter(folder, pinned=True) for folder in adapters[:5]], iter(adapters[5:])
+    reading = seconds(lambda: read_adapter(next(folders), pinned=True), 5)["median"]
+    found.append({"setting": "reading and hashing one adapter, in a thread", "seconds_per_checkpoint": reading})
+    swaps = iter(files)
+    putting = seconds(lambda: slot.put(next(swaps)), 5)["median"]
+    found.append({"setting": "putting it into the base", "seconds_per_checkpoint": putting})
     found.append({"setting": "loading the base (NF4)", "seconds_per_checkpoint": round(loaded, 2)})
     found.append({"setting": "dequantizing it", "seconds_per_checkpoint": round(dequantized, 2)})
     return found

@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from gpu_recipe import RECIPE
 from peft import get_peft_model
 from report import machine, write_report
 
+from hw3.adapter_files import read_adapter
 from hw3.checkpoints import GPU_TOKENS_PER_BATCH
 from hw3.encoding import EncodedRow, Encoder
 from hw3.files import write_atomically
@@ -93,6 +95,24 @@ def score(
     return lambda: score_rows(model, rows, tokens_per_batch=budget, reuse_prefix=reuse)
 
 
+def measure_sweep(run: Path, scratch: Path) -> list[dict[str, Any]]:
+    """`hw3 eval` of the base and every checkpoint, in a process of its own, and where its time goes."""
+    shutil.rmtree(run / "eval", ignore_errors=True)  # of an earlier benchmark: nothing would be left to score
+    out = scratch / "parts.json"
+    command = [sys.executable, str(Path(__file__).with_name("sweep.py")), str(run), str(out)]
+    began = time.time()
+    subprocess.run([*command, str(began)], check=True)
+    over = time.time()
+    report = json.loads(out.read_text())
+    parts, (beside, seconds_beside) = report["parts"], report["parts"].popitem()
+    parts["the rest of the command: rows, prompts, the picture"] = report["ended"] - began - sum(parts.values())
+    parts["ending Python"] = over - report["ended"]
+    rows = [(f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", over - began)]
+    rows += [(f"sweep, of which {part}", seconds) for part, seconds in parts.items()]
+    rows.append((f"sweep, {beside}", seconds_beside))
+    return [{"setting": setting, "seconds_sweep": round(seconds, 2)} for setting, seconds in rows]
+
+
 def measure_packed(recipe: Recipe, rows: list[EncodedRow], adapter: Path) -> list[dict[str, Any]]:
     """The course's loop, and ours with the base left in NF4."""
     model = load_base(recipe, torch.device("cuda", 0)).eval()
@@ -129,9 +149,12 @@ def measure_plain(recipe: Recipe, shots: dict[int, list[EncodedRow]], adapters: 
         setting = f"ours, dequantized once, 0 worked examples, {budget} tokens a batch"
         found.append(row_of(setting, score(model, shots[0], True, budget)))
     found[0]["kernels"] = kernels(score(model, shots[0]))
-    swaps = iter(adapters)
-    loading = seconds(lambda: slot.load(next(swaps)), 5)["median"]
-    found.append({"setting": "loading one adapter", "seconds_per_checkpoint": loading})
+    files, folders = [read_adapter(folder, pinned=True) for folder in adapters[:5]], iter(adapters[5:])
+    reading = seconds(lambda: read_adapter(next(folders), pinned=True), 5)["median"]
+    found.append({"setting": "reading and hashing one adapter, in a thread", "seconds_per_checkpoint": reading})
+    swaps = iter(files)
+    putting = seconds(lambda: slot.put(next(swaps)), 5)["median"]
+    found.append({"setting": "putting it into the base", "seconds_per_checkpoint": putting})
     found.append({"setting": "loading the base (NF4)", "seconds_per_checkpoint": round(loaded, 2)})
     found.append({"setting": "dequantizing it", "seconds_per_checkpoint": round(dequantized, 2)})
     return found
@@ -188,21 +211,16 @@ def main() -> int:
     write_atomically(run / "recipe.yaml", recipe.to_yaml())
     make_checkpoints(recipe, run)
     release()
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "hw3", "eval", str(run)], check=True)
-    sweep = time.perf_counter() - began
-    rows = [
-        {"setting": f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", "seconds_sweep": round(sweep, 1)}
-    ]
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    sweep = measure_sweep(run, arguments.scratch)
+    write_report(arguments.out, "evaluation", machine(), sweep, COLUMNS)
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     raw, adapters = read_rows(arguments.data), [checkpoint.path for checkpoint in complete_checkpoints(run)]
     shots = {number: [encoder.encode(row, recipe.prompt.examples[:number]) for row in raw] for number in (0, 4)}
-    rows = measure_packed(recipe, shots[0], adapters[0]) + rows
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    rows = measure_packed(recipe, shots[0], adapters[0])
+    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
     release()
-    rows = rows[:-1] + measure_plain(recipe, shots, adapters) + rows[-1:]
-    write_report(arguments.out, "evaluation", machine(), rows, COLUMNS)
+    rows += measure_plain(recipe, shots, adapters)
+    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
     print((arguments.out / "evaluation.md").read_text())
     return 0
 

@@ -14,8 +14,8 @@ from hw3.corpus.templates import TEMPLATES
 from hw3.encoding import EncodedRow, Encoder
 from hw3.errors import UserError
 from hw3.generation import Answer, AnswerLengths, generate, generation_config, stop_ids
-from hw3.inference import content_of, load_checkpoint, load_for_inference, prompt_content, recipe_of, tokenizer_of
-from hw3.model import AdapterSlot, BadAdapter, load_config
+from hw3.inference import load_checkpoint, load_for_inference, open_run, prompt_content, recipe_of
+from hw3.model import AdapterSlot, BadAdapter
 from hw3.perplexity import check_head
 from hw3.prompt import Example
 from hw3.recipe import Recipe
@@ -68,9 +68,8 @@ class Answerer:
                 f"--shots {shots}: the prompt has {len(there)} worked examples; give a number from 0 to that"
             )
         examples = there[:shots]
-        tokenizer = tokenizer_of(run, recipe)
-        config = load_config(recipe.model)
-        content = content_of(recipe, tokenizer, config) | prompt_content(recipe.prompt, examples)
+        tokenizer, config, content = open_run(run, recipe)
+        content |= prompt_content(recipe.prompt, examples)
         content["adapter"] = None if chosen is None else chosen.sha256
         return cls(run, recipe, chosen, why, Encoder(tokenizer, recipe.prompt), config, examples, content)
 
@@ -107,7 +106,7 @@ class Answerer:
         check_head(model, self.encoder.encode(Row("", TEMPLATES[0].text, None)))
         if self.checkpoint is not None:
             try:
-                load_checkpoint(AdapterSlot(model), model, self.checkpoint.path)
+                load_checkpoint(AdapterSlot(model), model, self.checkpoint)
             except BadAdapter as error:
                 raise UserError(str(error)) from error
         return model

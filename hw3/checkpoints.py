@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,23 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hw3.curve import draw_curve
+from hw3.adapter_files import BadAdapter, ReadAhead
 from hw3.encoding import EncodedRow, Encoder, count_unknown
 from hw3.errors import UserError
 from hw3.examples import drawn_examples, listed_examples
 from hw3.files import write_atomically
 from hw3.inference import (
     content_key,
-    content_of,
     encode_rows,
+    holds_adapter,
     load_checkpoint,
     load_for_inference,
+    open_run,
     prompt_content,
     prompt_name,
     recipe_of,
-    tokenizer_of,
 )
-from hw3.model import AdapterSlot, BadAdapter, load_config
+from hw3.model import AdapterSlot
 from hw3.perplexity import RowScore, check_head, score_rows, summarize
 from hw3.processes import gather, own_share, rank, world_size
 from hw3.prompt import Example, Prompt
@@ -136,9 +137,7 @@ def evaluate_run(
     checkpoints += [adapter_folder(folder) for folder in adapters or []]
     named_prompts = [(prompt_name(recipe.prompt), recipe.prompt)]
     named_prompts += [(file.stem, load_prompt(file)) for file in prompts or []]
-    tokenizer = tokenizer_of(run, recipe)
-    config = load_config(recipe.model)
-    content = content_of(recipe, tokenizer, config)
+    tokenizer, config, content = open_run(run, recipe)
     targets = _targets(run, recipe, data, content)
     jobs = [
         Job(_key(content, target, checkpoint, prompt, shown), target, checkpoint, prompt, name, shown, ids)
@@ -171,6 +170,8 @@ def evaluate_run(
         picture = target.results.folder / "learning_curve.png"
         changed = target.results.changed or targets[0].results.changed  # a dev file's scores are drawn too
         if target.results.entries and (changed or not picture.exists()):
+            from hw3.curve import draw_curve  # Matplotlib takes a second to import
+
             draw_curve(target.results, run, picture)
         print(f"{portable(target.results.folder)}/: results.json, rows.parquet, learning_curve.png")
     return 0
@@ -200,26 +201,32 @@ def _score(
     model = load_for_inference(recipe, dequantized=dequantized)
     check_head(model, min(encoded[pending[0].text], key=len))
     longest = max(len(row) for rows in encoded.values() for row in rows)
-    scorer = _Scorer(model, encoded, recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest))
+    budget = recipe.evaluation.tokens_per_batch or tokens_that_fit(model, longest)
     # By checkpoint, the base first: once an adapter is in, the base's layers are wrapped.
     groups: dict[Path | None, list[Job]] = {None: []}
     for job in pending:
         groups.setdefault(job.folder, []).append(job)
     jobs = [job for group in groups.values() for job in group]
-    left_out: set[Path | None] = set()
-    for at in range(0, len(jobs), world_size()):
-        at_once = jobs[at : at + world_size()]
-        if len(at_once) == world_size():
-            outcomes = gather(scorer.score(at_once[rank()]))
-        else:
-            outcomes = [_joined_up(gather(scorer.score(job, shared=True))) for job in at_once]
-        for job, outcome in zip(at_once, outcomes, strict=True):
-            if isinstance(outcome, BadAdapter):
-                if job.folder not in left_out:
-                    print(f"{outcome}; left out")
-                left_out.add(job.folder)
-            elif rank() == 0:
-                _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
+    whole = len(jobs) - len(jobs) % world_size()  # the others are shared row by row
+    own = [*jobs[rank() : whole : world_size()], *jobs[whole:]]
+    folders = dict.fromkeys(job.folder for job in own if job.folder is not None)
+    adapters = list(filter(holds_adapter, folders))
+    with closing(ReadAhead(adapters, pinned=model.device.type == "cuda")) as ahead:
+        scorer = _Scorer(model, encoded, budget, ahead)
+        left_out: set[Path | None] = set()
+        for at in range(0, len(jobs), world_size()):
+            at_once = jobs[at : at + world_size()]
+            if at < whole:
+                outcomes = gather(scorer.score(at_once[rank()]))
+            else:
+                outcomes = [_joined_up(gather(scorer.score(job, shared=True))) for job in at_once]
+            for job, outcome in zip(at_once, outcomes, strict=True):
+                if isinstance(outcome, BadAdapter):
+                    if job.folder not in left_out:
+                        print(f"{outcome}; left out")
+                    left_out.add(job.folder)
+                elif rank() == 0:
+                    _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
 
 
 class _Scorer:
@@ -229,22 +236,28 @@ class _Scorer:
         model: the base.
         encoded: rows by a job's text.
         budget: most tokens of a padded batch.
+        ahead: the adapters of the jobs that this process will score, in their order.
     """
 
-    def __init__(self, model: PreTrainedModel, encoded: dict[tuple[Any, ...], list[EncodedRow]], budget: int) -> None:
-        self._model, self._encoded, self._budget = model, encoded, budget
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        encoded: dict[tuple[Any, ...], list[EncodedRow]],
+        budget: int,
+        ahead: ReadAhead,
+    ) -> None:
+        self._model, self._encoded, self._budget, self._ahead = model, encoded, budget, ahead
         self._slot = AdapterSlot(model)
         self._held: Path | None = None
+        self._bad: dict[Path, BadAdapter] = {}
 
     def score(self, job: Job, *, shared: bool = False) -> Scored | BadAdapter | UserError:
         """One job, or this process's share of its rows; or what is wrong with its checkpoint or its figures."""
         rows = self._encoded[job.text]
         own = own_share([len(row) for row in rows]) if shared else range(len(rows))
         try:
-            if job.folder is not None and job.folder != self._held:
-                self._held = None
-                load_checkpoint(self._slot, self._model, job.folder)
-                self._held = job.folder
+            if job.checkpoint is not None:
+                self._hold(job.checkpoint)
             began = time.perf_counter()
             hidden = True if rank() else None  # on the first process's terminal alone
             with tqdm(total=len(own), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
@@ -258,6 +271,22 @@ class _Scorer:
         except (BadAdapter, UserError) as error:
             return error
         return dict(zip(own, scores, strict=True)), time.perf_counter() - began
+
+    def _hold(self, checkpoint: Checkpoint) -> None:
+        """Have a checkpoint's weights in the base; a bad one's jobs all end with what was wrong with it at first."""
+        folder = checkpoint.path
+        if folder in self._bad:
+            raise self._bad[folder]
+        if folder == self._held:
+            return
+        self._held = None
+        try:
+            adapter = self._ahead.take(folder) if folder in self._ahead.folders else None
+            load_checkpoint(self._slot, self._model, checkpoint, adapter)
+        except BadAdapter as error:
+            self._bad[folder] = error
+            raise
+        self._held = folder
 
 
 def _joined_up(shares: list[Scored | BadAdapter]) -> Scored | BadAdapter:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hw3.errors import RunFailed, UserError
+from hw3.garbage import uncollected
 
 FIRST_PROCESS_SPEAKS = 20  # seconds
 
@@ -225,9 +226,10 @@ def _command(
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from hw3.processes import failures_named
-    from hw3.recipe import load_recipe
-    from hw3.train import train
+    with uncollected():
+        from hw3.processes import failures_named
+        from hw3.recipe import load_recipe
+        from hw3.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     with failures_named(
@@ -238,8 +240,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from hw3.checkpoints import evaluate_run
-    from hw3.processes import failures_named, joined
+    with uncollected():
+        from hw3.checkpoints import evaluate_run
+        from hw3.processes import failures_named, joined
 
     smaller = f"a smaller evaluation.tokens_per_batch in {arguments.run}/recipe.yaml needs less; what is scored is kept"
     with failures_named(smaller), joined():
@@ -258,9 +261,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from hw3.lines import answer_lines, lines_are_meant, one_file
-    from hw3.predict import predict_run
-    from hw3.processes import failures_named, joined, world_size
+    with uncollected():
+        from hw3.lines import answer_lines, lines_are_meant, one_file
+        from hw3.predict import predict_run
+        from hw3.processes import failures_named, joined, world_size
 
     file, overrides = one_file(arguments.overrides)
     options = {
@@ -279,20 +283,23 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from hw3.compare import compare_runs
+    with uncollected():
+        from hw3.compare import compare_runs
 
     return compare_runs(arguments.runs, ids=arguments.id, data=arguments.data, most=arguments.rows)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from hw3.report import write_report
+    with uncollected():
+        from hw3.report import write_report
 
     return write_report(arguments.runs, arguments.out)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from hw3.check import check
-    from hw3.recipe import load_recipe
+    with uncollected():
+        from hw3.check import check
+        from hw3.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
@@ -301,7 +308,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from hw3.pack import pack_run
+    with uncollected():
+        from hw3.pack import pack_run
 
     return pack_run(
         arguments.run,
@@ -314,7 +322,8 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hw3.export import export_run
+    with uncollected():
+        from hw3.export import export_run
 
     return export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out)
 

@@ -135,7 +135,7 @@ def _write_model(folder: Path, scored: Scored, tokenizer: PreTrainedTokenizerBas
         model = dequantize(model)
     slot = AdapterSlot(model)
     try:
-        load_checkpoint(slot, model, scored.checkpoint.path)
+        load_checkpoint(slot, model, scored.checkpoint)
     except BadAdapter as error:
         raise RunFailed(str(error)) from error
     if recipe.lora is not None:

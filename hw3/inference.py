@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hw3.adapter_files import AdapterFiles, BadAdapter, read_adapter
 from hw3.encoding import EncodedRow, Encoder
 from hw3.errors import UserError
 from hw3.model import (
@@ -19,6 +21,7 @@ from hw3.model import (
     dequantize,
     device_of,
     load_base,
+    load_config,
     load_tokenizer,
     load_weights,
     scores_dequantized,
@@ -27,7 +30,7 @@ from hw3.model import (
 from hw3.prompt import Example, Prompt
 from hw3.recipe import Recipe, load_recipe, prompt_file
 from hw3.rows import Row, shorten
-from hw3.run_folder import RECIPE, TOKENIZER
+from hw3.run_folder import ADAPTER_CONFIG, RECIPE, TOKENIZER, Checkpoint
 
 
 def recipe_of(run: Path, *, recipe_path: Path | None = None, overrides: list[str] | None = None) -> Recipe:
@@ -56,16 +59,26 @@ def tokenizer_of(run: Path, recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(recipe.model.model_copy(update=update))
 
 
-def content_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, config: Any) -> dict[str, Any]:
-    """What every figure and answer of a run depends on, by content, checkpoint and prompt aside."""
-    return {
-        "base": base_sha256(recipe.model, config),
-        "tokenizer": tokenizer_sha256(tokenizer),
-        "dtype": recipe.model.dtype,
-        "attn_implementation": recipe.model.attn_implementation,
-        "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
-        "dequantized": scores_dequantized(recipe, base_parameters(config), device_of(recipe)),
-    }
+def open_run(run: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Any, dict[str, Any]]:
+    """A run's tokenizer, its base's configuration, and what every figure and answer of it depends on, by content.
+
+    Checkpoint and prompt come on top. The base's weights are hashed while the tokenizer is read.
+
+    Raises:
+        UserError: base or tokenizer cannot be had; says how to get it.
+    """
+    config = load_config(recipe.model)
+    with ThreadPoolExecutor(1) as thread:
+        base = thread.submit(base_sha256, recipe.model, config)
+        tokenizer = tokenizer_of(run, recipe)
+        content = {
+            "tokenizer": tokenizer_sha256(tokenizer),
+            "dtype": recipe.model.dtype,
+            "attn_implementation": recipe.model.attn_implementation,
+            "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
+            "dequantized": scores_dequantized(recipe, base_parameters(config), device_of(recipe)),
+        }
+        return tokenizer, config, {"base": base.result(), **content}
 
 
 def prompt_content(prompt: Prompt, examples: list[Example]) -> dict[str, Any]:
@@ -123,13 +136,32 @@ def load_for_inference(recipe: Recipe, *, dequantized: bool) -> PreTrainedModel:
     return dequantize(model) if dequantized else model
 
 
-def load_checkpoint(slot: AdapterSlot, model: PreTrainedModel, folder: Path) -> None:
+def load_checkpoint(
+    slot: AdapterSlot, model: PreTrainedModel, checkpoint: Checkpoint, adapter: AdapterFiles | None = None
+) -> None:
     """Put a checkpoint's adapter, or its full weights, into the loaded base.
 
+    Args:
+        slot: where adapters go.
+        model: the base.
+        checkpoint: whose figures or answers will be kept as those of its `sha256`.
+        adapter: its files, where they have been read already.
+
     Raises:
-        BadAdapter: the folder does not hold weights for this base.
+        BadAdapter: the folder does not hold weights for this base, or no longer those of `checkpoint.sha256`.
     """
-    if (folder / "adapter_config.json").exists():
-        slot.load(folder)
-    else:
-        load_weights(model, folder)
+    if adapter is None and holds_adapter(checkpoint.path):
+        adapter = read_adapter(checkpoint.path)
+    found = load_weights(model, checkpoint.path) if adapter is None else adapter.sha256
+    if found != checkpoint.sha256:
+        raise BadAdapter(
+            f"{checkpoint.path}: its weights are not those that were hashed when it was completed or this command "
+            "began; were they written to since?"
+        )
+    if adapter is not None:
+        slot.put(adapter)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a checkpoint is an adapter, rather than all of a model's weights."""
+    return (folder / ADAPTER_CONFIG).exists()

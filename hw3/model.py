@@ -31,9 +31,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hw3.adapter_files import AdapterFiles, BadAdapter, read_adapter
 from hw3.errors import UserError, first_line
+from hw3.garbage import uncollected
 from hw3.processes import local_rank
 from hw3.recipe import Recipe, is_gemma2
+from hw3.run_folder import weights_sha256
 from hw3.schema import ModelSection, QuantizationSection
 
 CPU_SETTINGS = (
@@ -88,7 +91,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         UserError: it cannot be had; says how to get it.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, model)
+    with uncollected():
+        tokenizer = _from_pretrained(AutoTokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -256,25 +260,39 @@ def lora_config(lora: dict[str, Any]) -> LoraConfig:
     return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path) -> str:
     """Put a full fine-tuning checkpoint's weights into the loaded base, tied ones included.
 
+    They are mapped, not read into memory, which need not hold two models.
+
+    Returns:
+        What `Checkpoint.sha256` is of these weights.
+
     Raises:
-        BadAdapter: the folder does not hold this model's weights.
+        BadAdapter: the folder does not hold this model's weights, or they changed meanwhile.
     """
     try:
-        weights = {key: tensor for file in folder.glob("*.safetensors") for key, tensor in load_file(file).items()}
+        files = sorted(folder.glob("*.safetensors"))
+        stamps = [_stamp(file) for file in files]
+        digests = _digests(files)
+        weights = {key: tensor for file in files for key, tensor in load_file(file).items()}
         missing, unexpected = model.load_state_dict(weights, strict=False)
+        changed = [file for file, stamp in zip(files, stamps, strict=True) if _stamp(file) != stamp]
     except (RuntimeError, OSError, SafetensorError) as error:
         raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
+    if changed:
+        raise BadAdapter(f"{changed[0]}: changed while it was read")
     tied = set(model.all_tied_weights_keys)
     if unexpected or set(missing) - tied:
         raise BadAdapter(f"{folder}: its weights are not those of {model.config.model_type}")
     model.tie_weights()
+    return weights_sha256({file.name: digest.hex() for file, digest in digests.items()})
 
 
-class BadAdapter(Exception):
-    """A checkpoint's adapter is incomplete, empty or inert, so scoring it would score the base."""
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What is another once a file has been written to."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> torch.Tensor:
@@ -296,37 +314,59 @@ class AdapterSlot:
         self._base = base
         self._peft: PeftModel | None = None
         self._config: dict[str, Any] = {}
+        self._places: dict[str, torch.nn.Parameter] = {}  # by the name in an adapter's file
 
     def load(self, folder: Path) -> None:
         """Put the adapter of `folder` into the base's layers, in float32, and make it the active one.
 
         Raises:
-            BadAdapter: its file misses weights or holds others, or every B matrix is zero.
+            BadAdapter: its files cannot be read, miss weights or hold others, or every B matrix is zero.
         """
-        try:
-            config = PeftConfig.from_pretrained(folder)
-            weights = load_file(folder / "adapter_model.safetensors", device=str(self._base.device))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
+        self.put(read_adapter(folder))
+
+    def put(self, adapter: AdapterFiles) -> None:
+        """The same with an adapter that has been read already.
+
+        Raises:
+            BadAdapter: it misses weights or holds others, or every B matrix is zero.
+        """
+        folder, config, weights = adapter.folder, adapter.config, adapter.weights
         b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
         if b_matrices and not any(tensor.any() for tensor in b_matrices):
             raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
         config.inference_mode = True
-        if self._peft is None:
-            self._peft = PeftModel(self._base, config)
-        elif config.to_dict() != self._config:
-            self._peft.delete_adapter("default")
-            self._peft.add_adapter("default", config)
-            self._peft.set_adapter("default")
+        if config.to_dict() != self._config:
+            self._make_room(config)
         # Of the same shape, weights are copied over those of the adapter before.
-        self._config = config.to_dict()
-        outcome = set_peft_model_state_dict(self._peft, weights)
+        if {name: place.shape for name, place in self._places.items()} == {n: w.shape for n, w in weights.items()}:
+            with torch.no_grad():
+                for name, place in self._places.items():
+                    place.copy_(weights[name], non_blocking=True)
+            return
+        # Other kinds of adapters are stored under names that PEFT alone knows, and so is what does not fit.
+        try:
+            outcome = set_peft_model_state_dict(self._peft, weights)
+        except RuntimeError as error:
+            raise BadAdapter(f"{folder}: its weights do not fit the base: {first_line(error)}") from error
         missing = [key for key in outcome.missing_keys if "default" in key]
         if missing or outcome.unexpected_keys:
             problem = f"misses {missing[0]}" if missing else f"holds {outcome.unexpected_keys[0]}"
             count = len(missing) + len(outcome.unexpected_keys)
             raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
+
+    def _make_room(self, config: PeftConfig) -> None:
+        if self._peft is None:
+            self._peft = PeftModel(self._base, config)
+        else:
+            self._peft.delete_adapter("default")
+            self._peft.add_adapter("default", config)
+            self._peft.set_adapter("default")
+        self._config = config.to_dict()
         self._peft.eval()
+        parameters = self._peft.named_parameters()
+        self._places = {
+            name.replace(".default.", "."): parameter for name, parameter in parameters if ".default." in name
+        }
         for layer in self._peft.modules():
             if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant:
                 layer.forward = MethodType(_forward_in_place, layer)
@@ -358,15 +398,19 @@ def base_sha256(model: ModelSection, config: Any) -> str:
     folder = Path(model.pretrained_model_name_or_path)
     digest = hashlib.sha256()
     if folder.is_dir():
-        files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-        with ThreadPoolExecutor() as threads:  # hashing lets go of the interpreter's lock
-            for file, content in zip(files, threads.map(_file_digest, files), strict=True):
-                digest.update(file.name.encode())
-                digest.update(content)
+        for file, content in _digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"])).items():
+            digest.update(file.name.encode())
+            digest.update(content)
     else:
         commit = getattr(config, "_commit_hash", None) or model.revision or "main"
         digest.update(f"{model.pretrained_model_name_or_path}@{commit}".encode())
     return digest.hexdigest()
+
+
+def _digests(files: list[Path]) -> dict[Path, bytes]:
+    """SHA-256 of files, several at once: hashing lets go of the interpreter's lock."""
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(files, threads.map(_file_digest, files), strict=True))
 
 
 def _file_digest(file: Path) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -177,14 +178,21 @@ class Results:
             for entry in self.entries
             for score in self.rows[entry["key"]]
         ]
-        columns = [
-            pa.array(list(column), kind) for column, kind in zip(zip(*lines, strict=True), _SCHEMA.types, strict=True)
-        ]
+        columns = [_column(column, kind) for column, kind in zip(zip(*lines, strict=True), _SCHEMA.types, strict=True)]
         # Rows first: an entry without rows is scored again, rows without an entry are never read.
         partial = self.folder / f".{ROWS}.{os.getpid()}"
         pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), partial)
         os.replace(partial, self.folder / ROWS)
         write_atomically(file, text)
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """As `pa.array`, which would import pandas, hundreds of files, to ask whether the values are one of its series."""
+    if kind == pa.string():
+        builder = pa.lib.StringBuilder()
+        builder.append_values(values)
+        return builder.finish()
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
 
 
 def print_results(results: Results, against: str | None, settings: EvaluationSection) -> None:

@@ -24,6 +24,8 @@ COMPLETE = "COMPLETE.json"
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PACKAGES = ("torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "tokenizers")
 # What only a resumed run reads; kept in the last two complete checkpoints.
 RESUME_FILE = re.compile(r"accumulated\.json|optimizer\.pt|optimizer\.bin|scheduler\.pt|scaler\.pt|rng_state.*\.pth")
@@ -89,7 +91,8 @@ def complete_checkpoints(run: Path) -> list[Checkpoint]:
             continue
         if _sizes_match(folder, files):
             resumable = bool(state) and _sizes_match(folder, state)
-            found.append(Checkpoint(step, folder, _weights_sha256(files), resumable, folder.name))
+            sha256 = weights_sha256({name: entry["sha256"] for name, entry in files.items()})
+            found.append(Checkpoint(step, folder, sha256, resumable, folder.name))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
@@ -99,12 +102,12 @@ def adapter_folder(folder: Path) -> Checkpoint:
     Raises:
         UserError: it holds no adapter in safetensors form.
     """
-    names = ("adapter_config.json", "adapter_model.safetensors")
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no PEFT adapter: {' and '.join(missing)} missing")
-    files = {name: {"sha256": file_sha256(folder / name)} for name in names}
-    return Checkpoint(0, folder, _weights_sha256(files), False, portable(folder))
+    sha256 = weights_sha256({name: file_sha256(folder / name) for name in names})
+    return Checkpoint(0, folder, sha256, False, portable(folder))
 
 
 def check_trained_as(run: Path, recipe: Recipe) -> None:
@@ -302,14 +305,18 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
-def _weights_sha256(files: dict[str, Any]) -> str:
-    """One hash over the checksums of weights and adapter configuration."""
-    parts = [(name, files[name]["sha256"]) for name in sorted(files) if _is_weight(name)]
+def weights_sha256(files: dict[str, str]) -> str:
+    """One hash over the checksums of weights and adapter configuration.
+
+    Args:
+        files: sha256 by file name, of a checkpoint's files; others than those are passed over.
+    """
+    parts = [(name, files[name]) for name in sorted(files) if _is_weight(name)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _is_weight(name: str) -> bool:
-    return name.endswith(".safetensors") or name == "adapter_config.json"
+    return name.endswith(".safetensors") or name == ADAPTER_CONFIG
 
 
 def _sizes_match(folder: Path, files: dict[str, Any]) -> bool:

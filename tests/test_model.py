@@ -67,3 +67,21 @@ def test_telemetry_is_off() -> None:
     code = "import hw3.trainer; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout == "True\n"
+
+
+def test_scoring_imports_neither_pandas_nor_matplotlib_nor_collects_meanwhile() -> None:
+    """Hundreds of files each; a sweep starts in seconds, and draws its picture when all is kept."""
+    code = """
+import gc, sys
+from hw3.garbage import uncollected
+with uncollected():
+    assert not gc.isenabled()
+    import hw3.checkpoints
+assert gc.isenabled()
+import pyarrow
+from hw3.results import _column
+print(_column(["甲", "b"], pyarrow.string()).to_pylist(), _column([1, 2], pyarrow.int64()).to_pylist())
+print(_column([0.1, 2.5], pyarrow.float64()).to_pylist(), {"pandas", "matplotlib"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout == "['甲', 'b'] [1, 2]\n[0.1, 2.5] set()\n", done.stderr

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -103,6 +104,16 @@ def test_interval() -> None:
     assert bootstrap_interval([3.0], samples=10, seed=0) == (3.0, 3.0)
 
 
+def test_interval_drawn_in_pieces_is_that_of_one_resample_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(5).lognormal(2, 2, 251)
+    generator = np.random.default_rng(9)
+    means = [values[generator.integers(0, 251, 251)].mean() for _ in range(100)]
+    expected = tuple(np.quantile(means, (0.025, 0.975)))
+    for at_once in (1, 251 * 7, 10**6):
+        monkeypatch.setattr("hw3.statistics._DRAWN_AT_ONCE", at_once)
+        assert bootstrap_interval(list(values), samples=100, seed=9) == expected
+
+
 def test_a_model_that_scales_its_logits_is_refused(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
     check_head(model, rows[0])
     model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits)
@@ -194,6 +205,9 @@ def test_inert_and_incomplete_adapters_are_named(mini_recipe: Path, tmp_path: Pa
         slot.load(checkpoint.path)
     save_file({name: tensor * ("lora_B" not in name) for name, tensor in weights.items()}, file)
     with pytest.raises(BadAdapter, match="every B matrix is zero"):
+        slot.load(checkpoint.path)
+    save_file({name: tensor[:2].contiguous() for name, tensor in weights.items()}, file)
+    with pytest.raises(BadAdapter, match="its weights do not fit the base"):
         slot.load(checkpoint.path)
 
 

@@ -1,0 +1,61 @@
+"""`hw3 eval RUN` with a clock at its parts: where the time of a sweep goes. Started by `evaluation.py`.
+
+python benchmarks/sweep.py RUN OUT.json BEGAN     # BEGAN: time.time() when it was started
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hw3.cli import main
+from hw3.garbage import uncollected
+
+with uncollected():  # as `hw3.cli` imports them
+    from hw3 import adapter_files, checkpoints, processes  # noqa: F401
+    from hw3.model import AdapterSlot
+    from hw3.results import Results
+
+PARTS = {
+    "opening: tokenizer read, base hashed": [(checkpoints, "open_run")],
+    "loading the base, checking its head": [(checkpoints, "load_for_inference"), (checkpoints, "check_head")],
+    "waiting for adapters to be read": [(adapter_files.ReadAhead, "take")],
+    "putting adapters into the base": [(AdapterSlot, "put")],
+    "scoring": [(checkpoints, "score_rows")],
+    "statistics, results written, tables": [
+        (checkpoints, "_keep"),
+        (checkpoints, "print_results"),
+        (Results, "write"),
+    ],
+    "reading and hashing adapters, in a thread beside all this": [(adapter_files, "read_adapter")],
+}
+
+
+def clocked(work: Callable[..., Any], times: list[float], inside: list[int]) -> Callable[..., Any]:
+    """The same work, its seconds added to a list; calls of the same part from within count once."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        inside[0] += 1
+        start = time.perf_counter()
+        try:
+            return work(*arguments, **options)
+        finally:
+            inside[0] -= 1
+            if not inside[0]:
+                times.append(time.perf_counter() - start)
+
+    return run
+
+
+found: dict[str, list[float]] = {"starting Python, imports": [time.time() - float(sys.argv[3])]}
+for part, places in PARTS.items():
+    inside = [0]
+    for owner, name in places:
+        setattr(owner, name, clocked(getattr(owner, name), found.setdefault(part, []), inside))
+status = main(["eval", sys.argv[1]])
+ended = time.time()
+parts = {part: sum(times) for part, times in found.items()}
+Path(sys.argv[2]).write_text(json.dumps({"ended": ended, "parts": parts}))
+sys.exit(status)

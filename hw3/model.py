@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hw3.errors import UserError, first_line
 from hw3.processes import local_rank
@@ -141,7 +142,9 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
         options["attn_implementation"] = attention
     if quantization is not None:
         options["quantization_config"] = quantization
-    options["device_map"] = section.device_map or {"": device}
+    # Under ZeRO-3 DeepSpeed places the weights; 4-bit ones go to this process's device whole, and are spread afterwards.
+    if not is_deepspeed_zero3_enabled():
+        options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     model = _from_pretrained(AutoModelForCausalLM, section, **options)

@@ -40,6 +40,7 @@ from hw3.run_folder import (
     Checkpoint,
     check_disk,
     check_resume,
+    check_state,
     check_unchanged,
     check_writable,
     complete_checkpoints,
@@ -195,6 +196,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_unchanged(run, content)
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
+        check_state(resumable[-1], sharded_by(), processes)
     device = device_of(recipe)
     memory = _least_memory(recipe, device) if device.type == "cuda" else None
     speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory)

@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
     check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")
     check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
+    check.add_argument("--accelerate", type=Path, metavar="FILE.yaml", help="the accelerate file of their launch")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
 
     pack = _command(commands, "pack", _pack, "the homework's submission folder, checked as its grader would")
@@ -292,10 +293,12 @@ def _report(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from hw3.check import check
     from hw3.recipe import load_recipe
+    from hw3.speed import sharded_as
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
-    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes)
+    sharded = None if arguments.accelerate is None else sharded_as(arguments.accelerate)
+    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes, sharded=sharded)
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from hw3.run_folder import (
     remove_torn,
 )
 from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
-from hw3.speed import Speed, choose_speed, sharded_by
+from hw3.speed import EQUAL_ADAMW, FUSED_ADAMW, Speed, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer
 
 COURSE_DATA = Path("data/homework")
@@ -163,13 +164,19 @@ class Plan:
         return self.resume is not None and self.resume.step >= self.steps
 
 
-def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
+def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = None) -> Plan:
     """Check recipe, machine, data, model and run folder together; load no weights, write nothing.
+
+    Args:
+        recipe: the checked recipe.
+        run: the run folder, which may not be there yet.
+        processes: of the run.
+        sharded: what the launcher shards the model with, from `hw3.speed.sharded_by`.
 
     Raises:
         UserError: every problem that could be found.
     """
-    problems = device_problems(recipe, processes) + _sharding_problems(recipe)
+    problems = device_problems(recipe, processes) + _sharding_problems(recipe, sharded)
     try:
         layout = step_layout(recipe, processes)
         check_writable(run)
@@ -196,10 +203,10 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_unchanged(run, content)
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
-        check_state(resumable[-1], sharded_by(), processes)
+        check_state(resumable[-1], sharded, processes)
     device = device_of(recipe)
     memory = _least_memory(recipe, device) if device.type == "cuda" else None
-    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory)
+    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory, sharded=sharded)
     notes += speed.notes
     try:
         config = sft_config(recipe, speed, run)
@@ -233,15 +240,32 @@ def _least_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
     return int(least[0]), int(least[1])
 
 
-def _sharding_problems(recipe: Recipe) -> list[str]:
-    """What FSDP2 cannot shard; it takes parameters of one floating-point dtype, packed ones too."""
-    quantization = recipe.quantization
-    if sharded_by() != "FSDP" or quantization is None or quantization.bnb_4bit_quant_storage == recipe.model.dtype:
+def _sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
+    """What cannot be sharded. FSDP2 and ZeRO-3 take parameters of one floating-point dtype, packed ones too."""
+    if sharded is None:
         return []
-    return [
-        f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; FSDP shards 4-bit weights "
-        f'in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={recipe.model.dtype}"'
-    ]
+    problems, quantization, training, dtype = [], recipe.quantization, recipe.training, recipe.model.dtype
+    if quantization is not None and quantization.bnb_4bit_quant_storage != dtype:
+        problems.append(
+            f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; {sharded} shards 4-bit "
+            f'weights in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={dtype}"'
+        )
+    optim = training.get("optim", FUSED_ADAMW)
+    if optim not in EQUAL_ADAMW and ("paged" in optim or "bit" in optim or "bnb" in optim):
+        problems.append(
+            f"training.optim: {optim} is bitsandbytes', which knows no sharded parameters; this works: "
+            f'SET="training.optim={FUSED_ADAMW}"'
+        )
+    if sharded == "DeepSpeed":
+        if find_spec("deepspeed") is None:
+            problems.append("DeepSpeed is not installed; this installs it: pip install -c constraints.txt '.[deepspeed]'")
+        mixed = "float16" if training.get("fp16") else "float32" if training.get("bf16") is False else "bfloat16"
+        if mixed != dtype:
+            problems.append(
+                f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and fp16 "
+                f'ask for {mixed}; this works: SET="model.dtype={mixed}"'
+            )
+    return problems
 
 
 def _check_trackers(recipe: Recipe) -> None:
@@ -279,7 +303,7 @@ def train(recipe: Recipe, run: Path) -> int:
 
     # --- check ------------------------------------------------------------------------------------------------------
     began = time.time()
-    plan = plan_run(recipe, run, world_size())
+    plan = plan_run(recipe, run, world_size(), sharded_by())
     for note in plan.notes:
         say(note)
     check_same(

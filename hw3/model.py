@@ -142,7 +142,7 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
         options["attn_implementation"] = attention
     if quantization is not None:
         options["quantization_config"] = quantization
-    # Under ZeRO-3 DeepSpeed places the weights; 4-bit ones go to this process's device whole, and are spread afterwards.
+    # Under ZeRO-3 DeepSpeed places the weights; 4-bit ones go to this process's device whole, and are spread later.
     if not is_deepspeed_zero3_enabled():
         options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():

@@ -95,8 +95,8 @@ def memory_of(
 ) -> Memory:
     """Memory of a step, counted from shapes; weights need not be loaded.
 
-    Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: two
-    layers under FSDP, the one at work and the one that is fetched, and what lies outside of layers; under ZeRO-3 as many
+    Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
+    FSDP two layers, the one at work and the one that is fetched, and what lies outside of layers; under ZeRO-3 as many
     parameters as it lets live at once. The scales of 4-bit weights are not sharded.
 
     Args:

@@ -258,12 +258,13 @@ def _sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
         )
     if sharded == "DeepSpeed":
         if find_spec("deepspeed") is None:
-            problems.append("DeepSpeed is not installed; this installs it: pip install -c constraints.txt '.[deepspeed]'")
+            install = "pip install --no-build-isolation -c constraints.txt '.[deepspeed]'"
+            problems.append(f"DeepSpeed is not installed; this installs it: {install}")
         mixed = "float16" if training.get("fp16") else "float32" if training.get("bf16") is False else "bfloat16"
         if mixed != dtype:
             problems.append(
-                f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and fp16 "
-                f'ask for {mixed}; this works: SET="model.dtype={mixed}"'
+                f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and "
+                f'fp16 ask for {mixed}; this works: SET="model.dtype={mixed}"'
             )
     return problems
 

@@ -101,8 +101,8 @@ class CompletionTrainer(SFTTrainer):
             ),
         )
         # TRL makes QLoRA adapters bfloat16, which loses updates under a few 1e-3 of a weight and, since PEFT loads them
-        # back as float32, makes a resumed run another one. FSDP2 and ZeRO-3 shard parameters of one dtype alone; ZeRO-3's
-        # optimizer has float32 copies.
+        # back as float32, makes a resumed run another one. FSDP2 and ZeRO-3 shard parameters of one dtype alone; the
+        # optimizer of ZeRO-3 has float32 copies.
         dtype = self.model.dtype if sharded_by() else torch.float32
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -353,7 +353,8 @@ class CompletionTrainer(SFTTrainer):
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             (folder / ACCUMULATED).write_text(json.dumps(accumulated), encoding="utf-8")
-            for script in ("zero_to_fp32.py", "zero_to_torch.py"):  # DeepSpeed's, for checkpoints without an adapter file
+            # DeepSpeed's, for checkpoints that have no adapter file.
+            for script in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / script).unlink(missing_ok=True)
 
     def restore_accumulated(self, checkpoint: Path) -> None:

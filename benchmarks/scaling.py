@@ -8,27 +8,21 @@ At fixed rows per device (8 each) and at fixed rows per step (8 in all), the rec
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import shutil
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_recipe import RECIPE, make_base
+from launching import figures, train
 from report import machine, write_report
-
-from hw3.run_folder import complete_checkpoints, read_manifest
 
 STEPS, LOGGED = 100, 10
 
 
 def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[str, Any]:
     """One run through `accelerate launch`; returns one row of the report."""
-    shutil.rmtree(run, ignore_errors=True)
     overrides = [
         *given,
         "training.per_device_train_batch_size=4",
@@ -38,36 +32,14 @@ def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[
         f"training.logging_steps={LOGGED}",
         "training.report_to=none",
     ]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp.yaml"]
-    launcher += ["--num_processes", str(gpus), "--main_process_port", "0", "-m", "hw3"]
-    command = [
-        sys.executable,
-        *(launcher if gpus > 1 else ["-m", "hw3"]),
-        "train",
-        RECIPE,
-        "--run",
-        str(run),
-        *overrides,
-    ]
-    subprocess.run(command, check=True)
-    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
-    logs = [log for log in state["log_history"] if "loss" in log]
-    times = [log["train_runtime"] for log in logs]
-    windows = [(later - earlier) / LOGGED for earlier, later in itertools.pairwise(times[2:])]
-    manifest = read_manifest(run)
-    step = statistics.median(windows)
+    train(RECIPE, overrides, run, gpus=gpus)
+    found = figures(run, warm_up=2)
     return {
         "setting": f"{gpus} GPU{'s' if gpus > 1 else ''}, {rows_per_step} rows a step",
         "gpus": gpus,
         "rows_per_step": rows_per_step,
-        "speed": manifest["speed"],
-        "layout": manifest["layout"],
-        "seconds_per_step": round(step, 4),
-        "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
-        "rows_per_second": round(rows_per_step / step, 1),
-        "peak_gib": manifest["sessions"][-1]["peak_gib"],
-        "seconds_capturing": manifest["sessions"][-1]["seconds_capturing"],
-        "losses": [log["loss"] for log in logs],
+        "rows_per_second": round(rows_per_step / found["seconds_per_step"], 1),
+        **found,
     }
 
 

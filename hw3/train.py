@@ -29,9 +29,10 @@ from hw3.model import (
     load_config,
     load_tokenizer,
     parameter_counts,
+    quantized_already,
     tokenizer_sha256,
 )
-from hw3.processes import check_same, rank, world_size
+from hw3.processes import check_same, gather, rank, world_size
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.rows import Row, read_rows
 from hw3.run_folder import (
@@ -51,7 +52,7 @@ from hw3.run_folder import (
     remove_torn,
 )
 from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
-from hw3.speed import EQUAL_ADAMW, FUSED_ADAMW, Speed, choose_speed, sharded_by
+from hw3.speed import EQUAL_ADAMW, FUSED_ADAMW, GIB, Speed, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer
 
 COURSE_DATA = Path("data/homework")
@@ -184,6 +185,7 @@ def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = No
         tokenizer = load_tokenizer(recipe.model)
         rows, notes = encode_training_rows(recipe, tokenizer, data["train"])
         base_config = load_config(recipe.model)
+        problems += quantized_already(recipe, base_config)
         trained, total = parameter_counts(recipe, base_config)
         _check_trackers(recipe)
     except UserError as error:
@@ -391,8 +393,9 @@ def train(recipe: Recipe, run: Path) -> int:
 
     # --- close ------------------------------------------------------------------------------------------------------
     last = trainer.state.global_step
+    peaks = _peaks(trainer) if device.type == "cuda" else {}
     if trainer.args.should_save:
-        manifest["sessions"].append(_session(began, first, last, device, world_size(), trainer.seconds_capturing))
+        manifest["sessions"].append(_session(began, first, last, world_size()) | peaks)
         write_json(run / MANIFEST, manifest)
     if trainer.stop.signal and last < plan.steps:
         say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
@@ -409,19 +412,22 @@ def _build(recipe: Recipe, config: SFTConfig, speed: Speed, plan: Plan, device: 
     return CompletionTrainer(recipe, config, speed, model, plan.tokenizer, plan.rows)
 
 
-def _session(
-    began: float, first: int, last: int, device: torch.device, processes: int, capturing: float
-) -> dict[str, Any]:
+def _session(began: float, first: int, last: int, processes: int) -> dict[str, Any]:
     """One stretch of training, for the manifest."""
-    session: dict[str, Any] = {
+    return {
         "began": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - began, 1),
         "from_step": first,
         "to_step": last,
         "processes": processes,
     }
-    if device.type == "cuda":
-        session["seconds_capturing"] = round(capturing, 1)
-        session["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        session["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 3)
-    return session
+
+
+def _peaks(trainer: CompletionTrainer) -> dict[str, float]:
+    """GPU memory of the process that had most, for the manifest: of the whole session, and of its steps alone."""
+    before, steps = trainer.peak_memory.before, trainer.peak_memory.now()
+    found = [*(max(pair) for pair in zip(before, steps, strict=True)), *steps]
+    most = (max(values) / GIB for values in zip(*gather(found), strict=True))
+    names = ("peak_gib", "peak_reserved_gib", "peak_steps_gib", "peak_steps_reserved_gib")
+    figures = {name: round(value, 3) for name, value in zip(names, most, strict=True)}
+    return {"seconds_capturing": round(trainer.seconds_capturing, 1), **figures}

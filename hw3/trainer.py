@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import nested_gather
 from trl import SFTConfig, SFTTrainer
 
-from hw3.callbacks import CompleteCheckpoints, ProgressLine, StopOnSignal
+from hw3.callbacks import CompleteCheckpoints, PeakMemory, ProgressLine, StopOnSignal
 from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
@@ -112,6 +112,8 @@ class CompletionTrainer(SFTTrainer):
         self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)
+        self.peak_memory = PeakMemory()
+        self.add_callback(self.peak_memory)
         self.seconds_capturing = 0.0
         self._counted_parameters: int | None = None
         self._unread: deque[tuple[int, str, torch.Tensor, torch.cuda.Event]] = deque()

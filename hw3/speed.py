@@ -194,7 +194,13 @@ def choose_speed(
     widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
 
     def plan(
-        layout: StepLayout, *, captured: bool = False, dequantized: bool, checkpointing: bool, optim: str
+        layout: StepLayout,
+        *,
+        captured: bool = False,
+        dequantized: bool,
+        checkpointing: bool,
+        optim: str,
+        sharded: str | None = sharded,
     ) -> Speed:
         rows, width = layout.rows_per_device, widest
         widths = widths_for([tokens for tokens, _ in lengths]) if captured else ()
@@ -219,12 +225,16 @@ def choose_speed(
         return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths)
 
     written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)
+    if sharded == "FSDP" or (sharded == "DeepSpeed" and recipe.quantization is not None):
+        whole = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim, sharded=None).memory.weights
+        given.append(f"  while it is loaded a GPU holds the whole base, {whole / GIB:.1f} GiB")
     if recipe.speed == "plain":
         return replace(written, notes=["speed plain: TRL's own step, as the recipe is written", *given])
     if recipe.speed == "lean":
         optim = PAGED_ADAMW if optim in EQUAL_ADAMW and device.type == "cuda" and sharded is None else optim
         lean = plan(layout, dequantized=False, checkpointing=True, optim=optim)
-        return replace(lean, notes=[f"speed lean: activation checkpointing, {optim}, the base as it is quantized"])
+        note = f"speed lean: activation checkpointing, {optim}, the base as it is quantized"
+        return replace(lean, notes=[note, *given])
     if device.type == "cpu":
         return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
 

@@ -96,8 +96,8 @@ def memory_of(
     """Memory of a step, counted from shapes; weights need not be loaded.
 
     Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
-    FSDP two layers, the one at work and the one that is fetched, and what lies outside of layers; under ZeRO-3 as many
-    parameters as it lets live at once. The scales of 4-bit weights are not sharded.
+    FSDP two layers, the one at work and the one that is fetched, and the head; under ZeRO-3 as many parameters as it
+    lets live at once. The scales of 4-bit weights are not sharded.
 
     Args:
         recipe: the recipe.
@@ -133,14 +133,13 @@ def memory_of(
     if sharded is not None:
         whole = 0 if full else int(linear * scale)
         layers = linear * (0.5 if packed else size) / text.num_hidden_layers
-        gathered = 2 * layers + other * size
+        gathered = 2 * layers + text.vocab_size * text.hidden_size * size
         if sharded == "DeepSpeed":
             gathered = min(weights - whole, ZERO3_LIVE * size)
             # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
             adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size
         else:
-            adapters = 2 * size * trained // processes  # in the base's dtype, with gradients
-            moments = moments * size // 4
+            adapters = 8 * trained // processes  # themselves and their gradients
         weights = int((weights - whole) / processes + whole + gathered)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     attention = head_dim * (text.num_attention_heads + 2 * text.num_key_value_heads)

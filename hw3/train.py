@@ -243,7 +243,7 @@ def _least_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
 
 
 def _sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
-    """What cannot be sharded. FSDP2 and ZeRO-3 take parameters of one floating-point dtype, packed ones too."""
+    """What cannot be sharded. FSDP2 and ZeRO-3 gather parameters as one floating-point dtype, packed ones too."""
     if sharded is None:
         return []
     problems, quantization, training, dtype = [], recipe.quantization, recipe.training, recipe.model.dtype

@@ -101,9 +101,9 @@ class CompletionTrainer(SFTTrainer):
             ),
         )
         # TRL makes QLoRA adapters bfloat16, which loses updates under a few 1e-3 of a weight and, since PEFT loads them
-        # back as float32, makes a resumed run another one. FSDP2 and ZeRO-3 shard parameters of one dtype alone; the
-        # optimizer of ZeRO-3 has float32 copies.
-        dtype = self.model.dtype if sharded_by() else torch.float32
+        # back as float32, makes a resumed run another one. ZeRO-3 takes parameters of one dtype alone; its optimizer
+        # has float32 copies.
+        dtype = self.model.dtype if sharded_by() == "DeepSpeed" else torch.float32
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)

@@ -45,10 +45,10 @@ def test_memory_of_a_sharded_model() -> None:
     whole = memory(None, 2, "quantization=null")
     assert (whole.weights, whole.adapters, whole.optimizer) == (10_757_376, 12_000_000, 8_000_000)
     fsdp = memory("FSDP", 2, "quantization=null")
-    assert fsdp.weights == 10_757_376 // 2 + 2 * 819_200 + 2_565_376
-    assert (fsdp.adapters, fsdp.optimizer) == (2_000_000, 2_000_000)  # bfloat16, gradients and both moments too
+    assert fsdp.weights == 10_757_376 // 2 + 2 * 819_200 + 1_280_000
+    assert (fsdp.adapters, fsdp.optimizer) == (4_000_000, 4_000_000)
     packed = memory("FSDP", 4)
-    assert packed.weights == (2_048_000 + 2_565_376) // 4 + 65_000 + 2 * 204_800 + 2_565_376
+    assert packed.weights == (2_048_000 + 2_565_376) // 4 + 65_000 + 2 * 204_800 + 1_280_000
     zero3 = memory("DeepSpeed", 4, "quantization=null")
     # All of this small base may stay gathered; float32 copies of adapters and gradients; the buffer.
     assert zero3.weights == 10_757_376 // 4 + 10_757_376

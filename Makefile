@@ -15,6 +15,7 @@ recipe := recipes/$(MODEL)/$(RECIPE).yaml
 bin    := $(if $(VENV),$(VENV)/bin/)
 ready  := $(if $(VENV),$(VENV)/.installed)
 set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
+shared := $(if $(filter-out 1,$(GPUS)),--processes $(GPUS) --accelerate accelerate_configs/$(ACCELERATE).yaml)
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
 ifeq ($(wildcard $(recipe)),)
@@ -32,7 +33,7 @@ help:  ## this list
 
 train: $(ready)  ## fine-tune, or resume: MODEL= RECIPE= RUN= TRAIN= EVAL= GPUS= ACCELERATE= SET="key=value ..."
 ifneq ($(GPUS),1)
-	@$(bin)hw3 check $(recipe) --run $(RUN) --processes $(GPUS) --no-probe $(set) > /dev/null
+	@$(bin)hw3 check $(recipe) --run $(RUN) $(shared) --no-probe $(set) > /dev/null
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 
@@ -60,8 +61,8 @@ export: $(ready)  ## the adapter merged into its base, a model of its own: RUN= 
 report: $(ready)  ## one HTML page and one Markdown file: RUNS="outputs/a outputs/b", the main run first
 	$(bin)hw3 report $(or $(RUNS),$(RUN))
 
-check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, memory, disk, time
-	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 --processes $(GPUS) $(set)
+check: $(ready)  ## what a run would do: recipe, lengths, tokens and mask, memory, disk, time: GPUS= ACCELERATE=
+	$(bin)hw3 check $(recipe) --run $(RUN) --mask 2 $(shared) $(set)
 
 data: $(ready)  ## rows like the homework's into OUT=data/homework: CORPUS= (clone, archive, address, parts) SHA256= EXCLUDE="a.json b.json"
 	$(bin)hw3 data build $(if $(CORPUS),--corpus $(CORPUS)) $(if $(SHA256),--sha256 $(SHA256)) \

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from bases import make_base
 from gpu_recipe import RECIPE
-from logs import logs_of, seconds_per_step
+from launching import figures, train
 from report import machine, write_report
-
-from hw3.run_folder import read_manifest
 
 STEPS, LOGGED = 100, 10
 
 
 def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[str, Any]:
     """One run through `accelerate launch`; returns one row of the report."""
-    shutil.rmtree(run, ignore_errors=True)
     overrides = [
         *given,
         "training.per_device_train_batch_size=4",
@@ -38,34 +32,14 @@ def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[
         f"training.logging_steps={LOGGED}",
         "training.report_to=none",
     ]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/ddp.yaml"]
-    launcher += ["--num_processes", str(gpus), "--main_process_port", "0", "-m", "hw3"]
-    command = [
-        sys.executable,
-        *(launcher if gpus > 1 else ["-m", "hw3"]),
-        "train",
-        RECIPE,
-        "--run",
-        str(run),
-        *overrides,
-    ]
-    subprocess.run(command, check=True)
-    logs = logs_of(run)
-    windows = seconds_per_step(logs[2:])
-    manifest = read_manifest(run)
-    step = statistics.median(windows)
+    train(RECIPE, overrides, run, gpus=gpus)
+    found = figures(run, warm_up=2)
     return {
         "setting": f"{gpus} GPU{'s' if gpus > 1 else ''}, {rows_per_step} rows a step",
         "gpus": gpus,
         "rows_per_step": rows_per_step,
-        "speed": manifest["speed"],
-        "layout": manifest["layout"],
-        "seconds_per_step": round(step, 4),
-        "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
-        "rows_per_second": round(rows_per_step / step, 1),
-        "peak_gib": manifest["sessions"][-1]["peak_gib"],
-        "seconds_capturing": manifest["sessions"][-1]["seconds_capturing"],
-        "losses": [log["loss"] for log in logs],
+        "rows_per_second": round(rows_per_step / found["seconds_per_step"], 1),
+        **found,
     }
 
 
@@ -78,11 +52,13 @@ def main() -> int:
     parser.add_argument("--fixed-step", type=int, nargs="*", default=[2, 4], help="numbers that share 8 rows")
     parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--go-on", action="store_true", help="add to the report that is there, of the same machine")
     arguments = parser.parse_args()
     base = arguments.scratch / "gemma-2-2b-random"
     make_base(base, arguments.tokenizer)
     given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}", "data.eval=data/eval.json"]
-    rows: list[dict[str, Any]] = []
+    kept = arguments.out / "scaling.json"
+    rows: list[dict[str, Any]] = json.loads(kept.read_text())["rows"] if arguments.go_on else []
     for gpus, rows_per_step in [*((n, 8 * n) for n in arguments.gpus), *((n, 8) for n in arguments.fixed_step)]:
         rows.append(measure(gpus, rows_per_step, given, arguments.scratch / "scaling"))
         one = next((row for row in rows if row["gpus"] == 1), None)

@@ -122,6 +122,27 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
 
+class PeakMemory(TrainerCallback):
+    """The most memory that PyTorch has had on this process's GPU: while all was loaded and made, and in the steps.
+
+    Attributes:
+        before: (allocated, reserved) bytes until training began, sharding included.
+    """
+
+    def __init__(self) -> None:
+        self.before = (0, 0)
+
+    @staticmethod
+    def now() -> tuple[int, int]:
+        """(allocated, reserved) bytes since training began."""
+        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.device.type == "cuda":
+            self.before = self.now()
+            torch.cuda.reset_peak_memory_stats()
+
+
 class ProgressLine(TrainerCallback):
     """Loss, learning rate and tokens a second: a bar on a terminal, a line a log elsewhere."""
 

@@ -24,7 +24,15 @@ from hw3.train import NoBase, plan_run, read_data
 GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
 
-def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, probed: bool = True) -> int:
+def check(
+    recipe: Recipe,
+    run: Path,
+    *,
+    mask_rows: int = 0,
+    processes: int = 1,
+    sharded: str | None = None,
+    probed: bool = True,
+) -> int:
     """Print the resolved recipe, the length table, masked rows, steps, disk and, where there is a GPU, time.
 
     Args:
@@ -32,6 +40,7 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, 
         run: the run folder that `train` would write or go on in.
         mask_rows: rows to show as the collator hands them to the model.
         processes: processes that will share a step's rows.
+        sharded: what will shard the model among them, from `hw3.speed.sharded_as`.
         probed: whether to tell the time, which some steps are made for.
 
     Returns:
@@ -42,14 +51,14 @@ def check(recipe: Recipe, run: Path, *, mask_rows: int = 0, processes: int = 1, 
     """
     print(recipe.to_yaml())
     try:
-        plan = plan_run(recipe, run, processes)
+        plan = plan_run(recipe, run, processes, sharded)
     except NoBase:
         _show_files(recipe)
         raise
     except UserError as error:
-        _show_rows(recipe, mask_rows, processes, error)
+        _show_rows(recipe, mask_rows, processes, sharded, error)
         raise
-    _show_rows(recipe, mask_rows, processes)
+    _show_rows(recipe, mask_rows, processes, sharded)
     print("\n".join(plan.notes))
     first = 0
     if plan.resume is not None:
@@ -68,7 +77,9 @@ def _show_files(recipe: Recipe) -> None:
         print(f"no mistake in {files}; tokens, lengths, memory and time cannot be told without the base")
 
 
-def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError | None = None) -> None:
+def _show_rows(
+    recipe: Recipe, mask_rows: int, processes: int, sharded: str | None, known: UserError | None = None
+) -> None:
     """Lengths, speeds and masks, as far as data and model can be read; `known` has said already what cannot."""
     try:
         data, tokenizer, config = read_data(recipe), load_tokenizer(recipe.model), load_config(recipe.model)
@@ -82,13 +93,18 @@ def _show_rows(recipe: Recipe, mask_rows: int, processes: int, known: UserError 
     _print_lengths(recipe, encoded, tokenizer.unk_token_id)
     if not recipe.training.get("use_cpu"):
         lengths = lengths_of([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
-        _print_speeds(recipe, layout, config, trained, lengths)
+        _print_speeds(recipe, layout, config, trained, lengths, sharded)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
 
 
 def _print_speeds(
-    recipe: Recipe, layout: StepLayout, config: Any, trained: int, lengths: list[tuple[int, int]]
+    recipe: Recipe,
+    layout: StepLayout,
+    config: Any,
+    trained: int,
+    lengths: list[tuple[int, int]],
+    sharded: str | None,
 ) -> None:
     """Memory of a step under each `speed`, by part, and what each chooses: on this GPU, or one that is large enough."""
     memory = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
@@ -96,7 +112,14 @@ def _print_speeds(
     notes = []
     for speed in ("auto", "plain", "lean"):
         chosen = choose_speed(
-            dataclasses.replace(recipe, speed=speed), layout, config, trained, lengths, torch.device("cuda"), memory
+            dataclasses.replace(recipe, speed=speed),
+            layout,
+            config,
+            trained,
+            lengths,
+            torch.device("cuda"),
+            memory,
+            sharded=sharded,
         )
         parts = "".join(f"{getattr(chosen.memory, name) / GIB:>13.1f}" for name in PARTS)
         print(f"{speed:<12}{chosen.memory.total / GIB:>8.1f}{parts}")

@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--mask", type=int, default=0, metavar="N", help="show N rows as the model is trained on them")
     check.add_argument("--run", type=Path, metavar="DIR", help="the run folder to go on in, if any")
     check.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will share a step's rows")
+    check.add_argument("--accelerate", type=Path, metavar="FILE.yaml", help="the accelerate file of their launch")
     check.add_argument("--no-probe", action="store_true", help="do not tell the run's time, for which steps are made")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
 
@@ -300,11 +301,13 @@ def _check(arguments: argparse.Namespace) -> int:
     with uncollected():
         from hw3.check import check
         from hw3.recipe import load_recipe
+        from hw3.speed import sharded_as
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
+    sharded = None if arguments.accelerate is None else sharded_as(arguments.accelerate)
     probed = not arguments.no_probe
-    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes, probed=probed)
+    return check(recipe, run, mask_rows=arguments.mask, processes=arguments.processes, sharded=sharded, probed=probed)
 
 
 def _pack(arguments: argparse.Namespace) -> int:

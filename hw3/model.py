@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hw3.adapter_files import AdapterFiles, BadAdapter, read_adapter
 from hw3.errors import UserError, first_line
@@ -119,6 +120,32 @@ def quantization_config(quantization: QuantizationSection) -> BitsAndBytesConfig
     return BitsAndBytesConfig(**quantization.model_dump())
 
 
+def quantized_already(recipe: Recipe, config: Any) -> list[str]:
+    """Where a base that was saved quantized differs from what the recipe says; its own way is the one that counts.
+
+    Args:
+        recipe: the recipe.
+        config: the base's configuration.
+    """
+    found, name = getattr(config, "quantization_config", None), recipe.model.pretrained_model_name_or_path
+    if found is None:
+        return []
+    found = found if isinstance(found, dict) else found.to_dict()
+    if found.get("quant_method") != "bitsandbytes" or not found.get("load_in_4bit"):
+        return [
+            f"{name} is quantized by {found.get('quant_method')}; hw3 takes plain weights, or bitsandbytes' 4-bit ones"
+        ]
+    full = BitsAndBytesConfig.from_dict(found).to_dict()
+    section = QuantizationSection(**{key: full[key] for key in QuantizationSection.model_fields})
+    if recipe.quantization is None:
+        return [f"quantization: {name} is saved in 4 bits; the recipe must say so: {section.model_dump()}"]
+    return [
+        f'quantization.{key}: found {value}; {name} is saved with {saved}; this works: SET="quantization.{key}={saved}"'
+        for key, saved in section.model_dump().items()
+        if (value := getattr(recipe.quantization, key)) != saved
+    ]
+
+
 def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """The recipe's base model in its compute dtype, quantized where the recipe says so, without adapters.
 
@@ -126,6 +153,8 @@ def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
         UserError: it cannot be had; says how to get it.
     """
     quantization = None if recipe.quantization is None else quantization_config(recipe.quantization)
+    if getattr(load_config(recipe.model), "quantization_config", None) is not None:
+        quantization = None  # saved quantized, and `quantized_already` found the recipe's the same
     return load_model(recipe.model, quantization, device)
 
 
@@ -146,7 +175,9 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
         options["attn_implementation"] = attention
     if quantization is not None:
         options["quantization_config"] = quantization
-    options["device_map"] = section.device_map or {"": device}
+    # Under ZeRO-3 DeepSpeed places the weights; 4-bit ones go to this process's device whole, and are spread later.
+    if not is_deepspeed_zero3_enabled():
+        options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     return _for_training(_from_pretrained(AutoModelForCausalLM, section, **options))

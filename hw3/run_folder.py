@@ -27,8 +27,11 @@ TOKENIZER = "tokenizer"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PACKAGES = ("torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "tokenizers")
-# What only a resumed run reads; kept in the last two complete checkpoints.
-RESUME_FILE = re.compile(r"accumulated\.json|optimizer\.pt|optimizer\.bin|scheduler\.pt|scaler\.pt|rng_state.*\.pth")
+# What only a resumed run reads; kept in the last two complete checkpoints. FSDP and DeepSpeed have files of their own.
+RESUME_FILE = re.compile(
+    r"accumulated\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
+    r"|optimizer\.bin|pytorch_model_fsdp\.bin|latest|global_step\d+/.*"
+)
 CHECKPOINTS_WITH_STATE = 2
 # Sections and keys that a resumed run may change; the rows and weights it sees stay the same.
 _FREE_ON_RESUME = (
@@ -71,8 +74,8 @@ class Checkpoint:
 def mark_complete(checkpoint: Path, step: int) -> None:
     """Write `COMPLETE.json`, last of all: sizes and checksums of everything in the folder."""
     files = {
-        file.name: {"size": file.stat().st_size, "sha256": file_sha256(file)}
-        for file in sorted(checkpoint.iterdir())
+        file.relative_to(checkpoint).as_posix(): {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != COMPLETE and not file.name.startswith(".")
     }
     kept = {name: entry for name, entry in files.items() if not RESUME_FILE.fullmatch(name)}
@@ -166,9 +169,36 @@ def drop_old_state(run: Path) -> None:
     """Delete optimizer, scheduler and RNG state from all but the last `CHECKPOINTS_WITH_STATE` checkpoints."""
     resumable = [checkpoint for checkpoint in complete_checkpoints(run) if checkpoint.resumable]
     for checkpoint in resumable[:-CHECKPOINTS_WITH_STATE]:
-        for file in checkpoint.path.iterdir():
-            if RESUME_FILE.fullmatch(file.name):
+        for file in list(checkpoint.path.rglob("*")):
+            if RESUME_FILE.fullmatch(file.relative_to(checkpoint.path).as_posix()):
                 file.unlink()
+        for folder in checkpoint.path.glob("global_step*"):
+            folder.rmdir()
+
+
+def check_state(checkpoint: Checkpoint, sharded: str | None, processes: int) -> None:
+    """Refuse to go on from optimizer state that was kept in another way: the library would begin anew without a word.
+
+    Args:
+        checkpoint: the one to go on from.
+        sharded: what shards the model now, from `hw3.speed.sharded_by`.
+        processes: of this command.
+
+    Raises:
+        UserError: says how the run was begun.
+    """
+    parts = len(list(checkpoint.path.glob("global_step*/*_optim_states.pt")))
+    then = "DeepSpeed" if parts else "FSDP" if (checkpoint.path / "optimizer.bin").exists() else None
+    ways = {
+        None: "one process, or with ACCELERATE=ddp",
+        "FSDP": "ACCELERATE=fsdp2",
+        "DeepSpeed": f"ACCELERATE=zero3 GPUS={parts}",
+    }
+    if then != sharded or (parts and parts != processes):
+        raise UserError(
+            f"{checkpoint.path}: its optimizer state is of {ways[then]}, and can be gone on with in that way alone; "
+            "scoring and prediction need no more than one process"
+        )
 
 
 def check_resume(run: Path, recipe: Recipe) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.utils._triton import has_triton
 from transformers import AutoModelForCausalLM
 
 from hw3.captured_step import HEAD_POSITIONS, MASKS_BY_KIND, TOKENS, rows_at_once, widths_for
+from hw3.errors import UserError
 from hw3.recipe import Recipe, StepLayout
 
 GIB = 2**30
@@ -21,6 +24,8 @@ FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
 EQUAL_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
 PARTS = ("weights", "adapters", "optimizer", "activations", "head")
 CONTEXT = 0.6 * GIB  # CUDA's context and the graphs, outside of PyTorch's count
+# DeepSpeed's defaults, in parameters: how many stay gathered, how large the buffer is in which gradients are reduced.
+ZERO3_LIVE, ZERO3_BUCKET = 10**9, 5 * 10**8
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,13 @@ def memory_of(
     checkpointing: bool,
     optim: str,
     processes: int,
+    sharded: str | None = None,
 ) -> Memory:
     """Memory of a step, counted from shapes; weights need not be loaded.
+
+    Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
+    FSDP two layers, the one at work and the one that is fetched, and the head; under ZeRO-3 as many parameters as it
+    lets live at once. The scales of 4-bit weights are not sharded.
 
     Args:
         recipe: the recipe.
@@ -104,6 +114,7 @@ def memory_of(
         checkpointing: activations computed again.
         optim: the optimizer.
         processes: of the run.
+        sharded: what shards the model among them, from `sharded_by`.
     """
     text = config.get_text_config()
     size = getattr(torch, recipe.model.dtype).itemsize
@@ -119,8 +130,21 @@ def memory_of(
     adapters = (0 if full else 4 * trained) + 4 * trained  # themselves and their gradients
     if captured:
         adapters += size * trained  # copies in the compute dtype
-    if processes > 1:
+    # Paged states are CUDA's managed memory, which moves to the CPU when the card is full; PyTorch does not count it.
+    moments = 0 if optim.startswith("paged") else 2 if "8bit" in optim else 8
+    if sharded is None and processes > 1:
         adapters += 4 * trained  # DistributedDataParallel's buckets
+    if sharded is not None:
+        whole = 0 if full else int(linear * scale)
+        layers = linear * (0.5 if packed else size) / text.num_hidden_layers
+        gathered = 2 * layers + text.vocab_size * text.hidden_size * size
+        if sharded == "DeepSpeed":
+            gathered = min(weights - whole, ZERO3_LIVE * size)
+            # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
+            adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size
+        else:
+            adapters = 8 * trained // processes  # themselves and their gradients
+        weights = int((weights - whole) / processes + whole + gathered)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads, tokens = text.num_attention_heads, rows * width
     attention = head_dim * (heads + 2 * text.num_key_value_heads)
@@ -137,9 +161,7 @@ def memory_of(
         head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
     else:
         head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
-    # Paged states are CUDA's managed memory, which moves to the CPU when the card is full; PyTorch does not count it.
-    moments = 0 if optim.startswith("paged") else 2 if "8bit" in optim else 8
-    return Memory(weights, adapters, moments * trained, tokens * kept, head)
+    return Memory(weights, adapters, moments * trained // (processes if sharded else 1), tokens * kept, head)
 
 
 def choose_speed(
@@ -151,6 +173,8 @@ def choose_speed(
     device: torch.device,
     memory: tuple[int, int] | None,
     failed: str | None = None,
+    *,
+    sharded: str | None = None,
 ) -> Speed:
     """Resolve the recipe's `speed` for a machine.
 
@@ -163,14 +187,25 @@ def choose_speed(
         device: where the run will be.
         memory: bytes of the GPU, free and in all; None to plan for one that is large enough.
         failed: why the captured step did not work, where it was tried already.
+        sharded: what the launcher shards the model with, from `sharded_by`.
     """
     counts = weight_counts(config)
-    optim = recipe.training.get("optim", FUSED_ADAMW)
+    optim, given = recipe.training.get("optim", FUSED_ADAMW), []
+    if sharded is not None and optim in EQUAL_ADAMW - {FUSED_ADAMW} and device.type == "cuda":
+        # bitsandbytes' know no sharded parameters.
+        given = [f"  {FUSED_ADAMW} for {optim}: the same update, on parameters that are sharded"]
+        optim = FUSED_ADAMW
     checkpointing = bool(recipe.training.get("activation_checkpointing", False))
     widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
 
     def plan(
-        layout: StepLayout, *, replayed: int | None = None, dequantized: bool, checkpointing: bool, optim: str
+        layout: StepLayout,
+        *,
+        replayed: int | None = None,
+        dequantized: bool,
+        checkpointing: bool,
+        optim: str,
+        sharded: str | None = sharded,
     ) -> Speed:
         captured, batches, widths = replayed is not None, [(layout.rows_per_device, widest)], ()
         if captured:
@@ -190,6 +225,7 @@ def choose_speed(
                 checkpointing=checkpointing,
                 optim=optim,
                 processes=layout.processes,
+                sharded=sharded,
             )
             for rows, width in batches
         ]
@@ -197,12 +233,16 @@ def choose_speed(
         return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths, replayed or TOKENS[0])
 
     written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)
+    if sharded == "FSDP" or (sharded == "DeepSpeed" and recipe.quantization is not None):
+        whole = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim, sharded=None).memory.weights
+        given.append(f"  while it is loaded a GPU holds the whole base, {whole / GIB:.1f} GiB")
     if recipe.speed == "plain":
-        return replace(written, notes=["speed plain: TRL's own step, as the recipe is written"])
+        return replace(written, notes=["speed plain: TRL's own step, as the recipe is written", *given])
     if recipe.speed == "lean":
-        optim = PAGED_ADAMW if optim in EQUAL_ADAMW and device.type == "cuda" else optim
+        optim = PAGED_ADAMW if optim in EQUAL_ADAMW and device.type == "cuda" and sharded is None else optim
         lean = plan(layout, dequantized=False, checkpointing=True, optim=optim)
-        return replace(lean, notes=[f"speed lean: activation checkpointing, {optim}, the base as it is quantized"])
+        note = f"speed lean: activation checkpointing, {optim}, the base as it is quantized"
+        return replace(lean, notes=[note, *given])
     if device.type == "cpu":
         return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
 
@@ -216,7 +256,6 @@ def choose_speed(
     plain_weights = recipe.quantization is not None and (
         recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
     )
-    sharded = sharded_by()
     why_not = failed or _why_not_captured(recipe, config, sharded)
     # The base plain where that fits; else packed, and fewer tokens at once.
     else_plain = plain_weights and not _packed_can_be_captured(recipe)
@@ -237,7 +276,7 @@ def choose_speed(
             break
     short = [] if fits(chosen) else ["  more than is free: speed=lean, or fewer rows per device, takes less"]
     note = f"speed auto: TRL's own step, since {reason}"
-    return replace(chosen, notes=[note, *_changes(recipe, written, chosen), _in_words(chosen.memory), *short])
+    return replace(chosen, notes=[note, *given, *_changes(recipe, written, chosen), _in_words(chosen.memory), *short])
 
 
 def sharded_by() -> str | None:
@@ -247,6 +286,19 @@ def sharded_by() -> str | None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return "DeepSpeed"
     return None
+
+
+def sharded_as(file: Path) -> str | None:
+    """What a launch with this accelerate file will shard the model with, as `sharded_by` would say there.
+
+    Raises:
+        UserError: it is no accelerate file.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))["distributed_type"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: no file of accelerate's that names a distributed_type") from error
+    return {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}.get(found)
 
 
 def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str | None:

@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from hw3.model import (
     load_config,
     load_tokenizer,
     parameter_counts,
+    quantized_already,
     tokenizer_sha256,
 )
-from hw3.processes import check_same, rank, world_size
+from hw3.processes import check_same, gather, rank, world_size
 from hw3.recipe import Recipe, StepLayout, step_layout
 from hw3.rows import Row, read_rows
 from hw3.run_folder import (
@@ -41,6 +43,7 @@ from hw3.run_folder import (
     Checkpoint,
     check_disk,
     check_resume,
+    check_state,
     check_unchanged,
     check_writable,
     complete_checkpoints,
@@ -50,7 +53,7 @@ from hw3.run_folder import (
     remove_torn,
 )
 from hw3.sft_config import TIMEOUT, disk_needed, sft_config, total_steps
-from hw3.speed import Speed, choose_speed, sharded_by
+from hw3.speed import EQUAL_ADAMW, FUSED_ADAMW, GIB, Speed, choose_speed, sharded_by
 from hw3.trainer import CompletionTrainer
 
 COURSE_DATA = Path("data/homework")
@@ -167,13 +170,19 @@ class NoBase(UserError):
     """Problems, the base among them: its configuration or tokenizer cannot be had."""
 
 
-def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
+def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = None) -> Plan:
     """Check recipe, machine, data, model and run folder together; load no weights, write nothing.
+
+    Args:
+        recipe: the checked recipe.
+        run: the run folder, which may not be there yet.
+        processes: of the run.
+        sharded: what the launcher shards the model with, from `hw3.speed.sharded_by`.
 
     Raises:
         UserError: every problem that could be found; `NoBase` where those are all that can be without the base.
     """
-    problems = device_problems(recipe, processes) + _sharding_problems(recipe)
+    problems = device_problems(recipe, processes) + _sharding_problems(recipe, sharded)
 
     def tried(check: Callable[..., Any], *arguments: Any) -> Any:
         """What a check gives; None where it found problems, which are kept."""
@@ -190,6 +199,8 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
     # Without the one there is hardly the other, and one message says how to get both.
     tokenizer = None if base_config is None else tried(load_tokenizer, recipe.model)
     counts = None if base_config is None else tried(parameter_counts, recipe, base_config)
+    if base_config is not None:
+        problems += quantized_already(recipe, base_config)
     encoded = None
     if data is not None and tokenizer is not None:
         encoded = tried(encode_training_rows, recipe, tokenizer, data["train"])
@@ -211,9 +222,10 @@ def plan_run(recipe: Recipe, run: Path, processes: int) -> Plan:
         check_unchanged(run, content)
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
+        check_state(resumable[-1], sharded, processes)
     device = device_of(recipe)
     memory = _least_memory(recipe, device) if device.type == "cuda" else None
-    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory)
+    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory, sharded=sharded)
     notes += speed.notes
     try:
         config = sft_config(recipe, speed, run)
@@ -247,15 +259,33 @@ def _least_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
     return int(least[0]), int(least[1])
 
 
-def _sharding_problems(recipe: Recipe) -> list[str]:
-    """What FSDP2 cannot shard; it takes parameters of one floating-point dtype, packed ones too."""
-    quantization = recipe.quantization
-    if sharded_by() != "FSDP" or quantization is None or quantization.bnb_4bit_quant_storage == recipe.model.dtype:
+def _sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
+    """What cannot be sharded. FSDP2 and ZeRO-3 gather parameters as one floating-point dtype, packed ones too."""
+    if sharded is None:
         return []
-    return [
-        f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; FSDP shards 4-bit weights "
-        f'in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={recipe.model.dtype}"'
-    ]
+    problems, quantization, training, dtype = [], recipe.quantization, recipe.training, recipe.model.dtype
+    if quantization is not None and quantization.bnb_4bit_quant_storage != dtype:
+        problems.append(
+            f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; {sharded} shards 4-bit "
+            f'weights in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={dtype}"'
+        )
+    optim = training.get("optim", FUSED_ADAMW)
+    if optim not in EQUAL_ADAMW and ("paged" in optim or "bit" in optim or "bnb" in optim):
+        problems.append(
+            f"training.optim: {optim} is bitsandbytes', which knows no sharded parameters; this works: "
+            f'SET="training.optim={FUSED_ADAMW}"'
+        )
+    if sharded == "DeepSpeed":
+        if find_spec("deepspeed") is None:
+            install = "pip install --no-build-isolation -c constraints.txt '.[deepspeed]'"
+            problems.append(f"DeepSpeed is not installed; this installs it: {install}")
+        mixed = "float16" if training.get("fp16") else "float32" if training.get("bf16") is False else "bfloat16"
+        if mixed != dtype:
+            problems.append(
+                f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and "
+                f'fp16 ask for {mixed}; this works: SET="model.dtype={mixed}"'
+            )
+    return problems
 
 
 def _check_trackers(recipe: Recipe) -> None:
@@ -293,7 +323,7 @@ def train(recipe: Recipe, run: Path) -> int:
 
     # --- check ------------------------------------------------------------------------------------------------------
     began = time.time()
-    plan = plan_run(recipe, run, world_size())
+    plan = plan_run(recipe, run, world_size(), sharded_by())
     for note in plan.notes:
         say(note)
     check_same(
@@ -380,8 +410,9 @@ def train(recipe: Recipe, run: Path) -> int:
 
     # --- close ------------------------------------------------------------------------------------------------------
     last = trainer.state.global_step
+    peaks = _peaks(trainer) if device.type == "cuda" else {}
     if trainer.args.should_save:
-        manifest["sessions"].append(_session(began, first, last, device, world_size(), trainer.seconds_capturing))
+        manifest["sessions"].append(_session(began, first, last, world_size()) | peaks)
         write_json(run / MANIFEST, manifest)
     if trainer.stop.signal and last < plan.steps:
         say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
@@ -398,19 +429,22 @@ def _build(recipe: Recipe, config: SFTConfig, speed: Speed, plan: Plan, device: 
     return CompletionTrainer(recipe, config, speed, model, plan.tokenizer, plan.rows)
 
 
-def _session(
-    began: float, first: int, last: int, device: torch.device, processes: int, capturing: float
-) -> dict[str, Any]:
+def _session(began: float, first: int, last: int, processes: int) -> dict[str, Any]:
     """One stretch of training, for the manifest."""
-    session: dict[str, Any] = {
+    return {
         "began": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - began, 1),
         "from_step": first,
         "to_step": last,
         "processes": processes,
     }
-    if device.type == "cuda":
-        session["seconds_capturing"] = round(capturing, 1)
-        session["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-        session["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 3)
-    return session
+
+
+def _peaks(trainer: CompletionTrainer) -> dict[str, float]:
+    """GPU memory of the process that had most, for the manifest: of the whole session, and of its steps alone."""
+    before, steps = trainer.peak_memory.before, trainer.peak_memory.now()
+    found = [*(max(pair) for pair in zip(before, steps, strict=True)), *steps]
+    most = (max(values) / GIB for values in zip(*gather(found), strict=True))
+    names = ("peak_gib", "peak_reserved_gib", "peak_steps_gib", "peak_steps_reserved_gib")
+    figures = {name: round(value, 3) for name, value in zip(names, most, strict=True)}
+    return {"seconds_capturing": round(trainer.seconds_capturing, 1), **figures}

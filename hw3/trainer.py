@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer_pt_utils import nested_gather
 from trl import SFTConfig, SFTTrainer
 
-from hw3.callbacks import CompleteCheckpoints, ProgressLine, StopOnSignal
+from hw3.callbacks import CompleteCheckpoints, PeakMemory, ProgressLine, StopOnSignal
 from hw3.captured_step import SUMS, CapturedStep
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
@@ -103,8 +103,9 @@ class CompletionTrainer(SFTTrainer):
             ),
         )
         # TRL makes QLoRA adapters bfloat16, which loses updates under a few 1e-3 of a weight and, since PEFT loads them
-        # back as float32, makes a resumed run another one. FSDP2 shards parameters of one dtype alone.
-        dtype = self.model.dtype if sharded_by() == "FSDP" else torch.float32
+        # back as float32, makes a resumed run another one. ZeRO-3 takes parameters of one dtype alone; its optimizer
+        # has float32 copies.
+        dtype = self.model.dtype if sharded_by() == "DeepSpeed" else torch.float32
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
@@ -113,6 +114,8 @@ class CompletionTrainer(SFTTrainer):
         self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)
+        self.peak_memory = PeakMemory()
+        self.add_callback(self.peak_memory)
         self.seconds_capturing = 0.0
         self._counted_parameters: int | None = None
         self._unread: deque[tuple[int, str, torch.Tensor, torch.cuda.Event]] = deque()
@@ -359,8 +362,11 @@ class CompletionTrainer(SFTTrainer):
             "metrics": dict(self._metrics["train"]),
         }
         if self.args.should_save:
-            path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / ACCUMULATED
-            path.write_text(json.dumps(accumulated), encoding="utf-8")
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / ACCUMULATED).write_text(json.dumps(accumulated), encoding="utf-8")
+            # DeepSpeed's, for checkpoints that have no adapter file.
+            for script in ("zero_to_fp32.py", "zero_to_torch.py"):
+                (folder / script).unlink(missing_ok=True)
 
     def restore_accumulated(self, checkpoint: Path) -> None:
         """Take up sums that the checkpoint's run had not logged yet, so that the next log line is as without a stop."""

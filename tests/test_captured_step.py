@@ -169,10 +169,10 @@ def test_sums_and_gradients_are_those_of_autograd(
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes the captured step, on the CPU and without graphs."""
 
-    def choose(recipe: Any, layout: Any, config: Any, trained: int, lengths: Any, *rest: Any) -> Speed:
+    def choose(recipe: Any, layout: Any, config: Any, trained: int, lengths: Any, *rest: Any, **named: Any) -> Speed:
         if recipe.speed == "plain" or rest[2:]:
             print(*rest[2:])
-            return choose_speed(recipe, layout, config, trained, lengths, *rest)
+            return choose_speed(recipe, layout, config, trained, lengths, *rest, **named)
         merged = StepLayout(1, layout.rows_per_device * layout.accumulation, 1)
         return Speed(merged, True, False, False, "adamw_torch", widths=widths_for([tokens for tokens, _ in lengths]))
 
@@ -264,12 +264,12 @@ def test_why_trls_step_is_taken(override: str, reason: str, repository: Path) ->
     assert not chosen.captured and reason in chosen.notes[0]
 
 
-@pytest.mark.parametrize("launcher", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharded_models_are_not_captured(launcher: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(launcher, "true")
+@pytest.mark.parametrize("sharded", ["FSDP", "DeepSpeed"])
+def test_sharded_models_are_not_captured(sharded: str, repository: Path) -> None:
     recipe = load_recipe(repository / "recipes/gemma/qlora.yaml")
-    chosen = choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, LENGTHS, torch.device("cuda"), None)
-    assert "shards the model" in chosen.notes[0]
+    cuda = torch.device("cuda")
+    chosen = choose_speed(recipe, step_layout(recipe, 1), GEMMA, 83_066_880, LENGTHS, cuda, None, sharded=sharded)
+    assert f"{sharded} shards the model" in chosen.notes[0] and chosen.optim == "adamw_torch_fused"
     assert not (chosen.captured or chosen.dequantized) and chosen.layout == StepLayout(1, 4, 2)
 
 

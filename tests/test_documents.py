@@ -20,13 +20,13 @@ def test_tables_are_filled_from_files() -> None:
 
 
 def test_how_many_accelerate_files() -> None:
-    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp", "fsdp2", "multi_node"]
+    assert [path.stem for path in ACCELERATE] == ["cpu2", "ddp", "fsdp2", "multi_node", "zero3"]
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
 def test_accelerate_file_loads(path: Path) -> None:
     config = load_config_from_file(str(path))
-    assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
+    assert config.distributed_type == {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}.get(path.stem, "MULTI_GPU")
     assert config.use_cpu == (path.stem == "cpu2")
     # How many processes, which machine this is, and where the first one is, comes from the command; a number here
     # would be forgotten.

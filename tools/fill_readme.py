@@ -130,6 +130,47 @@ def evaluation() -> str:
     return "\n".join([*lines, "", where])
 
 
+def scaling() -> str:
+    """Rows a second on one GPU and on several."""
+    if (report := read_if_there("docs/benchmarks/scaling.json")) is None:
+        return "Not measured yet (`benchmarks/scaling.py`)."
+    lines = ["| | rows/s | times one GPU | peak GiB a GPU |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        times = f"{row['speedup']:.2f}" if "speedup" in row else ""
+        lines.append(f"| {row['setting']} | {row['rows_per_second']:.0f} | {times} | {row['peak_gib']:.1f} |")
+    return "\n".join([*lines, "", f"{_where(report)}; Gemma-2-2B's shape, `ddp`, the recipe as it is."])
+
+
+def memory() -> str:
+    """Memory a GPU of each way to train, measured, and as `hw3 check` says beforehand."""
+    if (report := read_if_there("docs/benchmarks/memory.json")) is None:
+        return "How much each needs for the large models has not been measured yet (`benchmarks/memory.py`)."
+    lines = ["| | GPUs | GiB a GPU, steps | with loading | `hw3 check` says | s a step |", "|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        figures = "did not work | | | "
+        if "failed" not in row:
+            figures = f"{row['peak_steps_gib']:.1f} | {row['peak_gib']:.1f} | "
+            figures += f"{row['estimate_gib']:.1f} ({row['estimate_error']}) | {row['seconds_per_step']:.2f}"
+        lines.append(f"| {row['shape'].upper()} {row['strategy']} | {row['gpus']} | {figures} |")
+    failed = [f"{row['shape'].upper()} {row['strategy']}: {row['failed']}" for row in report["rows"] if "failed" in row]
+    about = (
+        f"{_where(report)}; random 4-bit bases, eight long rows a step. 2B and 27B are Gemma-2's shapes, 8B Llama-3's; "
+        "`checkpointing` computes activations again, the others of `fsdp2` and `zero3` keep them."
+    )
+    return "\n".join([*lines, "", about, *(f"\n{problem}" for problem in failed)])
+
+
+def read_if_there(name: str) -> Any:
+    """A JSON file of the repository; None where there is none yet."""
+    return read(name) if (REPOSITORY / name).exists() else None
+
+
+def _where(report: dict[str, Any]) -> str:
+    """The machine and versions of a benchmark."""
+    machine, versions = report["machine"], report["versions"]
+    return f"{machine['gpus']} x {machine['gpu']}, torch {versions['torch']}, trl {versions['trl']}"
+
+
 def costs() -> str:
     """Disk, memory and time of each recipe; measured where there is a measurement."""
     tiny, report = read("docs/tiny/manifest.json"), read("docs/benchmarks/train_step.json")
@@ -208,6 +249,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "exactness": exactness,
     "costs": costs,
     "evaluation": evaluation,
+    "scaling": scaling,
+    "memory": memory,
     "proper": lambda: scores("docs/homework/proper"),
 }
 
@@ -215,6 +258,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 DOCUMENTS = {
     "docs/recipe.md": ("recipe_keys", "decided_keys"),
     "README.md": ("tiny", "recipes", "train_step", "evaluation", "exactness", "homework", "costs"),
+    "docs/several-gpus.md": ("scaling", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
 }
 

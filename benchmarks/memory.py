@@ -1,0 +1,233 @@
+"""Memory a GPU of each strategy, on random bases of 2B, 8B and 27B, beside what `hw3 check` says beforehand.
+
+Each case is the real `hw3 train`, six steps of eight rows, the file's longest, so that each step is as wide as a run's
+widest, which is what `hw3 check` counts with; one that fails or takes too long is a row of the report that says so.
+Bases are saved in 4 bits, stored as bfloat16 as sharding needs, so that one GPU makes the largest in a minute.
+
+    python benchmarks/memory.py [--only 2b-one-auto '27b-*'] [--gpus 2] [--data FILE] [--tokenizer DIR] [--seconds 150]
+    python benchmarks/memory.py --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from launching import RunEnded, figures, train
+from report import machine, write_report
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Gemma2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+from hw3.encoding import Encoder, lengths_of
+from hw3.model import load_config, load_tokenizer, parameter_counts
+from hw3.recipe import load_recipe, step_layout
+from hw3.rows import read_rows
+from hw3.speed import GIB, PARTS, choose_speed, sharded_as
+
+STEPS = 6
+STORED = "quantization.bnb_4bit_quant_storage=bfloat16"
+ROWS = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2"]
+RECIPES = {"2b": "recipes/gemma/qlora.yaml", "8b": "recipes/llama/qlora.yaml", "27b": "recipes/gemma/qlora.yaml"}
+SHAPES: dict[str, PretrainedConfig] = {
+    "2b": Gemma2Config(
+        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096,
+    ),
+    "8b": LlamaConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "27b": Gemma2Config(
+        vocab_size=256_000, hidden_size=4608, intermediate_size=36_864, num_hidden_layers=46, num_attention_heads=32,
+        num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=144, sliding_window=4096,
+    ),
+}  # fmt: skip
+# Strategy: the accelerate file, none for one GPU; overrides.
+KEPT, AGAIN = "training.activation_checkpointing=false", "training.activation_checkpointing=true"
+STRATEGIES: dict[str, tuple[str | None, list[str]]] = {
+    "one-auto": (None, ["speed=auto"]),
+    "one-plain": (None, ["speed=plain"]),
+    "one-lean": (None, ["speed=lean"]),
+    "ddp": ("ddp", ["speed=auto"]),
+    "ddp-lean": ("ddp", ["speed=lean"]),
+    "fsdp2": ("fsdp2", ["speed=auto", KEPT]),
+    "fsdp2-checkpointing": ("fsdp2", ["speed=auto", AGAIN]),
+    "zero3": ("zero3", ["speed=auto", KEPT]),
+    "zero3-checkpointing": ("zero3", ["speed=auto", AGAIN]),
+}
+CASES = [f"{shape}-{strategy}" for shape in SHAPES for strategy in STRATEGIES]
+
+
+def make_quantized_base(folder: Path, config: PretrainedConfig, tokenizer: Path, storage: str, device: str) -> None:
+    """Random weights of a shape, saved as 4-bit ones: NF4, double quantization.
+
+    Args:
+        folder: where to; made whole or not at all.
+        config: the shape.
+        tokenizer: a tokenizer's folder, whose vocabulary is no larger than the shape's.
+        storage: dtype in which packed weights are stored, which is the compute dtype as well.
+        device: where weights are drawn and quantized; in that dtype they must fit there.
+    """
+    ids = AutoTokenizer.from_pretrained(tokenizer)
+    if len(ids) > config.vocab_size:
+        raise SystemExit(f"{tokenizer}: {len(ids)} tokens, more than the {config.vocab_size} of {folder.name}")
+    config.bos_token_id, config.eos_token_id = ids.bos_token_id, ids.eos_token_id
+    config.pad_token_id = ids.pad_token_id
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=storage,
+        bnb_4bit_quant_storage=storage,
+    )
+    dtype = getattr(torch, storage)
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    torch.set_default_dtype(torch.float32)
+    for name, module in list(model.base_model.named_modules()):
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        parent, _, child = name.rpartition(".")
+        packed = bnb.nn.Linear4bit(
+            module.in_features, module.out_features, bias=False, compute_dtype=dtype, quant_type="nf4",
+            quant_storage=dtype, device="meta",
+        )  # fmt: skip
+        packed.weight = bnb.nn.Params4bit(
+            module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, quant_storage=dtype
+        ).to(device)
+        setattr(model.base_model.get_submodule(parent), child, packed)
+    model.config.quantization_config = quantization
+    model.hf_quantizer = Bnb4BitHfQuantizer(quantization, pre_quantized=True)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part, max_shard_size="2GB")
+    ids.save_pretrained(part)
+    part.rename(folder)
+
+
+def longest_rows(data: Path, out: Path) -> Path:
+    """The rows that six steps take, and as many again, of a file's longest."""
+    rows = json.loads(data.read_text(encoding="utf-8"))
+    rows.sort(key=lambda row: len(row["instruction"]) + len(row["output"]), reverse=True)
+    out.write_text(json.dumps(rows[: 2 * 8 * STEPS], ensure_ascii=False), encoding="utf-8")
+    return out
+
+
+def measure(case: str, gpus: int, base: Path, given: list[str], run: Path, seconds: float) -> dict[str, Any]:
+    """One case; returns a row of the report, which says why where it did not work."""
+    shape, _, strategy = case.partition("-")
+    accelerate, settings = STRATEGIES[strategy]
+    processes = 1 if accelerate is None else gpus
+    overrides = [f"model.pretrained_model_name_or_path={base}", *given, *ROWS, *settings, STORED]
+    row: dict[str, Any] = {"setting": case, "shape": shape, "strategy": strategy, "gpus": processes}
+    row["estimate"] = estimate(RECIPES[shape], overrides, accelerate, processes)
+    steps = [f"training.max_steps={STEPS}", f"training.save_steps={STEPS}", "training.logging_steps=1"]
+    try:
+        train(
+            RECIPES[shape],
+            [*overrides, *steps, "training.report_to=none"],
+            run,
+            gpus=processes,
+            accelerate=accelerate or "ddp",
+            seconds=seconds,
+        )
+    except RunEnded as problem:
+        return row | {"failed": str(problem)}
+    found = figures(run, warm_up=2)
+    error = row["estimate"]["gib"] / found["peak_steps_gib"] - 1
+    return row | found | {"estimate_gib": row["estimate"]["gib"], "estimate_error": f"{error:+.0%}"}
+
+
+def estimate(recipe_file: str, overrides: list[str], accelerate: str | None, processes: int) -> dict[str, Any]:
+    """What `hw3 check` says of the case: GiB of a step, by part."""
+    recipe = load_recipe(Path(recipe_file), overrides)
+    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+    encoder = Encoder(tokenizer, recipe.prompt)
+    rows = [encoder.encode(row) for row in read_rows(Path(recipe.data.train))]
+    speed = choose_speed(
+        recipe,
+        step_layout(recipe, processes),
+        config,
+        parameter_counts(recipe, config)[0],
+        lengths_of([row for row in rows if len(row) <= recipe.data.max_length]),
+        torch.device("cuda"),
+        torch.cuda.mem_get_info() if torch.cuda.is_available() else None,
+        sharded=None if accelerate is None else sharded_as(Path(f"accelerate_configs/{accelerate}.yaml")),
+    )
+    parts = {part: round(getattr(speed.memory, part) / GIB, 2) for part in PARTS}
+    return {"gib": round(speed.memory.total / GIB, 2), **parts, "captured": speed.captured}
+
+
+def main() -> int:
+    """Measure each case and write the report after each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="names, or patterns of them")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--tokenizer", type=Path, default=Path("data/tiny"))
+    parser.add_argument("--seconds", type=float, default=150, help="the longest that a case may take")
+    parser.add_argument("--data", type=Path, default=Path("data/train.json"))
+    parser.add_argument("--scratch", type=Path, default=Path("scratch/memory"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--make", choices=SHAPES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.make:
+        folder = arguments.scratch / arguments.make
+        make_quantized_base(folder, SHAPES[arguments.make], arguments.tokenizer, "bfloat16", "cuda")
+        return 0
+    chosen = [case for case in CASES if any(fnmatch.fnmatchcase(case, pattern) for pattern in arguments.only)]
+    if arguments.list:
+        print("\n".join(chosen))
+        return 0
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    rows_file = longest_rows(arguments.data, arguments.scratch / "rows.json")
+    given = [f"data.train={rows_file}", "data.eval=data/eval.json", "data.too_long=drop"]
+    # Of cases that are not measured now, what an earlier call found stays.
+    report = arguments.out / "memory.json"
+    before = json.loads(report.read_text(encoding="utf-8"))["rows"] if report.exists() else []
+    rows = {row["setting"]: row for row in before}
+    for case in chosen:
+        shape = case.partition("-")[0]
+        base = arguments.scratch / shape
+        if not base.exists():
+            # In a process of its own, which gives its memory back.
+            words = ["--make", shape, "--tokenizer", str(arguments.tokenizer), "--scratch", str(arguments.scratch)]
+            subprocess.run([sys.executable, __file__, *words], check=True)
+        rows[case] = measure(case, arguments.gpus, base, given, arguments.scratch / "run", arguments.seconds)
+        print(json.dumps({key: rows[case][key] for key in COLUMNS if key in rows[case]}), flush=True)
+        write_report(arguments.out, "memory", machine(), [rows[name] for name in CASES if name in rows], COLUMNS)
+    return 0
+
+
+COLUMNS = {
+    "setting": "setting",
+    "gpus": "GPUs",
+    "peak_steps_gib": "peak GiB a GPU, steps",
+    "peak_steps_reserved_gib": "reserved",
+    "peak_gib": "with loading",
+    "estimate_gib": "hw3 check",
+    "estimate_error": "off by",
+    "seconds_per_step": "s/step",
+    "failed": "failed",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

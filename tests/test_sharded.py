@@ -1,0 +1,161 @@
+"""Models spread over processes by FSDP2 or ZeRO-3: what is refused, memory, checkpoints, bases saved in 4 bits."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+from test_commands import hw3
+from test_several_processes import SETTINGS, assert_same_run, launch
+from transformers import Gemma2Config, LlamaConfig
+
+from hw3.errors import UserError
+from hw3.model import load_base
+from hw3.recipe import load_recipe
+from hw3.run_folder import check_state, complete_checkpoints, drop_old_state, mark_complete
+from hw3.speed import Memory, memory_of, sharded_as, sharded_by, weight_counts
+from hw3.train import plan_run
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+# 4,096,000 weights in linear layers, 10 layers of them; 2 * 640,000 in embedding and head; norms 2,688.
+SHAPE = LlamaConfig(
+    vocab_size=5000, hidden_size=128, intermediate_size=896, num_hidden_layers=10, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=32,
+)  # fmt: skip
+TRAINED = 1_000_000
+
+
+def memory(sharded: str | None, processes: int, *overrides: str) -> Memory:
+    recipe = load_recipe(REPOSITORY / "recipes/llama/qlora.yaml", list(overrides))
+    return memory_of(
+        recipe, SHAPE, weight_counts(SHAPE), TRAINED, rows=1, width=10, outputs=5, captured=False, dequantized=False,
+        checkpointing=False, optim="adamw_torch_fused", processes=processes, sharded=sharded,
+    )  # fmt: skip
+
+
+def test_memory_of_a_sharded_model() -> None:
+    linear, other = weight_counts(SHAPE)
+    assert (linear, other) == (4_096_000, 1_282_688)
+    # bfloat16: 8,192,000 bytes in layers, 2,565,376 elsewhere; 4-bit: 2,048,000 and 65,000 of scales.
+    whole = memory(None, 2, "quantization=null")
+    assert (whole.weights, whole.adapters, whole.optimizer) == (10_757_376, 12_000_000, 8_000_000)
+    fsdp = memory("FSDP", 2, "quantization=null")
+    assert fsdp.weights == 10_757_376 // 2 + 2 * 819_200 + 1_280_000
+    assert (fsdp.adapters, fsdp.optimizer) == (4_000_000, 4_000_000)
+    packed = memory("FSDP", 4)
+    assert packed.weights == (2_048_000 + 2_565_376) // 4 + 65_000 + 2 * 204_800 + 1_280_000
+    zero3 = memory("DeepSpeed", 4, "quantization=null")
+    # All of this small base may stay gathered; float32 copies of adapters and gradients; the buffer.
+    assert zero3.weights == 10_757_376 // 4 + 10_757_376
+    assert (zero3.adapters, zero3.optimizer) == (3_000_000 + 10**9, 2_000_000)
+    assert fsdp.activations == zero3.activations == whole.activations
+
+
+def test_what_shards_is_read_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert sharded_by() is None
+    files = {file.stem: sharded_as(file) for file in (REPOSITORY / "accelerate_configs").glob("*.yaml")}
+    assert files == {"cpu2": None, "ddp": None, "multi_node": None, "fsdp2": "FSDP", "zero3": "DeepSpeed"}
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert sharded_by() == "DeepSpeed"
+    (tmp_path / "a.yaml").write_text("- a")
+    with pytest.raises(UserError, match="no file of accelerate's"):
+        sharded_as(tmp_path / "a.yaml")
+
+
+def test_what_cannot_be_sharded_is_refused(mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hw3.train.find_spec", lambda name: None)
+    recipe = load_recipe(mini_recipe, ["training.optim=paged_adamw_8bit", "model.dtype=bfloat16"])
+    with pytest.raises(UserError) as refused:
+        plan_run(recipe, tmp_path / "run", 2, "DeepSpeed")
+    shown = "\n".join(refused.value.problems)
+    assert 'SET="quantization.bnb_4bit_quant_storage=bfloat16"' in shown
+    assert (
+        "paged_adamw_8bit is bitsandbytes', which knows no sharded parameters; this works: SET=\"training.op" in shown
+    )
+    assert "DeepSpeed is not installed; this installs it: pip install" in shown
+    assert "model.dtype: found bfloat16; DeepSpeed computes in the dtype of the weights" in shown
+    assert 'SET="model.dtype=float32"' in shown
+
+
+def test_states_of_sharded_runs_are_part_of_complete_checkpoints(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / f"global_step{step}").mkdir(parents=True)
+        for rank in (0, 1):
+            (folder / f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"state")
+        for name in ("adapter_model.safetensors", "adapter_config.json", "latest", "pytorch_model_fsdp.bin"):
+            (folder / name).write_bytes(b"x")
+        mark_complete(folder, step)
+    record = json.loads((tmp_path / "checkpoint-3/COMPLETE.json").read_text())
+    assert set(record["files"]) == {"adapter_model.safetensors", "adapter_config.json"}
+    assert "global_step3/zero_pp_rank_1_mp_rank_00_optim_states.pt" in record["resume_files"]
+    drop_old_state(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "checkpoint-1").iterdir()) == [
+        "COMPLETE.json", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    first, _, last = complete_checkpoints(tmp_path)
+    assert not first.resumable and last.resumable
+    check_state(last, "DeepSpeed", 2)
+    for sharded, processes in (("DeepSpeed", 4), (None, 2), ("FSDP", 2)):
+        with pytest.raises(UserError, match="its optimizer state is of ACCELERATE=zero3 GPUS=2"):
+            check_state(last, sharded, processes)
+    (last.path / "global_step3/zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
+    assert not complete_checkpoints(tmp_path)[-1].resumable
+
+
+@pytest.fixture
+def packed_recipe(tmp_path: Path, mini_recipe: Path) -> Path:
+    """The mini recipe on a base that is saved in 4 bits, stored as float32."""
+    from memory import make_quantized_base
+
+    recipe = yaml.safe_load(mini_recipe.read_text())
+    shape = Gemma2Config.from_pretrained(recipe["model"]["pretrained_model_name_or_path"])
+    make_quantized_base(tmp_path / "packed", shape, recipe["model"]["pretrained_model_name_or_path"], "float32", "cpu")
+    recipe["model"]["pretrained_model_name_or_path"] = str(tmp_path / "packed")
+    recipe["quantization"]["bnb_4bit_quant_storage"] = "float32"
+    path = tmp_path / "packed.yaml"
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True))
+    return path
+
+
+def test_a_base_saved_in_4_bits(packed_recipe: Path, tmp_path: Path) -> None:
+    """It is loaded as it was packed, trained, and refused where the recipe says other things of it."""
+    saved = load_file(tmp_path / "packed/model.safetensors")
+    model = load_base(load_recipe(packed_recipe), torch.device("cpu"))
+    layer = model.model.layers[1].mlp.up_proj
+    packed = saved["model.layers.1.mlp.up_proj.weight"]
+    # As bytes: four bits beside each other are no numbers.
+    assert torch.equal(layer.weight.view(torch.uint8), packed.view(torch.uint8)) and packed.dtype == torch.float32
+    assert layer.weight.quant_state.nested and layer.weight.quant_state.shape == (128, 64)
+    hw3("train", packed_recipe, "--run", tmp_path / "run", "training.max_steps=1", "training.save_steps=1")
+    assert complete_checkpoints(tmp_path / "run")[-1].step == 1
+    for override, problem in {
+        "quantization.bnb_4bit_quant_storage=uint8": 'saved with float32; this works: SET="quantization.bnb_4bit_',
+        "quantization.bnb_4bit_quant_type=fp4": "found fp4; ",
+        "quantization=null": "is saved in 4 bits; the recipe must say so",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            plan_run(load_recipe(packed_recipe, [override]), tmp_path / "other", 1)
+        assert problem in "\n".join(refused.value.problems)
+
+
+def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:
+    """DeepSpeed on two CPU processes, stopped and resumed; it is an extra, so this runs where it is installed."""
+    pytest.importorskip("deepspeed")
+    config = yaml.safe_load((REPOSITORY / "accelerate_configs/zero3.yaml").read_text()) | {"use_cpu": True}
+    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config))
+    options = ["--config_file", str(tmp_path / "zero3.yaml"), "--num_processes", "2", "--main_process_port", "0"]
+    hw3("train", mini_recipe, "--run", tmp_path / "straight", *SETTINGS)
+    for steps in (8, 12):
+        done = launch(
+            "-m", "hw3", "train", mini_recipe, "--run", tmp_path / "run", *SETTINGS, f"training.max_steps={steps}",
+            options=options, DS_ACCELERATOR="cpu",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+    assert not list((tmp_path / "run/checkpoint-12").glob("zero_to_*.py"))

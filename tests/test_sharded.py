@@ -156,6 +156,8 @@ def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> N
             "-m", "hw3", "train", mini_recipe, "--run", tmp_path / "run", *SETTINGS, f"training.max_steps={steps}",
             options=options, DS_ACCELERATOR="cpu",
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout
+        # Not by its status: on a CPU, in some of ten runs, a process of DeepSpeed's aborts on its way out, after all is
+        # done ("terminate called without an active exception": a thread that nobody joined).
+        assert f"run: {steps} steps done" in done.stdout, done.stdout
     assert_same_run(tmp_path / "straight", tmp_path / "run")
     assert not list((tmp_path / "run/checkpoint-12").glob("zero_to_*.py"))

@@ -1,7 +1,8 @@
 """Is the captured step the same run as TRL's? On one GPU, the model in this repository, its own rows, bfloat16.
 
 Two plain runs in different batch layouts say what rounding alone does to a run; the captured run is held against the
-same bound. Then each is stopped half-way and resumed by the other.
+same bound. Then each is stopped half-way and resumed by the other. The runs share the GPU, each in a process of its
+own.
 
     python benchmarks/equivalence.py
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
         "grad_norms": [log["grad_norm"] for log in logs],
         "mean_perplexity": results["entries"][-1]["mean_perplexity"],
         "base_mean_perplexity": results["entries"][0]["mean_perplexity"],
-        "adapter": load_file(last / "adapter_model.safetensors"),
+        "adapter": last / "adapter_model.safetensors",
     }
 
 
@@ -90,18 +92,18 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=Path("scratch/equivalence"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
-    runs = {}
-    for number, (name, (first, second)) in enumerate(RUNS.items()):
-        began = time.monotonic()
-        runs[name] = train_run(arguments.scratch / str(number), first, second)
-        print(
-            name,
-            runs[name]["mean_perplexity"],
-            runs[name]["losses"][-1],
-            f"{time.monotonic() - began:.0f} s",
-            flush=True,
-        )
-        write_report(arguments.out, runs)
+    runs: dict[str, Any] = {}
+    with ProcessPoolExecutor(len(RUNS), multiprocessing.get_context("spawn")) as processes:
+        started = {
+            processes.submit(train_run, arguments.scratch / str(number), *settings): name
+            for number, (name, settings) in enumerate(RUNS.items())
+        }
+        for finished in as_completed(started):
+            name = started[finished]
+            runs[name] = finished.result()
+            runs[name]["adapter"] = load_file(runs[name]["adapter"])
+            print(name, runs[name]["mean_perplexity"], runs[name]["losses"][-1], flush=True)
+            write_report(arguments.out, {name: runs[name] for name in RUNS if name in runs})
     return 0
 
 

@@ -174,7 +174,9 @@ def left_by_compiling(timing: Timing, layers: int, measured: float) -> float | N
     return round((measured - products - in_all(timing.optimizer, layers)) / rest, 3)
 
 
-def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float) -> dict[str, Any]:
+def measure(
+    recipe_path: str, overrides: list[str], name: str, steps: int, run: Path, tflops: float, profiled: bool
+) -> dict[str, Any]:
     """Train under one setting; returns one row of the report."""
     recipe = load_recipe(Path(recipe_path), overrides)
     told, told_gib, timing, probing = what_check_tells(recipe, run)
@@ -183,7 +185,7 @@ def measure(recipe_path: str, overrides: list[str], name: str, steps: int, run: 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    with Profile(steps - PROFILED[0], PROFILED[1]) as profile:
+    with Profile(steps - PROFILED[0] if profiled else steps, PROFILED[1]) as profile:
         assert train(recipe, run) == 0
     seconds = time.monotonic() - began
     manifest = read_manifest(run)
@@ -268,7 +270,8 @@ def main() -> int:
         if not arguments.whole:
             limits += [f"training.max_steps={steps}", f"training.save_steps={steps}"]
         with card_of(title):
-            rows.append(measure(recipe, [*given, *limits, *overrides.split()], title, steps, run, tflops))
+            overridden = [*given, *limits, *overrides.split()]
+            rows.append(measure(recipe, overridden, title, steps, run, tflops, profiled=not arguments.whole))
         print(json.dumps({key: rows[-1][key] for key in (*COLUMNS, "seconds_capturing")}), flush=True)
         shutil.rmtree(run)
         write_report(arguments.out, name, machine() | {"matmul_tflops": round(tflops, 1)}, rows, columns=COLUMNS)

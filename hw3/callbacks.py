@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,11 +30,32 @@ LAUNCHER_PATIENCE, LAST_WORDS = 30, 5
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks each checkpoint complete, last of all; then old optimizer state and old checkpoints may go."""
+    """Marks each checkpoint complete, last of all; then old optimizer state and old checkpoints may go.
+
+    Checksums of a gigabyte take as long as twenty captured steps, so this is done beside training, for one checkpoint
+    at a time. Killed meanwhile, that checkpoint is not complete and the one before it still is.
+    """
 
     def __init__(self, trainer: CompletionTrainer, keep: int | None) -> None:
         self.trainer = trainer
         self.keep = keep
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+        self._left: list[Callable[[], None]] = []
+
+    def before_completing(self, work: Callable[[], None]) -> None:
+        """Leave a piece of the next checkpoint's writing to the thread."""
+        self._left.append(work)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is complete.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
@@ -42,10 +64,16 @@ class CompleteCheckpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
-            drop_old_state(Path(args.output_dir))
-            if self.keep is not None:
-                rotate(Path(args.output_dir), self.keep)
+            left, self._left = self._left, []
+            self._under_way = self._thread.submit(self._complete, Path(args.output_dir), state.global_step, left)
+
+    def _complete(self, run: Path, step: int, left: list[Callable[[], None]]) -> None:
+        for work in left:
+            work()
+        mark_complete(run / f"checkpoint-{step}", step)
+        drop_old_state(run)
+        if self.keep is not None:
+            rotate(run, self.keep)
 
 
 class StopOnSignal(TrainerCallback):

@@ -15,12 +15,14 @@ import torch
 import trl.trainer.utils
 from accelerate.utils import send_to_device as move_to_device
 from datasets import Dataset
+from torch.utils._pytree import tree_map_only
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProgressCallback,
     set_seed,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import nested_gather
 from trl import SFTConfig, SFTTrainer
 
@@ -51,6 +53,11 @@ def _step_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """What `CapturedStep.add` takes of a batch."""
     names = ("input_ids", "attention_mask", "output_positions", "output_ids", "outputs_per_row")
     return {name: batch[name] for name in names}
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, through page-locked memory, which a GPU fills ten times as fast."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor)
 
 
 class CompletionTrainer(SFTTrainer):
@@ -111,7 +118,8 @@ class CompletionTrainer(SFTTrainer):
                 parameter.data = parameter.data.to(dtype)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLine())
-        self.add_callback(CompleteCheckpoints(self, recipe.training.get("save_total_limit")))
+        self.checkpoints = CompleteCheckpoints(self, recipe.training.get("save_total_limit"))
+        self.add_callback(self.checkpoints)
         self.stop = StopOnSignal(self)
         self.add_callback(self.stop)
         self.peak_memory = PeakMemory()
@@ -353,7 +361,25 @@ class CompletionTrainer(SFTTrainer):
                 (folder / name).unlink(missing_ok=True)
             open_to_others(folder)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.checkpoints.wait()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.captured_step is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            # The same files; the large one is written while training goes on, from a copy.
+            folder, state = Path(output_dir), tree_map_only(torch.Tensor, _on_cpu, self.optimizer.state_dict())
+            self.checkpoints.before_completing(lambda: torch.save(state, folder / OPTIMIZER_NAME))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns that the optimizer's state should be saved as well
+                torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.checkpoints.wait()
         self._read_all()
         super()._save_checkpoint(model, trial)
         accumulated = {

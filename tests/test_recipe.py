@@ -22,7 +22,7 @@ PROMPTS = sorted((REPOSITORY / "recipes/prompts").rglob("*.yaml"))
 # Model, rows per device and accumulation, steps, LoRA rank, max_length.
 STUDY = {
     "gemma": ("zake7749/gemma-2-2b-it-chinese-kyara-dpo", (4, 2), 3500, 64, 512),
-    "llama": ("yentinglin/Llama-3-Taiwan-8B-Instruct", (1, 8), 2000, 16, 520),
+    "llama": ("yentinglin/Llama-3-Taiwan-8B-Instruct", (1, 8), 2000, 16, 560),
 }
 
 

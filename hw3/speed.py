@@ -150,9 +150,12 @@ def memory_of(
     attention = head_dim * (heads + 2 * text.num_key_value_heads)
     per_layer = size * (3 * text.intermediate_size + 4 * text.hidden_size + attention + heads * width)
     if captured:
-        # Both inputs of the gated product, residuals, queries, keys, values and outputs a head, scores in float32 too.
+        # Both inputs of the gated product, residuals, queries, keys, values and outputs a head; where no kernel hides
+        # them, the scores, in float32 too.
         linear_inputs = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * head_dim
-        kept = (size * linear_inputs + (4 + size) * heads * width) * text.num_hidden_layers
+        eager = recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
+        scores = (4 + size) * heads * width if eager else 0
+        kept = (size * linear_inputs + scores) * text.num_hidden_layers
     elif checkpointing:
         kept = size * text.hidden_size * text.num_hidden_layers + 3 * per_layer
     else:

@@ -194,15 +194,15 @@ class CompletionTrainer(SFTTrainer):
         return dropout or bool(getattr(self.model.config, "attention_dropout", 0))
 
     def _plain_sums(self, rows: list[dict[str, Any]], tokens: int) -> tuple[float, torch.Tensor]:
-        """Loss of rows by TRL's forward, and its gradient; two rows at a time to spare memory.
+        """Loss of rows by TRL's forward, and its gradient; one row at a time to spare memory.
 
         No collective: a process that fails here must not leave the others waiting.
         """
         collate = CompletionOnlyCollator(self.data_collator.pad_id, self.data_collator.eos_id)
         device, loss, dtype = self.args.device, 0.0, self.model.dtype
         self.model.train()
-        for at in range(0, len(rows), 2):
-            batch = move_to_device(collate(rows[at : at + 2]), device)
+        for row in rows:
+            batch = move_to_device(collate([row]), device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
             part = -outputs.log_probs.sum() / tokens

@@ -275,6 +275,11 @@ def _sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
             f"training.optim: {optim} is bitsandbytes', which knows no sharded parameters; this works: "
             f'SET="training.optim={FUSED_ADAMW}"'
         )
+    if sharded == "FSDP" and quantization is not None and (recipe.lora or {}).get("layers_to_transform") is not None:
+        problems.append(
+            "lora.layers_to_transform: FSDP2 gathers a 4-bit layer without an adapter wrongly on a GPU; adapt every "
+            "layer, or use quantization=null"
+        )
     if sharded == "DeepSpeed":
         if find_spec("deepspeed") is None:
             install = "pip install --no-build-isolation -c constraints.txt '.[deepspeed]'"

@@ -1,24 +1,32 @@
 """Models spread over processes by FSDP2 or ZeRO-3: what is refused, memory, checkpoints, bases saved in 4 bits."""
 
 import json
+import multiprocessing
 import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from bitsandbytes.nn import Linear4bit
 from conftest import REPOSITORY
+from peft import get_peft_model
 from safetensors.torch import load_file
 from test_commands import hw3
 from test_several_processes import SETTINGS, assert_same_run, launch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Gemma2Config, LlamaConfig
 
 from hw3.errors import UserError
-from hw3.model import load_base
+from hw3.model import load_base, lora_config
 from hw3.recipe import load_recipe
 from hw3.run_folder import check_state, complete_checkpoints, drop_old_state, mark_complete
 from hw3.speed import Memory, memory_of, sharded_as, sharded_by, weight_counts
 from hw3.train import plan_run
+from hw3.trainer import SHARDED_POLICY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
@@ -142,6 +150,45 @@ def test_a_base_saved_in_4_bits(packed_recipe: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError) as refused:
             plan_run(load_recipe(packed_recipe, [override]), tmp_path / "other", 1)
         assert problem in "\n".join(refused.value.problems)
+
+
+def gathered_bytes(policy: MixedPrecisionPolicy) -> tuple[int, int]:
+    """Of a layer's packed weights that FSDP2 gathers: how many are other ones, and how many there are."""
+    with tempfile.NamedTemporaryFile() as store:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
+        recipe = load_recipe(
+            REPOSITORY / "recipes/tiny/qlora.yaml",
+            ["model.dtype=bfloat16", "quantization.bnb_4bit_quant_storage=bfloat16"],
+        )
+        model = get_peft_model(load_base(recipe, torch.device("cpu")), lora_config(recipe.lora))
+        layer = model.get_base_model().base_model.layers[0]
+        before = [part.weight.data.view(torch.uint8).clone() for part in layer.modules() if type(part) is Linear4bit]
+        copy = torch._foreach_copy_
+
+        def through_float32(to: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+            """What a GPU's copy does to bfloat16, NaN for NaN."""
+            for one, other in zip(to, of, strict=True):
+                one.copy_(other)
+                if other.dtype == torch.bfloat16:
+                    one[other.isnan()] = torch.tensor(0x7FFF, dtype=torch.int16).view(torch.bfloat16)
+
+        torch._foreach_copy_ = through_float32
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
+        layer.unshard()
+        torch._foreach_copy_ = copy
+        after = [part.weight.data.view(torch.uint8) for part in layer.modules() if type(part) is Linear4bit]
+        torch.distributed.destroy_process_group()
+    other = sum(int((one.flatten() != two.flatten()).sum()) for one, two in zip(before, after, strict=True))
+    return other, sum(part.numel() for part in before)
+
+
+def test_packed_weights_are_gathered_as_they_are() -> None:
+    """Under our policy, and not under the one that accelerate would take."""
+    theirs = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        assert processes.submit(gathered_bytes, SHARDED_POLICY).result() == (0, 303_104)
+        spoiled, _ = processes.submit(gathered_bytes, theirs).result()
+        assert spoiled > 100
 
 
 def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:

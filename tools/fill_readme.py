@@ -92,6 +92,8 @@ def train_step() -> str:
         figures = f"{row['seconds_per_step']:.4f} | {row['rows_per_second']:.0f} | {peak} | {row['mfu']:.1%}"
         lines.append(f"| {row['setting']} | {figures} |")
     auto, machine, versions = report["rows"][0], report["machine"], report["versions"]
+    whole, llama = (read(f"docs/benchmarks/train_step_{name}.json")["rows"][0] for name in ("whole", "llama"))
+    warm = min(row["seconds_capturing"] for row in read("docs/benchmarks/scaling.json")["rows"])
     differences = {row["run"]: row for row in same["relative_differences"]}
     plain, captured = (differences[name]["loss_mean"] for name in ("plain 2 x 4", "captured"))
     where = (
@@ -100,7 +102,12 @@ def train_step() -> str:
     lines += [
         "",
         f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product gave there.",
-        f"Compiling and capturing took {auto['seconds_capturing']:.0f} s before the first step.",
+        f"Compiling and capturing took {auto['seconds_capturing']:.0f} s before the first step, {warm:.0f} s where "
+        "what was compiled for an earlier run was still there.",
+        f"The whole recipe, {whole['steps']:,} steps and a checkpoint every 100, took {whole['seconds_whole']:.0f} s "
+        "(`--whole`).",
+        f"Llama-3-8B's shape under `speed: auto`: {llama['seconds_per_step']:.3f} s a step, "
+        f"{llama['peak_gib']:.1f} GiB, MFU {llama['mfu']:.1%} (`--llama`).",
         f"On the small model, losses of {same['steps']} captured steps differ from TRL's by {captured:.2%} on average,",
         f"those of TRL's own runs in two batch layouts by {plain:.2%} (`benchmarks/equivalence.py`).",
     ]
@@ -125,9 +132,11 @@ def evaluation() -> str:
     for row in report["rows"]:
         if "peak_gib" in row and "tokens a batch" not in row["setting"]:
             lines.append(f"| {row['setting']} | {row['seconds_per_checkpoint']:.2f} | {row['peak_gib']:.1f} |")
-    (sweep,) = [row for row in report["rows"] if "seconds_sweep" in row]
-    where = f"One {report['machine']['gpu']}; {sweep['setting']}: {sweep['seconds_sweep']:.0f} s."
-    return "\n".join([*lines, "", where])
+    sweep, *parts = [row for row in report["rows"] if "seconds_sweep" in row]
+    where = f"One {report['machine']['gpu']}; {sweep['setting']}: {sweep['seconds_sweep']:.0f} s. Of these:"
+    named = [(part["setting"].partition(" of which ")[2], part["seconds_sweep"]) for part in parts]
+    taken = "; ".join(f"{name} {seconds:.1f}" for name, seconds in named if name)
+    return "\n".join([*lines, "", where, f"{taken}."])
 
 
 def scaling() -> str:
@@ -193,9 +202,14 @@ def costs() -> str:
             seconds = sum(session["seconds"] for session in tiny["sessions"])
             memory, time = "none", f"{seconds:.0f} s on 2 CPU cores"
         if name == "gemma":
-            minutes = measured["seconds_per_step"] * training["max_steps"] / 60
+            whole = read("docs/benchmarks/train_step_whole.json")["rows"][0]
             memory = f"{measured['peak_gib']:.1f} GiB; with `speed: plain` {plain['peak_gib']:.1f}"
-            time = f"{minutes:.1f} min of steps on one {report['machine']['gpu']}, from {measured['steps']} of them"
+            time = f"{whole['seconds_whole'] / 60:.1f} min on one {report['machine']['gpu']}"
+        if name == "llama":
+            eight = read("docs/benchmarks/train_step_llama.json")["rows"][0]
+            minutes = (eight["seconds_per_step"] * training["max_steps"] + eight["seconds_capturing"]) / 60
+            memory = f"{eight['peak_gib']:.1f} GiB"
+            time = f"{minutes:.1f} min on one {report['machine']['gpu']}, reckoned from {eight['steps']} steps"
         lines.append(f"| `{name}` | {trained:,} | {disk} | {memory} | {time} |")
     return "\n".join(lines)
 

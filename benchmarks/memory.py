@@ -3,6 +3,7 @@
 Each case is the real `hw3 train`, six steps of eight rows, the file's longest, so that each step is as wide as a run's
 widest, which is what `hw3 check` counts with; one that fails or takes too long is a row of the report that says so.
 Bases are saved in 4 bits, stored as bfloat16 as sharding needs, so that one GPU makes the largest in a minute.
+Not run on GPUs yet.
 
     python benchmarks/memory.py [--only 2b-one-auto '27b-*'] [--gpus 2] [--data FILE] [--tokenizer DIR] [--seconds 150]
     python benchmarks/memory.py --list

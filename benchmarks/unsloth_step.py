@@ -1,7 +1,8 @@
 """Seconds of an optimizer step under Unsloth, beside `train_step.py`: the same base, the same rows in the same steps.
 
 Unsloth wants other versions of the libraries than this project, so it runs in a process of its own, from a folder that
-`pip install --target` made; this process writes the rows, as ids and labels, and the report.
+`pip install --target` made; this process writes the rows, as ids and labels, and the report. Not run yet: figures of an
+earlier script are in docs/benchmarks/quoted.json.
 
     python benchmarks/unsloth_step.py --site DIR --tokenizer DIR --data FILE
 """

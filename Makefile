@@ -21,6 +21,11 @@ launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file acc
 ifeq ($(wildcard $(recipe)),)
 $(error $(recipe): no such file; there are $(filter-out recipes/prompts/%,$(wildcard recipes/*/*.yaml)))
 endif
+ifneq ($(filter fsdp2 zero3,$(ACCELERATE)),)
+ifeq ($(GPUS),1)
+$(error ACCELERATE=$(ACCELERATE) spreads a model over several GPUs; say how many: GPUS=2)
+endif
+endif
 ifeq ($(wildcard accelerate_configs/$(ACCELERATE).yaml),)
 $(error ACCELERATE=$(ACCELERATE): no such file; there are $(basename $(notdir $(wildcard accelerate_configs/*.yaml))))
 endif

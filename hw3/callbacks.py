@@ -51,7 +51,7 @@ class CompleteCheckpoints(TrainerCallback):
         """Until the last checkpoint is complete.
 
         Raises:
-            OSError: it could not be written.
+            OSError, RuntimeError: it could not be written.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
@@ -60,6 +60,10 @@ class CompleteCheckpoints(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step:
             self.trainer.restore_accumulated(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._under_way is not None and self._under_way.done():
+            self.wait()  # a full disk is known at once
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()
@@ -152,6 +156,8 @@ class StopOnSignal(TrainerCallback):
 
 class PeakMemory(TrainerCallback):
     """The most memory that PyTorch has had on this process's GPU: while all was loaded and made, and in the steps.
+
+    Activations of the captured step are counted while it is made alone: its replays allocate nothing.
 
     Attributes:
         before: (allocated, reserved) bytes until training began, sharding included.

@@ -37,8 +37,8 @@ def widths_for(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def rows_at_once(rows: int, width: int, most: int) -> int:
-    """Rows of one replay: a step's rows in as few even parts as keep each within `most` tokens."""
-    parts = min(rows, -(-rows * width // most))
+    """Rows of one replay: a step's rows in as few even parts as keep each within `most` tokens, or of one row."""
+    parts = -(-rows // max(1, most // width))
     return -(-rows // parts)
 
 

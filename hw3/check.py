@@ -91,8 +91,8 @@ def _show_rows(
     encoder = Encoder(tokenizer, recipe.prompt)
     encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
     _print_lengths(recipe, encoded, tokenizer.unk_token_id)
-    if not recipe.training.get("use_cpu"):
-        lengths = lengths_of([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
+    lengths = lengths_of([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
+    if lengths and not recipe.training.get("use_cpu"):
         _print_speeds(recipe, layout, config, trained, lengths, sharded)
     if mask_rows:
         print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))

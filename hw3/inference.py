@@ -124,7 +124,7 @@ def load_for_inference(recipe: Recipe, *, dequantized: bool) -> PreTrainedModel:
 
     Args:
         recipe: the run's.
-        dequantized: `content_of`'s answer.
+        dequantized: whether 4-bit weights are made plain, as `open_run` found.
 
     Raises:
         UserError: it cannot be had; says how to get it.

@@ -367,7 +367,7 @@ class AdapterSlot:
             raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
         config.inference_mode = True
         if config.to_dict() != self._config:
-            self._make_room(config)
+            self._make_room(config, folder)
         # Of the same shape, weights are copied over those of the adapter before.
         if {name: place.shape for name, place in self._places.items()} == {n: w.shape for n, w in weights.items()}:
             with torch.no_grad():
@@ -385,13 +385,20 @@ class AdapterSlot:
             count = len(missing) + len(outcome.unexpected_keys)
             raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
 
-    def _make_room(self, config: PeftConfig) -> None:
-        if self._peft is None:
-            self._peft = PeftModel(self._base, config)
-        else:
-            self._peft.delete_adapter("default")
-            self._peft.add_adapter("default", config)
-            self._peft.set_adapter("default")
+    def _make_room(self, config: PeftConfig, folder: Path) -> None:
+        self._config, self._places = {}, {}  # until there is room
+        try:
+            if self._peft is None:
+                self._peft = PeftModel(self._base, config)
+            else:
+                for layer in self._peft.modules():
+                    layer.__dict__.pop("forward", None)  # ours, for the kind before
+                if "default" in self._peft.peft_config:
+                    self._peft.delete_adapter("default")
+                self._peft.add_adapter("default", config)
+                self._peft.set_adapter("default")
+        except ValueError as error:
+            raise BadAdapter(f"{folder}: it does not fit the base: {first_line(error)}") from error
         self._config = config.to_dict()
         self._peft.eval()
         parameters = self._peft.named_parameters()
@@ -399,7 +406,8 @@ class AdapterSlot:
             name.replace(".default.", "."): parameter for name, parameter in parameters if ".default." in name
         }
         for layer in self._peft.modules():
-            if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant:
+            plain = isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant
+            if plain and "default" in layer.lora_A:
                 layer.forward = MethodType(_forward_in_place, layer)
 
     def merge(self) -> PreTrainedModel:

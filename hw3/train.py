@@ -222,7 +222,6 @@ def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = No
         check_unchanged(run, content)
         if not resumable:
             raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
-        check_state(resumable[-1], sharded, processes)
     device = device_of(recipe)
     memory = _least_memory(recipe, device) if device.type == "cuda" else None
     speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory, sharded=sharded)
@@ -233,6 +232,8 @@ def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = No
         raise UserError(f"training: {error}") from error
     steps = total_steps(config, len(rows), recipe.rows_per_step)
     resume = resumable[-1] if resumable else None
+    if resume is not None and resume.step < steps:
+        check_state(resume, sharded, processes)
     notes.append(f"{trained:,} parameters are trained; the base has {total:,}")
     per_epoch = len(rows) // recipe.rows_per_step
     who = "one process" if processes == 1 else f"each of {processes} processes"

@@ -1,13 +1,17 @@
 """Row perplexities against the definition, one row at a time; the figures made of them; intervals."""
 
+import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from conftest import write_rows
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hw3.encoding import EncodedRow, Encoder
@@ -150,6 +154,46 @@ def test_adapters_swapped_equal_fresh_loads(mini_recipe: Path, tmp_path: Path, r
     fresh = PeftModel.from_pretrained(load_base(recipe, torch.device("cpu")), folders[1]).eval()
     for score, row in zip(swapped[2], rows, strict=True):
         assert score.perplexity == pytest.approx(definition(fresh, row), rel=1e-5)
+
+
+def test_adapters_of_other_kinds_swapped_equal_fresh_loads(
+    mini_base: Path, tmp_path: Path, rows: list[EncodedRow]
+) -> None:
+    """Plain LoRA, DoRA, other layers, in any order; one that does not fit leaves the slot as good as new."""
+
+    def base() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(mini_base, attn_implementation="eager").eval()
+
+    def score(slot: AdapterSlot) -> list[float]:
+        return [score.nll for score in score_rows(slot._base, rows, tokens_per_batch=200)]
+
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {"target_modules": "all-linear"},
+        "dora": {"target_modules": "all-linear", "use_dora": True},
+        "queries": {"target_modules": ["q_proj"]},
+    }
+    torch.manual_seed(0)
+    alone = {}
+    for name, options in kinds.items():
+        adapted = get_peft_model(base(), LoraConfig(r=2, task_type="CAUSAL_LM", **options))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        adapted.save_pretrained(tmp_path / name)
+        slot = AdapterSlot(base())
+        slot.load(tmp_path / name)
+        alone[name] = score(slot)
+    config = json.loads((tmp_path / "queries/adapter_config.json").read_text())
+    shutil.copytree(tmp_path / "queries", tmp_path / "foreign")
+    (tmp_path / "foreign/adapter_config.json").write_text(json.dumps(config | {"target_modules": ["c_attn"]}))
+    slot = AdapterSlot(base())
+    with pytest.raises(BadAdapter, match=r"foreign: it does not fit the base: .*c_attn"):
+        slot.load(tmp_path / "foreign")
+    for name in ("plain", "dora", "plain", "queries", "dora", "queries", "plain"):
+        slot.load(tmp_path / name)
+        assert score(slot) == alone[name], name
+        with pytest.raises(BadAdapter, match="it does not fit the base"):
+            slot.load(tmp_path / "foreign")
 
 
 def test_dequantized_once_is_the_same_bit_for_bit(mini_recipe: Path, rows: list[EncodedRow]) -> None:

@@ -1,6 +1,5 @@
 """What a run will take, told from a few steps of a small base."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -97,14 +96,3 @@ def test_a_probe_on_the_cpu(
 def test_no_time_is_told_on_a_cpu(mini_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(load_recipe(mini_recipe), tmp_path / "run") == 0
     assert "from a probe" not in capsys.readouterr().out
-
-
-def test_what_check_tells_is_what_was_measured(repository: Path) -> None:
-    """Time within 30 % and memory within 10 % of what each setting took on a GPU."""
-    rows = json.loads((repository / "docs/benchmarks/train_step.json").read_text())["rows"]
-    told = [row for row in rows if "probe_error" in row]
-    if not told:
-        pytest.skip("docs/benchmarks/train_step.json is of a time before the probe")
-    for row in told:
-        assert abs(row["probe_error"]) <= 0.3, row["setting"]
-        assert abs(row["check_memory_error"]) <= 0.1, row["setting"]

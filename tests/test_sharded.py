@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -152,43 +151,43 @@ def test_a_base_saved_in_4_bits(packed_recipe: Path, tmp_path: Path) -> None:
         assert problem in "\n".join(refused.value.problems)
 
 
-def gathered_bytes(policy: MixedPrecisionPolicy) -> tuple[int, int]:
-    """Of a layer's packed weights that FSDP2 gathers: how many are other ones, and how many there are."""
-    with tempfile.NamedTemporaryFile() as store:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
-        recipe = load_recipe(
-            REPOSITORY / "recipes/tiny/qlora.yaml",
-            ["model.dtype=bfloat16", "quantization.bnb_4bit_quant_storage=bfloat16"],
-        )
-        model = get_peft_model(load_base(recipe, torch.device("cpu")), lora_config(recipe.lora))
-        layer = model.get_base_model().base_model.layers[0]
-        before = [part.weight.data.view(torch.uint8).clone() for part in layer.modules() if type(part) is Linear4bit]
-        copy = torch._foreach_copy_
+def gathered_bytes(rank: int, store: Path, policy: MixedPrecisionPolicy) -> tuple[int, int]:
+    """Of a layer's packed weights that FSDP2 gathers: how many bytes are other ones, and how many there are."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    overrides = ["model.dtype=bfloat16", "quantization.bnb_4bit_quant_storage=bfloat16"]
+    recipe = load_recipe(REPOSITORY / "recipes/tiny/qlora.yaml", overrides)
+    model = get_peft_model(load_base(recipe, torch.device("cpu")), lora_config(recipe.lora))
+    layer = model.get_base_model().base_model.layers[0]
+    before = [part.weight.data.view(torch.uint8).clone() for part in layer.modules() if type(part) is Linear4bit]
+    copy = torch._foreach_copy_
 
-        def through_float32(to: list[torch.Tensor], of: list[torch.Tensor]) -> None:
-            """What a GPU's copy does to bfloat16, NaN for NaN."""
-            for one, other in zip(to, of, strict=True):
-                one.copy_(other)
-                if other.dtype == torch.bfloat16:
-                    one[other.isnan()] = torch.tensor(0x7FFF, dtype=torch.int16).view(torch.bfloat16)
+    def through_float32(to: list[torch.Tensor], of: list[torch.Tensor]) -> None:
+        """What a GPU's copy does to bfloat16: one NaN for all."""
+        for one, other in zip(to, of, strict=True):
+            one.copy_(other)
+            if other.dtype == torch.bfloat16:
+                one.view(torch.int16)[other.isnan()] = 0x7FFF
 
-        torch._foreach_copy_ = through_float32
-        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
-        layer.unshard()
-        torch._foreach_copy_ = copy
-        after = [part.weight.data.view(torch.uint8) for part in layer.modules() if type(part) is Linear4bit]
-        torch.distributed.destroy_process_group()
+    torch._foreach_copy_ = through_float32
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)
+    layer.unshard()
+    after = [part.weight.data.view(torch.uint8) for part in layer.modules() if type(part) is Linear4bit]
+    torch._foreach_copy_ = copy
+    torch.distributed.destroy_process_group()
     other = sum(int((one.flatten() != two.flatten()).sum()) for one, two in zip(before, after, strict=True))
     return other, sum(part.numel() for part in before)
 
 
-def test_packed_weights_are_gathered_as_they_are() -> None:
+def test_packed_weights_are_gathered_as_they_are(tmp_path: Path) -> None:
     """Under our policy, and not under the one that accelerate would take."""
     theirs = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
-        assert processes.submit(gathered_bytes, SHARDED_POLICY).result() == (0, 303_104)
-        spoiled, _ = processes.submit(gathered_bytes, theirs).result()
-        assert spoiled > 100
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        found = []
+        for name, policy in (("ours", SHARDED_POLICY), ("theirs", theirs)):
+            both = [processes.submit(gathered_bytes, rank, tmp_path / name, policy) for rank in range(2)]
+            found.append([each.result() for each in both])
+    assert found[0] == [(0, 303_104)] * 2
+    assert all(spoiled > 100 for spoiled, _ in found[1])
 
 
 def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:

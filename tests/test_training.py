@@ -16,7 +16,7 @@ from hw3.encoding import Encoder
 from hw3.model import load_base, load_config, load_tokenizer
 from hw3.recipe import load_recipe, step_layout
 from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints
+from hw3.run_folder import complete_checkpoints, mark_complete
 from hw3.sft_config import sft_config
 from hw3.speed import choose_speed
 from hw3.train import train
@@ -214,3 +214,20 @@ def test_non_finite_loss_stops_naming_step_and_rows(mini_recipe: Path, tmp_path:
 def test_other_ways_of_training(mini_recipe: Path, tmp_path: Path, overrides: list[str]) -> None:
     losses = run(mini_recipe, tmp_path / "run", *overrides)
     assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_a_checkpoint_that_cannot_be_completed_ends_the_run(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is completed in a thread; what fails there is known at one of the next steps, and the one before stays."""
+
+    def full(checkpoint: Path, step: int) -> None:
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        mark_complete(checkpoint, step)
+
+    monkeypatch.setattr("hw3.callbacks.mark_complete", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(load_recipe(mini_recipe, ["training.save_steps=1", "training.max_steps=40"]), tmp_path / "run")
+    assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run/checkpoint-4").exists()

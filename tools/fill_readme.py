@@ -104,18 +104,25 @@ def train_step() -> str:
         "",
         f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product gave there.",
         "",
-        f"- Before the first step, compiling and capturing: {auto['seconds_capturing']:.0f} s; {warm:.0f} s where what was "
-        "compiled for an earlier run was still there.",
+        f"- Before the first step, compiling and capturing: {auto['seconds_capturing']:.0f} s; {warm:.0f} s (two GPUs) "
+        "where what was compiled for an earlier run was still there.",
+        f"- What `hw3 check` told before each: seconds within {_most(report, 'probe_error'):.0%}, memory within "
+        f"{_most(report, 'check_memory_error'):.0%}.",
         f"- The whole recipe, {whole['steps']:,} steps and a checkpoint every 100: {whole['seconds_whole']:.0f} s "
         "(`--whole`).",
         f"- Llama-3-8B's shape under `speed: auto`: {llama['seconds_per_step']:.3f} s a step, "
         f"{llama['peak_gib']:.1f} GiB, MFU {llama['mfu']:.1%} (`--llama`).",
         f"- {unsloth['setting']}: {unsloth['seconds_per_step']:.3f} s a step, on another such machine before this "
         "benchmark was written (`docs/benchmarks/quoted.json`), not beside these.",
-        f"- On the small model, losses of {same['steps']} captured steps differ from TRL's by {captured:.2%} on average, "
-        f"those of TRL's own runs in two batch layouts by {plain:.2%} (`benchmarks/equivalence.py`).",
+        f"- On the small model, losses of {same['steps']} captured steps differ from TRL's by {captured:.2%} on "
+        f"average, those of TRL's own runs in two batch layouts by {plain:.2%} (`benchmarks/equivalence.py`).",
     ]
     return "\n".join(lines)
+
+
+def _most(report: dict[str, Any], key: str) -> float:
+    """The largest of the rows' relative errors."""
+    return max(abs(row[key]) for row in report["rows"])
 
 
 def exactness() -> str:

@@ -24,6 +24,7 @@ FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
 EQUAL_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
 PARTS = ("weights", "adapters", "optimizer", "activations", "head")
 CONTEXT = 0.6 * GIB  # CUDA's context and the graphs, outside of PyTorch's count
+GAPS = 0.4  # of its activations: what the graphs' memory pool leaves unused, since every width divides it otherwise
 # DeepSpeed's defaults, in parameters: how many stay gathered, how large the buffer is in which gradients are reduced.
 ZERO3_LIVE, ZERO3_BUCKET = 10**9, 5 * 10**8
 
@@ -249,10 +250,13 @@ def choose_speed(
     if device.type == "cpu":
         return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
 
+    def taken(speed: Speed) -> float:
+        return speed.memory.total + CONTEXT + (GAPS * speed.memory.activations if speed.captured else 0)
+
     def fits(speed: Speed) -> bool:
         if memory is None:
             return True
-        return speed.memory.total + CONTEXT <= memory[0] - HEADROOM * memory[1]
+        return taken(speed) <= memory[0] - HEADROOM * memory[1]
 
     merged = StepLayout(layout.processes, layout.rows_per_device * layout.accumulation, 1)
     fused = FUSED_ADAMW if optim in EQUAL_ADAMW else optim
@@ -268,8 +272,8 @@ def choose_speed(
             note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
             return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
     reason = why_not or (
-        f"the captured step needs {(captured.memory.total + CONTEXT) / GIB:.1f} GiB and {HEADROOM:.0%} of the card to "
-        f"spare, {memory[0] / GIB:.1f} are free"
+        f"the captured step needs {taken(captured) / GIB:.1f} GiB and {HEADROOM:.0%} of the card to spare, "
+        f"{memory[0] / GIB:.1f} are free"
     )
     # By steps: each gives up what the one before it could not have.
     choices = [(merged, plain_weights, False), (merged, False, False), (layout, False, checkpointing)]

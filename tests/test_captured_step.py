@@ -284,13 +284,13 @@ def gemma_speed(repository: Path, free: float, total: float, *overrides: str) ->
 
 
 def test_auto_goes_by_memory(repository: Path) -> None:
-    large, middle, small = (gemma_speed(repository, size - 0.5, size) for size in (141, 12, 8))
+    large, middle, packed, small = (gemma_speed(repository, size - 0.5, size) for size in (141, 16, 12, 8))
     assert large.captured and large.dequantized and large.layout == StepLayout(1, 8, 1)
     assert large.optim == "adamw_torch_fused" and not large.activation_checkpointing
     assert middle.captured and middle.dequantized
     assert "stays packed" in " ".join(small.notes) and "at most 768 tokens at once" in " ".join(small.notes)
-    assert small.captured and not small.dequantized
-    assert (large.replayed, middle.replayed, small.replayed) == (1152, 1152, 768)
+    assert packed.captured and small.captured and not (packed.dequantized or small.dequantized)
+    assert [speed.replayed for speed in (large, middle, packed, small)] == [1152, 1152, 1152, 768]
     kept = gemma_speed(repository, 7.5, 8, "lora.target_modules=[q_proj]")
     assert not kept.captured and "of the card to spare, 7.5 are free" in kept.notes[0]
     tiny = gemma_speed(repository, 5, 6)

@@ -158,7 +158,7 @@ def scaling() -> str:
     for row in report["rows"]:
         times = f"{row['speedup']:.2f}" if "speedup" in row else ""
         lines.append(f"| {row['setting']} | {row['rows_per_second']:.0f} | {times} | {row['peak_gib']:.1f} |")
-    return "\n".join([*lines, "", f"{_where(report)}; Gemma-2-2B's shape, `ddp`, the recipe as it is."])
+    return "\n".join([*lines, "", f"Up to {_where(report)}; Gemma-2-2B's shape, `ddp`, the recipe as it is."])
 
 
 def memory() -> str:
@@ -282,7 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 DOCUMENTS = {
     "docs/recipe.md": ("recipe_keys", "decided_keys"),
-    "README.md": ("tiny", "recipes", "train_step", "evaluation", "exactness", "homework", "costs"),
+    "README.md": ("tiny", "recipes", "train_step", "scaling", "evaluation", "exactness", "homework", "costs"),
     "docs/several-gpus.md": ("scaling", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
 }

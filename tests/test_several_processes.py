@@ -134,6 +134,17 @@ def test_two_machines_go_on_with_a_run_of_one_process(mini_recipe: Path, tmp_pat
     assert_same_run(straight, run)
 
 
+@pytest.mark.slow
+def test_two_processes_begin_and_four_go_on(mini_recipe: Path, tmp_path: Path, straight: Path) -> None:
+    for processes, steps in ((2, 6), (4, 12)):
+        options = [*CPU2[:3], str(processes), *CPU2[4:]]
+        words = ["train", mini_recipe, "--run", tmp_path / "run", *SETTINGS, f"training.max_steps={steps}"]
+        done = launch("-m", "hw3", *words, "training.save_steps=6", options=options)
+        assert done.returncode == 0, done.stdout
+        assert f"each of {processes} processes takes {8 // processes} rows x 1" in done.stdout
+    assert_same_run(straight, tmp_path / "run")
+
+
 def test_a_killed_process_ends_the_run_which_one_goes_on_with(
     mini_recipe: Path, tmp_path: Path, straight: Path
 ) -> None:

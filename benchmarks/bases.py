@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-SHAPES = Path(__file__).with_name("shapes.json")  # as their authors published them, by the recipes' folders
+SHAPES = Path(__file__).with_name("shapes.json")  # as their authors published them; the recipes' by their folders
+
+
+def config_of(shape: str) -> PretrainedConfig:
+    """A shape's configuration."""
+    return AutoConfig.for_model(**json.loads(SHAPES.read_text())[shape])
 
 
 def make_base(folder: Path, tokenizer: Path, shape: str = "gemma") -> None:
@@ -21,7 +26,7 @@ def make_base(folder: Path, tokenizer: Path, shape: str = "gemma") -> None:
     """
     if (folder / "config.json").exists():
         return
-    config = AutoConfig.for_model(**json.loads(SHAPES.read_text())[shape])
+    config = config_of(shape)
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -22,14 +22,13 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from bases import config_of
 from launching import RunEnded, figures, train
 from report import machine, write_report
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    Gemma2Config,
-    LlamaConfig,
     PretrainedConfig,
 )
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -44,20 +43,7 @@ STEPS = 6
 STORED = "quantization.bnb_4bit_quant_storage=bfloat16"
 ROWS = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2"]
 RECIPES = {"2b": "recipes/gemma/qlora.yaml", "8b": "recipes/llama/qlora.yaml", "27b": "recipes/gemma/qlora.yaml"}
-SHAPES: dict[str, PretrainedConfig] = {
-    "2b": Gemma2Config(
-        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096,
-    ),
-    "8b": LlamaConfig(
-        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8,
-    ),
-    "27b": Gemma2Config(
-        vocab_size=256_000, hidden_size=4608, intermediate_size=36_864, num_hidden_layers=46, num_attention_heads=32,
-        num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=144, sliding_window=4096,
-    ),
-}  # fmt: skip
+SHAPES = {"2b": "gemma", "8b": "llama", "27b": "gemma-27b"}  # in shapes.json
 # Strategy: the accelerate file, none for one GPU; overrides.
 KEPT, AGAIN = "training.activation_checkpointing=false", "training.activation_checkpointing=true"
 STRATEGIES: dict[str, tuple[str | None, list[str]]] = {
@@ -193,7 +179,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.make:
         folder = arguments.scratch / arguments.make
-        make_quantized_base(folder, SHAPES[arguments.make], arguments.tokenizer, "bfloat16", "cuda")
+        make_quantized_base(folder, config_of(SHAPES[arguments.make]), arguments.tokenizer, "bfloat16", "cuda")
         return 0
     chosen = [case for case in CASES if any(fnmatch.fnmatchcase(case, pattern) for pattern in arguments.only)]
     if arguments.list:

@@ -11,6 +11,15 @@ import torch
 from hw3.files import write_atomically, write_json
 from hw3.run_folder import environment
 
+# Of an optimizer step.
+STEP_COLUMNS = {
+    "setting": "setting",
+    "rows_per_step": "rows a step",
+    "seconds_per_step": "s/step",
+    "rows_per_second": "rows/s",
+    "peak_gib": "peak GiB",
+}
+
 
 def machine() -> dict[str, Any]:
     """The machine in words and numbers."""

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from bases import make_base
 from logs import logs_of, seconds_per_step
-from report import machine, write_report
+from report import STEP_COLUMNS, machine, write_report
 
 import hw3.train
 from hw3.encoding import Encoder
@@ -278,14 +278,7 @@ def main() -> int:
     return 0
 
 
-COLUMNS = {
-    "setting": "setting",
-    "rows_per_step": "rows a step",
-    "seconds_per_step": "s/step",
-    "rows_per_second": "rows/s",
-    "peak_gib": "peak GiB",
-    "mfu": "MFU",
-}
+COLUMNS = STEP_COLUMNS | {"mfu": "MFU"}
 
 
 if __name__ == "__main__":

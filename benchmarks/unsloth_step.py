@@ -133,7 +133,7 @@ def main() -> int:
         found.write_text(json.dumps(measure(base, file, arguments.setting)))
         return 0
     from bases import make_base
-    from report import machine, write_report
+    from report import STEP_COLUMNS, machine, write_report
 
     make_base(base, arguments.tokenizer)
     file.write_text(json.dumps(encoded_rows(base, arguments.data)))
@@ -154,18 +154,9 @@ def main() -> int:
             print(f"{setting} {without}: failed\n{done.stderr[-2000:]}", flush=True)
         else:
             continue
-        print(json.dumps({key: rows[-1][key] for key in COLUMNS}), flush=True)
-        write_report(arguments.out, "unsloth_step", machine(), rows, COLUMNS)
+        print(json.dumps({key: rows[-1][key] for key in STEP_COLUMNS}), flush=True)
+        write_report(arguments.out, "unsloth_step", machine(), rows, STEP_COLUMNS)
     return 0 if rows else 1
-
-
-COLUMNS = {
-    "setting": "setting",
-    "rows_per_step": "rows a step",
-    "seconds_per_step": "s/step",
-    "rows_per_second": "rows/s",
-    "peak_gib": "peak GiB",
-}
 
 
 if __name__ == "__main__":

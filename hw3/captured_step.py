@@ -18,7 +18,7 @@ import torch._inductor.config
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from hw3.lora_linear import LoraLinear, LoraLinears, replaceable
+from hw3.lora_linear import LoraLinear, LoraLinears, adapter_weights, replaceable
 
 # Backbones that take finished masks, so that no code that depends on data runs: one for each kind of layer, or one 4-D
 # mask for all.
@@ -130,7 +130,7 @@ class CapturedStep:
         self._rows, self._most, self._dtype = rows, most, self._model.dtype
         groups = replaceable(model)
         # What the graphs take a gradient by: the A of layers of one input, their B, and every other trained parameter.
-        leaves = [[_weight(layer, side) for _, _, layer in group] for group in groups for side in ("lora_A", "lora_B")]
+        leaves = [side for group in groups for side in adapter_weights([layer for *_, layer in group])]
         seen = {id(parameter) for leaf in leaves for parameter in leaf}
         others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in seen]
         leaves += [[parameter] for parameter in others]
@@ -286,8 +286,3 @@ class CapturedStep:
 def _views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """A flat tensor's parts, end to end, in these shapes."""
     return [part.view(*shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]
-
-
-def _weight(layer: torch.nn.Module, side: str) -> torch.nn.Parameter:
-    (name,) = layer.active_adapters
-    return getattr(layer, side)[name].weight

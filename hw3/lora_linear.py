@@ -10,7 +10,7 @@ A 4-bit W may stay packed: it is made plain for each product and forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from bitsandbytes.functional import dequantize_blockwise
@@ -25,26 +25,21 @@ OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
-class _Beside:
-    """Work on a second stream, beside what the current one does meanwhile; joined at the end."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._current = torch.cuda.current_stream(device)
-        if device not in _side_streams:
-            _side_streams[device] = torch.cuda.Stream(device)
-        self._side = _side_streams[device]
-        self._work = torch.cuda.stream(self._side)
-
-    def __enter__(self) -> None:
-        self._side.wait_stream(self._current)
-        self._work.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._work.__exit__(*error)
-
-    def join(self) -> None:
-        """Let the current stream wait for the work."""
-        self._current.wait_stream(self._side)
+def _side_by_side(device: torch.device, small: Callable[[], object], large: Callable[[], object]) -> None:
+    """Two pieces of work, the first on a second stream where there is a GPU; the current stream waits for both."""
+    if device.type != "cuda":
+        small()
+        large()
+        return
+    current = torch.cuda.current_stream(device)
+    if device not in _side_streams:
+        _side_streams[device] = torch.cuda.Stream(device)
+    side = _side_streams[device]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        small()
+    large()
+    current.wait_stream(side)
 
 
 def _plain(
@@ -84,15 +79,11 @@ def lora_linear(
         y of shape (N, O) and x A^T of shape (N, G * R), in the dtype of `x`.
     """
     y, h = x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
-    if x.is_cuda:
-        beside = _Beside(x.device)
-        with beside:
-            torch.mm(x, a.T, out=h)
-        torch.mm(x, _plain(x, weight, absmax, len(b), blocksize, quant_type).T, out=y)
-        beside.join()
-    else:
-        torch.mm(x, a.T, out=h)
-        torch.mm(x, _plain(x, weight, absmax, len(b), blocksize, quant_type).T, out=y)
+    _side_by_side(
+        x.device,
+        lambda: torch.mm(x, a.T, out=h),
+        lambda: torch.mm(x, _plain(x, weight, absmax, len(b), blocksize, quant_type).T, out=y),
+    )
     for y_i, h_i, b_i in zip(y.split(outs, 1), h.chunk(len(outs), 1), b.split(outs), strict=True):
         y_i.addmm_(h_i, b_i.T, alpha=scaling)
     return y, h
@@ -133,15 +124,11 @@ def lora_linear_backward(
             torch.addmm(db_i, dy_i.T, h_i, beta=0, alpha=scaling, out=db_i)
         torch.mm(dh.T, x, out=da)
 
-    if x.is_cuda:
-        beside = _Beside(x.device)
-        with beside:
-            adapters()
-        torch.mm(dy, _plain(x, weight, absmax, len(b), blocksize, quant_type), out=dx)
-        beside.join()
-    else:
-        adapters()
-        torch.mm(dy, _plain(x, weight, absmax, len(b), blocksize, quant_type), out=dx)
+    _side_by_side(
+        x.device,
+        adapters,
+        lambda: torch.mm(dy, _plain(x, weight, absmax, len(b), blocksize, quant_type), out=dx),
+    )
     return dx.addmm_(dh, a), da, db
 
 
@@ -192,6 +179,15 @@ def replaceable(model: Module) -> list[list[tuple[Module, str, Module]]]:
                 groups.append([(parent, name, found.pop(name)) for name in names])
         groups += [[(parent, name, layer)] for name, layer in found.items()]
     return groups
+
+
+def adapter_weights(layers: Sequence[Module]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The A and the B of layers that `can_replace` takes."""
+    names = [layer.active_adapters[0] for layer in layers]
+    return (
+        [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)],
+        [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)],
+    )
 
 
 def _kind(layer: Module) -> tuple[object, ...]:

@@ -37,6 +37,7 @@ from hw3.errors import UserError, first_line
 from hw3.garbage import uncollected
 from hw3.processes import local_rank
 from hw3.recipe import Recipe, is_gemma2
+from hw3.rows import file_sha256
 from hw3.run_folder import weights_sha256
 from hw3.schema import ModelSection, QuantizationSection
 
@@ -317,7 +318,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> str:
     if unexpected or set(missing) - tied:
         raise BadAdapter(f"{folder}: its weights are not those of {model.config.model_type}")
     model.tie_weights()
-    return weights_sha256({file.name: digest.hex() for file, digest in digests.items()})
+    return weights_sha256({file.name: digest for file, digest in digests.items()})
 
 
 def _stamp(file: Path) -> tuple[int, ...]:
@@ -439,22 +440,17 @@ def base_sha256(model: ModelSection, config: Any) -> str:
     if folder.is_dir():
         for file, content in _digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"])).items():
             digest.update(file.name.encode())
-            digest.update(content)
+            digest.update(bytes.fromhex(content))
     else:
         commit = getattr(config, "_commit_hash", None) or model.revision or "main"
         digest.update(f"{model.pretrained_model_name_or_path}@{commit}".encode())
     return digest.hexdigest()
 
 
-def _digests(files: list[Path]) -> dict[Path, bytes]:
-    """SHA-256 of files, several at once: hashing lets go of the interpreter's lock."""
+def _digests(files: list[Path]) -> dict[Path, str]:
+    """Hex SHA-256 of files, several at once: hashing lets go of the interpreter's lock."""
     with ThreadPoolExecutor() as threads:
-        return dict(zip(files, threads.map(_file_digest, files), strict=True))
-
-
-def _file_digest(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+        return dict(zip(files, threads.map(file_sha256, files), strict=True))
 
 
 def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:

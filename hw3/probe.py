@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from hw3.callbacks import ProgressLine
 from hw3.encoding import EncodedRow
 from hw3.errors import RunFailed, first_line
-from hw3.lora_linear import LoraLinears, replaceable
+from hw3.lora_linear import LoraLinears, adapter_weights, replaceable
 from hw3.model import load_config, random_base
 from hw3.recipe import Recipe, StepLayout
 from hw3.sampler import StepSampler
@@ -266,8 +266,8 @@ def _products(model: Any, tokens: int, outputs: int) -> tuple[float, float]:
 
 def _adapters(layers: list[Any], dtype: torch.dtype) -> list[torch.nn.Parameter]:
     """A and B of layers of one input, as `LoraLinears` takes them."""
-    weights = ([getattr(layer, side)["default"].weight for layer in layers] for side in ("lora_A", "lora_B"))
-    return [torch.nn.Parameter(torch.cat([weight.detach().to(dtype) for weight in side])) for side in weights]
+    joined = (torch.cat([part.detach() for part in side]) for side in adapter_weights(layers))
+    return [torch.nn.Parameter(weight.to(dtype)) for weight in joined]
 
 
 def _linears(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -46,7 +46,7 @@ ACCUMULATED = "accumulated.json"
 PROBE_LOSS, PROBE_GRADIENT, PROBE_STD = 0.02, 0.15, 0.02
 # Autocast decides in what is computed. With accelerate's own policy FSDP2 gathers a layer's parameters as bfloat16, and
 # PyTorch's copy of that on a GPU makes every NaN the same one: of packed 4-bit weights one word in a thousand, 4 % of
-# loss (torch 2.11, `_foreach_copy_`). With float32 adapters among them it gathers bytes.
+# the tiny model's loss (torch 2.11, `_foreach_copy_`). With float32 adapters among them it gathers bytes.
 SHARDED_POLICY = MixedPrecisionPolicy()
 
 

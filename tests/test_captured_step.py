@@ -30,7 +30,7 @@ import hw3.captured_step
 from hw3.captured_step import SUMS, TOKENS, CapturedStep, head_step, masks_for, rows_at_once, widths_for
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX
-from hw3.lora_linear import LoraLinear, LoraLinears, can_replace, replaceable
+from hw3.lora_linear import LoraLinear, LoraLinears, adapter_weights, can_replace, replaceable
 from hw3.recipe import StepLayout, load_recipe, step_layout
 from hw3.run_folder import complete_checkpoints
 from hw3.sft_config import as_states_of
@@ -335,9 +335,7 @@ def check_replaced(module: torch.nn.Module, groups: list[int], compiled: bool, d
     x, outer = torch.randn(2, 7, 64, dtype=dtype, requires_grad=True), torch.randn(2, 7, 64, dtype=dtype)
     found = replaceable(module)
     assert [len(group) for group in found] == groups
-    theirs = [
-        [getattr(layer, side).default.weight for *_, layer in group] for group in found for side in ("lora_A", "lora_B")
-    ]
+    theirs = [side for group in found for side in adapter_weights([layer for *_, layer in group])]
     output = module(x)
     x_grad, *grads = torch.autograd.grad(output, [x, *itertools.chain(*theirs)], outer)
     wanted = [output, x_grad, *(torch.cat([grads.pop(0) for _ in weights]) for weights in theirs)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import CHARACTERS, REPOSITORY, character_tokenizer
+from conftest import CHARACTERS, REPOSITORY, character_tokenizer, with_scores_times
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -156,12 +156,7 @@ def test_full_fine_tuning_has_nothing_to_pack(
 def test_another_score_than_the_runs_is_not_packed(
     scored_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(scored_run, tmp_path / "run")
-    file = run / "eval/eval/results.json"
-    results = json.loads(file.read_text())
-    for entry in results["entries"]:
-        entry["mean_perplexity"] *= 1.001
-    file.write_text(json.dumps(results))
+    run = with_scores_times(scored_run, tmp_path / "run", 1.001)
     hw3("pack", run, "--out", tmp_path / "out", expected=1)
     said = capsys.readouterr().err
     assert "relative difference 1.0e-03, at most 0.0001 in float32; not packed" in said

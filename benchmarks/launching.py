@@ -1,15 +1,17 @@
-"""Runs `hw3 train` as users do, on one GPU or through `accelerate launch`, and reads what the run folder says of it."""
+"""Runs `hw3` as users do, on one GPU or through `accelerate launch`, and reads what the run folder says of it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from logs import logs_of, seconds_per_step
 
 from hw3.run_folder import read_manifest
@@ -18,51 +20,95 @@ STOPPING = 20  # seconds that processes have to end when they are told to
 
 
 class RunEnded(Exception):
-    """The run did not finish; the message is the last that it said."""
+    """The command did not finish; the message is the last that it said."""
 
 
-def train(
-    recipe: str, overrides: list[str], run: Path, *, gpus: int, accelerate: str = "ddp", seconds: float | None = None
+def launch(
+    words: list[str],
+    log: Path,
+    *,
+    processes: int,
+    accelerate: str = "ddp",
+    seconds: float | None = None,
+    environment: dict[str, str] | None = None,
 ) -> None:
-    """Train into a new run folder; one GPU goes without a launcher.
+    """Run `python WORDS`; one process goes without a launcher.
+
+    More processes than the machine has GPUs are started by several launchers, each of which has all GPUs, as on several
+    machines: NCCL takes them for that, and lets several processes use one GPU. Results and memory are those of as many
+    GPUs; times are not.
 
     Args:
-        recipe: the recipe's file.
-        overrides: `section.key=value`.
-        run: the run folder; what is there is deleted.
-        gpus: processes.
+        words: a file, or `-m` and a module, and its arguments.
+        log: what it says; with several launchers, what the first one's processes say.
+        processes: in all.
         accelerate: which file of `accelerate_configs/`.
         seconds: the longest that it may take.
+        environment: added to this process's.
 
     Raises:
         RunEnded: it failed, or took longer.
     """
-    shutil.rmtree(run, ignore_errors=True)
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{accelerate}.yaml"]
-    launcher += ["--num_processes", str(gpus), "--main_process_port", "0"]
-    command = [sys.executable, *(launcher if gpus > 1 else []), "-m", "hw3", "train", recipe, "--run", str(run)]
-    run.parent.mkdir(parents=True, exist_ok=True)
-    said = run.with_suffix(".log")
-    with said.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            [*command, *overrides],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOPPING)},
-        )
-        try:
-            status: int | str = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = f"not done in {seconds:.0f} s"
-            process.terminate()  # the launcher ends its processes; killed itself, it would leave them on the GPUs
+    machines = max(1, processes // max(1, torch.cuda.device_count()))
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{accelerate}.yaml"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0" if machines == 1 else _free_port()]
+    if machines > 1:
+        command += ["--num_machines", str(machines), "--main_process_ip", "127.0.0.1"]
+        command += ["--deepspeed_multinode_launcher", "standard"] if accelerate == "zero3" else []
+    own = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOPPING)} | (environment or {})
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = []
+    for number in range(machines):
+        rank = ["--machine_rank", str(number)] if machines > 1 else []
+        apart = {"NCCL_HOSTID": f"machine-{number}", "NCCL_SOCKET_IFNAME": "lo"} if machines > 1 else {}
+        with log.with_suffix(f".{number}.log" if number else ".log").open("w", encoding="utf-8") as said:
+            started.append(
+                subprocess.Popen([*command, *rank, *words], stdout=said, stderr=subprocess.STDOUT, env=own | apart)
+            )
+    try:
+        status: int | str = max(abs(process.wait(seconds)) for process in started)
+    except subprocess.TimeoutExpired:
+        status = f"not done in {seconds:.0f} s"
+        for process in started:
+            process.terminate()  # a launcher ends its processes; killed itself, it would leave them on the GPUs
+        for process in started:
             try:
                 process.wait(2 * STOPPING)
             except subprocess.TimeoutExpired:
                 process.kill()
     if status != 0:
-        lines = said.read_text(encoding="utf-8").splitlines()
+        lines = log.with_suffix(".log").read_text(encoding="utf-8").splitlines()
         telling = [line for line in lines if "rror" in line or "out of memory" in line or line.startswith("hw3")]
         raise RunEnded(f"{status}: {(telling or lines or ['nothing said'])[0][:300]}")
+
+
+def _free_port() -> str:
+    """A port that nothing listens to; one launcher asks for its own, several need the same one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def train(recipe: str, overrides: list[str], run: Path, *, processes: int, go_on: bool = False, **options: Any) -> None:
+    """Train into a run folder.
+
+    Args:
+        recipe: the recipe's file.
+        overrides: `section.key=value`.
+        run: the run folder.
+        processes: in all.
+        go_on: go on with the run that is there; otherwise it is deleted.
+        options: of `launch`.
+
+    Raises:
+        RunEnded: it failed, or took longer than it may.
+    """
+    if not go_on:
+        shutil.rmtree(run, ignore_errors=True)
+    words = ["-m", "hw3", "train", recipe, "--run", str(run), *overrides]
+    launch(words, run.with_suffix(".log"), processes=processes, **options)
 
 
 def figures(run: Path, *, warm_up: int) -> dict[str, Any]:

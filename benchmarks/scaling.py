@@ -32,7 +32,7 @@ def measure(gpus: int, rows_per_step: int, given: list[str], run: Path) -> dict[
         f"training.logging_steps={LOGGED}",
         "training.report_to=none",
     ]
-    train(RECIPE, overrides, run, gpus=gpus)
+    train(RECIPE, overrides, run, processes=gpus)
     found = figures(run, warm_up=2)
     return {
         "setting": f"{gpus} GPU{'s' if gpus > 1 else ''}, {rows_per_step} rows a step",

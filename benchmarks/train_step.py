@@ -60,9 +60,9 @@ GEMMA = [
 ]
 LLAMA = [
     ("Llama-3-8B shape, speed: auto", "", 50),
-    ("Llama-3-8B shape, speed: lean", "speed=lean", 30),
-    ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 30),
     ("Llama-3-8B shape, TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 30),
+    ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 30),
+    ("Llama-3-8B shape, speed: lean", "speed=lean", 30),
 ]
 
 

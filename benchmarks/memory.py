@@ -2,10 +2,11 @@
 
 Each case is the real `hw3 train`, six steps of eight rows, the file's longest, so that each step is as wide as a run's
 widest, which is what `hw3 check` counts with; one that fails or takes too long is a row of the report that says so.
-Bases are saved in 4 bits, stored as bfloat16 as sharding needs, so that one GPU makes the largest in a minute.
-Not run on GPUs yet.
+Bases are saved in 4 bits, stored as bfloat16 as sharding needs, so that one GPU makes the largest in a minute. Memory
+is each process's own, by PyTorch's allocator, so that cases may share the GPUs, and several processes of one case one
+GPU (`launching.py`).
 
-    python benchmarks/memory.py [--only 2b-one-auto '27b-*'] [--gpus 2] [--data FILE] [--tokenizer DIR] [--seconds 150]
+    python benchmarks/memory.py [--only 2b-one-auto '27b-*'] [--at-once 6] [--data FILE] [--tokenizer DIR]
     python benchmarks/memory.py --list
 """
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from hw3.encoding import Encoder, lengths_of
 from hw3.model import load_config, load_tokenizer, parameter_counts
 from hw3.recipe import load_recipe, step_layout
 from hw3.rows import read_rows
-from hw3.speed import GIB, PARTS, choose_speed, sharded_as
+from hw3.speed import CONTEXT, GIB, PARTS, choose_speed, sharded_as
 
 STEPS = 6
 STORED = "quantization.bnb_4bit_quant_storage=bfloat16"
@@ -57,7 +61,13 @@ STRATEGIES: dict[str, tuple[str | None, list[str]]] = {
     "zero3": ("zero3", ["speed=auto", KEPT]),
     "zero3-checkpointing": ("zero3", ["speed=auto", AGAIN]),
 }
-CASES = [f"{shape}-{strategy}" for shape in SHAPES for strategy in STRATEGIES]
+# (Shape, strategy, processes) by name.
+CASES = {
+    f"{shape}-{strategy}" + (f"-{processes}" if accelerate else ""): (shape, strategy, processes)
+    for shape in SHAPES
+    for strategy, (accelerate, _) in STRATEGIES.items()
+    for processes in ((2, 4) if accelerate else (1,))
+}
 
 
 def make_quantized_base(folder: Path, config: PretrainedConfig, tokenizer: Path, storage: str, device: str) -> None:
@@ -117,11 +127,10 @@ def longest_rows(data: Path, out: Path) -> Path:
     return out
 
 
-def measure(case: str, gpus: int, base: Path, given: list[str], run: Path, seconds: float) -> dict[str, Any]:
+def measure(case: str, base: Path, given: list[str], run: Path, seconds: float, gpu: int) -> dict[str, Any]:
     """One case; returns a row of the report, which says why where it did not work."""
-    shape, _, strategy = case.partition("-")
+    shape, strategy, processes = CASES[case]
     accelerate, settings = STRATEGIES[strategy]
-    processes = 1 if accelerate is None else gpus
     overrides = [f"model.pretrained_model_name_or_path={base}", *given, *ROWS, *settings, STORED]
     row: dict[str, Any] = {"setting": case, "shape": shape, "strategy": strategy, "gpus": processes}
     row["estimate"] = estimate(RECIPES[shape], overrides, accelerate, processes)
@@ -131,37 +140,59 @@ def measure(case: str, gpus: int, base: Path, given: list[str], run: Path, secon
             RECIPES[shape],
             [*overrides, *steps, "training.report_to=none"],
             run,
-            gpus=processes,
+            processes=processes,
             accelerate=accelerate or "ddp",
             seconds=seconds,
+            environment={"CUDA_VISIBLE_DEVICES": str(gpu)} if processes == 1 else None,
         )
     except RunEnded as problem:
         return row | {"failed": str(problem)}
-    found = figures(run, warm_up=2)
+    found = {key: value for key, value in figures(run, warm_up=2).items() if not key.startswith("seconds")}
+    shutil.rmtree(run)
     # Activations of captured steps are counted while they are captured, before the steps.
     peak = found["peak_gib" if found["speed"]["captured"] else "peak_steps_gib"]
     error = row["estimate"]["gib"] / peak - 1
     return row | found | {"estimate_gib": row["estimate"]["gib"], "estimate_error": f"{error:+.0%}"}
 
 
-def estimate(recipe_file: str, overrides: list[str], accelerate: str | None, processes: int) -> dict[str, Any]:
-    """What `hw3 check` says of the case: GiB of a step, by part."""
+@functools.cache
+def _base_and_lengths(recipe_file: str, base: str, data: str) -> tuple[Any, list[tuple[int, int]]]:
+    """A base's configuration, and the lengths of its rows."""
+    overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={data}", "data.too_long=drop"]
     recipe = load_recipe(Path(recipe_file), overrides)
-    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-    encoder = Encoder(tokenizer, recipe.prompt)
-    rows = [encoder.encode(row) for row in read_rows(Path(recipe.data.train))]
+    encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
+    rows = [encoder.encode(row) for row in read_rows(Path(data))]
+    return load_config(recipe.model), lengths_of([row for row in rows if len(row) <= recipe.data.max_length])
+
+
+def estimate(recipe_file: str, overrides: list[str], accelerate: str | None, processes: int) -> dict[str, Any]:
+    """What `hw3 check` says of the case on an empty GPU: GiB of a step, by part."""
+    recipe = load_recipe(Path(recipe_file), overrides)
+    config, lengths = _base_and_lengths(recipe_file, recipe.model.pretrained_model_name_or_path, recipe.data.train)
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     speed = choose_speed(
         recipe,
         step_layout(recipe, processes),
         config,
         parameter_counts(recipe, config)[0],
-        lengths_of([row for row in rows if len(row) <= recipe.data.max_length]),
+        lengths,
         torch.device("cuda"),
-        torch.cuda.mem_get_info() if torch.cuda.is_available() else None,
+        None if memory is None else (memory - int(CONTEXT), memory),
         sharded=None if accelerate is None else sharded_as(Path(f"accelerate_configs/{accelerate}.yaml")),
     )
     parts = {part: round(getattr(speed.memory, part) / GIB, 2) for part in PARTS}
     return {"gib": round(speed.memory.total / GIB, 2), **parts, "captured": speed.captured}
+
+
+def make_bases(shapes: list[str], arguments: argparse.Namespace) -> None:
+    """The shapes' bases that are not there yet, each in a process of its own, which gives its memory back."""
+    started = []
+    for number, shape in enumerate(shape for shape in shapes if not (arguments.scratch / shape).exists()):
+        words = ["--make", shape, "--tokenizer", str(arguments.tokenizer), "--scratch", str(arguments.scratch)]
+        gpu = {"CUDA_VISIBLE_DEVICES": str(number % torch.cuda.device_count())}
+        started.append(subprocess.Popen([sys.executable, __file__, *words], env=os.environ | gpu))
+    if sum(process.wait() != 0 for process in started):
+        raise SystemExit("a base could not be made")
 
 
 def main() -> int:
@@ -169,39 +200,51 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="names, or patterns of them")
     parser.add_argument("--list", action="store_true", help="print the names and end")
-    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=1, help="cases that share the GPUs")
     parser.add_argument("--tokenizer", type=Path, default=Path("data/tiny"))
     parser.add_argument("--seconds", type=float, default=150, help="the longest that a case may take")
     parser.add_argument("--data", type=Path, default=Path("data/train.json"))
     parser.add_argument("--scratch", type=Path, default=Path("scratch/memory"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
-    parser.add_argument("--make", choices=SHAPES, help=argparse.SUPPRESS)
+    parser.add_argument("--make", choices=SHAPES, nargs="+", help="make these shapes' bases and end")
     arguments = parser.parse_args()
-    if arguments.make:
-        folder = arguments.scratch / arguments.make
-        make_quantized_base(folder, config_of(SHAPES[arguments.make]), arguments.tokenizer, "bfloat16", "cuda")
-        return 0
     chosen = [case for case in CASES if any(fnmatch.fnmatchcase(case, pattern) for pattern in arguments.only)]
     if arguments.list:
         print("\n".join(chosen))
         return 0
     arguments.scratch.mkdir(parents=True, exist_ok=True)
+    if arguments.make and len(arguments.make) == 1:
+        (shape,) = arguments.make
+        config = config_of(SHAPES[shape])
+        make_quantized_base(arguments.scratch / shape, config, arguments.tokenizer, "bfloat16", "cuda")
+        return 0
+    make_bases(arguments.make or list(dict.fromkeys(CASES[case][0] for case in chosen)), arguments)
+    if arguments.make:
+        return 0
     rows_file = longest_rows(arguments.data, arguments.scratch / "rows.json")
     given = [f"data.train={rows_file}", "data.eval=data/eval.json", "data.too_long=drop"]
     # Of cases that are not measured now, what an earlier call found stays.
     report = arguments.out / "memory.json"
     before = json.loads(report.read_text(encoding="utf-8"))["rows"] if report.exists() else []
     rows = {row["setting"]: row for row in before}
-    for case in chosen:
-        shape = case.partition("-")[0]
-        base = arguments.scratch / shape
-        if not base.exists():
-            # In a process of its own, which gives its memory back.
-            words = ["--make", shape, "--tokenizer", str(arguments.tokenizer), "--scratch", str(arguments.scratch)]
-            subprocess.run([sys.executable, __file__, *words], check=True)
-        rows[case] = measure(case, arguments.gpus, base, given, arguments.scratch / "run", arguments.seconds)
-        print(json.dumps({key: rows[case][key] for key in COLUMNS if key in rows[case]}), flush=True)
-        write_report(arguments.out, "memory", machine(), [rows[name] for name in CASES if name in rows], COLUMNS)
+    with ThreadPoolExecutor(arguments.at_once) as threads:
+        started = [
+            threads.submit(
+                measure,
+                case,
+                arguments.scratch / CASES[case][0],
+                given,
+                arguments.scratch / f"run-{case}",
+                arguments.seconds,
+                number % torch.cuda.device_count(),
+            )
+            for number, case in enumerate(chosen)
+        ]
+        for finished in as_completed(started):
+            row = finished.result()
+            rows[row["setting"]] = row
+            print(json.dumps({key: row[key] for key in COLUMNS if key in row}), flush=True)
+            write_report(arguments.out, "memory", machine(), [rows[name] for name in CASES if name in rows], COLUMNS)
     return 0
 
 
@@ -213,7 +256,6 @@ COLUMNS = {
     "peak_gib": "with loading",
     "estimate_gib": "hw3 check",
     "estimate_error": "off by",
-    "seconds_per_step": "s/step",
     "failed": "failed",
 }
 

@@ -264,7 +264,7 @@ def main() -> int:
     for number, (title, overrides, steps) in enumerate(settings):
         if arguments.only and number not in arguments.only:
             continue
-        run = arguments.scratch / f"run-{number}"
+        run = arguments.scratch / f"{name}-{number}"
         shutil.rmtree(run, ignore_errors=True)
         limits = [f"training.logging_steps={LOGGED if steps >= 100 else LOGGED // 2}"]
         if not arguments.whole:

@@ -166,6 +166,7 @@ class CapturedStep:
         self._head = torch.compile(head_step, dynamic=True)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
         graphs = {}
+        torch._C._cuda_clearCublasWorkspaces()  # 32 MiB for each stream and thread that has multiplied before
         with self.rebuilt(), torch.cuda.stream(stream):
             stream.wait_stream(default)
             # Norms and products of one element each are computed again in the backward, for a third of the memory.

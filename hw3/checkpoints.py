@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -211,7 +213,9 @@ def _score(
     own = [*jobs[rank() : whole : world_size()], *jobs[whole:]]
     folders = dict.fromkeys(job.folder for job in own if job.folder is not None)
     adapters = list(filter(holds_adapter, folders))
-    with closing(ReadAhead(adapters, pinned=model.device.type == "cuda")) as ahead:
+    # Statistics and files of an entry are made while the next one is scored, so that no other process waits for them.
+    with closing(ReadAhead(adapters, pinned=model.device.type == "cuda")) as ahead, ThreadPoolExecutor(1) as keeping:
+        kept: list[Future[None]] = []
         scorer = _Scorer(model, encoded, budget, ahead)
         left_out: set[Path | None] = set()
         for at in range(0, len(jobs), world_size()):
@@ -226,7 +230,12 @@ def _score(
                         print(f"{outcome}; left out")
                     left_out.add(job.folder)
                 elif rank() == 0:
-                    _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
+                    unknown = count_unknown(encoded[job.text], tokenizer.unk_token_id)
+                    kept.append(keeping.submit(_keep, job, recipe, *outcome, unknown))
+            for one in filter(Future.done, kept):
+                one.result()  # raises what went wrong
+        for one in kept:
+            one.result()
 
 
 class _Scorer:
@@ -303,11 +312,11 @@ def _keep(job: Job, recipe: Recipe, by_row: dict[int, RowScore], seconds: float,
     entry = _entry(job, recipe, scores, unknown, seconds)
     job.target.results.add(entry, scores)
     low, high = entry["mean_perplexity_ci95"]
-    print(
+    tqdm.write(  # beside the next entry's bar
         f"{job.title:<16}  {entry['shots']} shots  {job.prompt_name:<14}  {entry['mean_perplexity']:>9.3f}  "
-        f"[{low:.2f}, {high:.2f}]  {job.target.path}  {seconds:.1f} s",
-        flush=True,
+        f"[{low:.2f}, {high:.2f}]  {job.target.path}  {seconds:.1f} s"
     )
+    sys.stdout.flush()
 
 
 def _entry(job: Job, recipe: Recipe, scores: list[RowScore], unknown: int, seconds: float) -> dict[str, Any]:

@@ -347,6 +347,8 @@ class CompletionTrainer(SFTTrainer):
         return norm
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if sharded_by() is not None:  # states come in parts, of a run of the same kind
+            return super()._load_optimizer_and_scheduler(checkpoint)
         # A run may be resumed under another `speed`, whose AdamW names its states in other words.
         load = self.optimizer.load_state_dict
         self.optimizer.load_state_dict = lambda state: load(as_states_of(self.optimizer, state))

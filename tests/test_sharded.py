@@ -35,6 +35,19 @@ SHAPE = LlamaConfig(
     num_key_value_heads=4, head_dim=32,
 )  # fmt: skip
 TRAINED = 1_000_000
+# `hw3` on CPU processes that accelerate takes for another device's: it has no FSDP for CPUs, PyTorch has.
+FSDP_ON_CPUS = """
+import sys
+from accelerate.state import DistributedType, PartialState
+begin = PartialState.__init__
+def as_another(self, *arguments, **named):
+    begin(self, *arguments, **named)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_XPU
+PartialState.__init__ = as_another
+from hw3.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def memory(sharded: str | None, processes: int, *overrides: str) -> Memory:
@@ -188,6 +201,22 @@ def test_packed_weights_are_gathered_as_they_are(tmp_path: Path) -> None:
             found.append([each.result() for each in both])
     assert found[0] == [(0, 303_104)] * 2
     assert all(spoiled > 100 for spoiled, _ in found[1])
+
+
+def test_fsdp2_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:
+    """Two CPU processes begin, and four go on."""
+    config = yaml.safe_load((REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text()) | {"use_cpu": True}
+    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "on_cpus.py").write_text(FSDP_ON_CPUS)
+    hw3("train", mini_recipe, "--run", tmp_path / "straight", *SETTINGS)
+    for processes, steps in ((2, 8), (4, 12)):
+        options = ["--config_file", str(tmp_path / "fsdp2.yaml"), "--num_processes", str(processes)]
+        done = launch(
+            tmp_path / "on_cpus.py", "train", mini_recipe, "--run", tmp_path / "run", *SETTINGS,
+            f"training.max_steps={steps}", options=[*options, "--main_process_port", "0"],
+        )  # fmt: skip
+        assert done.returncode == 0 and f"run: {steps} steps done" in done.stdout, done.stdout
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Seconds of an optimizer step under Unsloth, beside `train_step.py`: the same base, the same rows in the same steps.
 
 Unsloth wants other versions of the libraries than this project, so it runs in a process of its own, from a folder that
-`pip install --target` made; this process writes the rows, as ids and labels, and the report. Not run yet: figures of an
-earlier script are in docs/benchmarks/quoted.json.
+`pip install --target` made; this process writes the rows, as ids and labels, and the report.
 
     python benchmarks/unsloth_step.py --site DIR --tokenizer DIR --data FILE
 """
@@ -126,6 +125,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("data/train.json"))
     parser.add_argument("--scratch", type=Path, default=Path("scratch/train_step"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--no-compiler", action="store_true", help="do not try Unsloth's compiler first")
     parser.add_argument("--setting", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     base, file, found = (arguments.scratch / name for name in ("gemma", "unsloth-rows.json", "unsloth-row.json"))
@@ -141,7 +141,7 @@ def main() -> int:
     for number, (setting, *_) in enumerate(SETTINGS):
         command = [sys.executable, __file__, *sys.argv[1:], "--setting", str(number)]
         found.unlink(missing_ok=True)
-        for without in ({}, {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}):
+        for without in ({}, {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"})[arguments.no_compiler :]:
             own = {
                 "PYTHONPATH": str(arguments.site.resolve()),
                 "UNSLOTH_DISABLE_STATISTICS": "1",

@@ -127,6 +127,6 @@ def figures(run: Path, *, warm_up: int) -> dict[str, Any]:
         "layout": manifest["layout"],
         "seconds_per_step": round(statistics.median(windows), 4),
         "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
-        **{key: value for key, value in session.items() if key.startswith("peak") or key == "seconds_capturing"},
+        **{key: value for key, value in session.items() if key.endswith("_gib") or key == "seconds_capturing"},
         "losses": [log["loss"] for log in logs],
     }

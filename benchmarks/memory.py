@@ -1,6 +1,6 @@
 """Memory a GPU of each strategy, on random bases of 2B, 8B and 27B, beside what `hw3 check` says beforehand.
 
-Each case is the real `hw3 train`, six steps of eight rows, the file's longest, so that each step is as wide as a run's
+Each case is the real `hw3 train`, six steps of eight rows, the file's longest, so that one step is as wide as a run's
 widest, which is what `hw3 check` counts with; one that fails or takes too long is a row of the report that says so.
 Bases are saved in 4 bits, stored as bfloat16 as sharding needs, so that one GPU makes the largest in a minute. Memory
 is each process's own, by PyTorch's allocator, so that cases may share the GPUs, and several processes of one case one
@@ -28,7 +28,7 @@ import bitsandbytes as bnb
 import torch
 from bases import config_of
 from launching import RunEnded, figures, train
-from report import machine, write_report
+from report import kept_rows, machine, write_report
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -120,10 +120,10 @@ def make_quantized_base(folder: Path, config: PretrainedConfig, tokenizer: Path,
 
 
 def longest_rows(data: Path, out: Path) -> Path:
-    """The rows that six steps take, and as many again, of a file's longest."""
+    """The rows that six steps take, a file's longest: the longest of all is in one of the steps."""
     rows = json.loads(data.read_text(encoding="utf-8"))
     rows.sort(key=lambda row: len(row["instruction"]) + len(row["output"]), reverse=True)
-    out.write_text(json.dumps(rows[: 2 * 8 * STEPS], ensure_ascii=False), encoding="utf-8")
+    out.write_text(json.dumps(rows[: 8 * STEPS], ensure_ascii=False), encoding="utf-8")
     return out
 
 
@@ -149,10 +149,7 @@ def measure(case: str, base: Path, given: list[str], run: Path, seconds: float, 
         return row | {"failed": str(problem)}
     found = {key: value for key, value in figures(run, warm_up=2).items() if not key.startswith("seconds")}
     shutil.rmtree(run)
-    # Activations of captured steps are counted while they are captured, before the steps.
-    peak = found["peak_gib" if found["speed"]["captured"] else "peak_steps_gib"]
-    error = row["estimate"]["gib"] / peak - 1
-    return row | found | {"estimate_gib": row["estimate"]["gib"], "estimate_error": f"{error:+.0%}"}
+    return row | found
 
 
 @functools.cache
@@ -182,6 +179,15 @@ def estimate(recipe_file: str, overrides: list[str], accelerate: str | None, pro
     )
     parts = {part: round(getattr(speed.memory, part) / GIB, 2) for part in PARTS}
     return {"gib": round(speed.memory.total / GIB, 2), **parts, "captured": speed.captured}
+
+
+def with_error(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with how far the estimate of its steps is from what they held, the graphs' memory included."""
+    if "failed" in row:
+        return row
+    held = row["peak_steps_gib"] + row["graphs_gib"]
+    told = row["estimate"]["gib"]
+    return row | {"held_gib": round(held, 3), "estimate_gib": told, "estimate_error": f"{told / held - 1:+.0%}"}
 
 
 def make_bases(shapes: list[str], arguments: argparse.Namespace) -> None:
@@ -223,10 +229,7 @@ def main() -> int:
         return 0
     rows_file = longest_rows(arguments.data, arguments.scratch / "rows.json")
     given = [f"data.train={rows_file}", "data.eval=data/eval.json", "data.too_long=drop"]
-    # Of cases that are not measured now, what an earlier call found stays.
-    report = arguments.out / "memory.json"
-    before = json.loads(report.read_text(encoding="utf-8"))["rows"] if report.exists() else []
-    rows = {row["setting"]: row for row in before}
+    rows = kept_rows(arguments.out, "memory")
     with ThreadPoolExecutor(arguments.at_once) as threads:
         started = [
             threads.submit(
@@ -238,10 +241,10 @@ def main() -> int:
                 arguments.seconds,
                 number % torch.cuda.device_count(),
             )
-            for number, case in enumerate(chosen)
+            for number, case in enumerate(reversed(chosen))  # the largest first
         ]
         for finished in as_completed(started):
-            row = finished.result()
+            row = with_error(finished.result())
             rows[row["setting"]] = row
             print(json.dumps({key: row[key] for key in COLUMNS if key in row}), flush=True)
             write_report(arguments.out, "memory", machine(), [rows[name] for name in CASES if name in rows], COLUMNS)
@@ -251,7 +254,7 @@ def main() -> int:
 COLUMNS = {
     "setting": "setting",
     "gpus": "GPUs",
-    "peak_steps_gib": "peak GiB a GPU, steps",
+    "held_gib": "GiB a GPU, steps",
     "peak_steps_reserved_gib": "reserved",
     "peak_gib": "with loading",
     "estimate_gib": "hw3 check",

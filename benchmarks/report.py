@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ def machine() -> dict[str, Any]:
         found["gpus"] = torch.cuda.device_count()
         found["cuda"] = torch.version.cuda
     return found
+
+
+def kept_rows(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Rows of the report that is there, by setting: what is not measured now stays, with the commit it was made at."""
+    file = folder / f"{name}.json"
+    if not file.exists():
+        return {}
+    report = json.loads(file.read_text(encoding="utf-8"))
+    return {row["setting"]: {"commit": report["commit"], **row} for row in report["rows"]}
 
 
 def write_report(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from launching import RunEnded, launch, train
 from logs import logs_of
-from report import machine, write_report
+from report import kept_rows, machine, write_report
 
 from hw3.run_folder import read_manifest
 
@@ -110,7 +110,7 @@ def main() -> int:
         for name in CASES
         if name == REFERENCE or any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.only)
     ]
-    found: dict[str, dict[str, Any]] = {}
+    found = kept_rows(arguments.out, "same_result")
     gpus = max(1, torch.cuda.device_count())
     with ThreadPoolExecutor(len(chosen)) as threads:
         started = [
@@ -122,7 +122,7 @@ def main() -> int:
             found[row["setting"]] = row
             print(json.dumps({key: row[key] for key in row if key not in ("losses", "sessions")}), flush=True)
             if REFERENCE in found:
-                rows = [compared(found[name], found[REFERENCE]) for name in chosen if name in found]
+                rows = [compared(found[name], found[REFERENCE]) for name in CASES if name in found]
                 write_report(arguments.out, "same_result", machine(), rows, COLUMNS)
     return 0
 

@@ -125,6 +125,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("data/train.json"))
     parser.add_argument("--scratch", type=Path, default=Path("scratch/train_step"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--only", type=int, nargs="+", help="settings to measure, by number from 0")
     parser.add_argument("--no-compiler", action="store_true", help="do not try Unsloth's compiler first")
     parser.add_argument("--setting", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -133,12 +134,14 @@ def main() -> int:
         found.write_text(json.dumps(measure(base, file, arguments.setting)))
         return 0
     from bases import make_base
-    from report import STEP_COLUMNS, machine, write_report
+    from report import STEP_COLUMNS, kept_rows, machine, write_report
 
     make_base(base, arguments.tokenizer)
     file.write_text(json.dumps(encoded_rows(base, arguments.data)))
-    rows = []
+    rows = kept_rows(arguments.out, "unsloth_step")
     for number, (setting, *_) in enumerate(SETTINGS):
+        if arguments.only and number not in arguments.only:
+            continue
         command = [sys.executable, __file__, *sys.argv[1:], "--setting", str(number)]
         found.unlink(missing_ok=True)
         for without in ({}, {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"})[arguments.no_compiler :]:
@@ -149,13 +152,13 @@ def main() -> int:
             }
             done = subprocess.run(command, env=os.environ | own | without, stderr=subprocess.PIPE, text=True)
             if done.returncode == 0:
-                rows.append(json.loads(found.read_text()))
+                rows[setting] = json.loads(found.read_text())
                 break
             print(f"{setting} {without}: failed\n{done.stderr[-2000:]}", flush=True)
         else:
             continue
-        print(json.dumps({key: rows[-1][key] for key in STEP_COLUMNS}), flush=True)
-        write_report(arguments.out, "unsloth_step", machine(), rows, STEP_COLUMNS)
+        print(json.dumps({key: rows[setting][key] for key in STEP_COLUMNS}), flush=True)
+        write_report(arguments.out, "unsloth_step", machine(), list(rows.values()), STEP_COLUMNS)
     return 0 if rows else 1
 
 

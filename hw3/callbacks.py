@@ -157,7 +157,8 @@ class StopOnSignal(TrainerCallback):
 class PeakMemory(TrainerCallback):
     """The most memory that PyTorch has had on this process's GPU: while all was loaded and made, and in the steps.
 
-    Activations of the captured step are counted while it is made alone: its replays allocate nothing.
+    Activations of the captured step are allocated while it is made alone. Its replays use the same memory again, which
+    PyTorch counts as reserved, but no longer as allocated.
 
     Attributes:
         before: (allocated, reserved) bytes until training began, sharding included.
@@ -170,6 +171,15 @@ class PeakMemory(TrainerCallback):
     def now() -> tuple[int, int]:
         """(allocated, reserved) bytes since training began."""
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+    @staticmethod
+    def graphs() -> int:
+        """Bytes that captured graphs hold and that do not count as allocated."""
+        return sum(
+            segment["total_size"] - segment["allocated_size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == torch.cuda.current_device() and tuple(segment["segment_pool_id"]) != (0, 0)
+        )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.device.type == "cuda":

@@ -28,7 +28,7 @@ import bitsandbytes as bnb
 import torch
 from bases import config_of
 from launching import RunEnded, figures, train
-from report import kept_rows, machine, write_report
+from report import kept_rows, machine, table, write_report
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,13 +37,15 @@ from transformers import (
 )
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from hw3.encoding import Encoder, lengths_of
+from hw3.encoding import EncodedRow, Encoder, lengths_of
+from hw3.files import write_atomically, write_json
 from hw3.model import load_config, load_tokenizer, parameter_counts
 from hw3.recipe import load_recipe, step_layout
 from hw3.rows import read_rows
-from hw3.speed import CONTEXT, GIB, PARTS, choose_speed, sharded_as
+from hw3.sampler import StepSampler
+from hw3.speed import GIB, PARTS, Speed, choose_speed, sharded_as
 
-STEPS = 6
+STEPS, ROWS_TAKEN = 6, 48
 STORED = "quantization.bnb_4bit_quant_storage=bfloat16"
 ROWS = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2"]
 RECIPES = {"2b": "recipes/gemma/qlora.yaml", "8b": "recipes/llama/qlora.yaml", "27b": "recipes/gemma/qlora.yaml"}
@@ -119,20 +121,26 @@ def make_quantized_base(folder: Path, config: PretrainedConfig, tokenizer: Path,
     part.rename(folder)
 
 
-def longest_rows(data: Path, out: Path) -> Path:
-    """The rows that six steps take, a file's longest: the longest of all is in one of the steps."""
+def longest_rows(data: Path, out: Path, count: int) -> Path:
+    """A file's longest rows; with as many as six steps take, the longest of all is in one of the steps."""
     rows = json.loads(data.read_text(encoding="utf-8"))
     rows.sort(key=lambda row: len(row["instruction"]) + len(row["output"]), reverse=True)
-    out.write_text(json.dumps(rows[: 8 * STEPS], ensure_ascii=False), encoding="utf-8")
+    out.write_text(json.dumps(rows[:count], ensure_ascii=False), encoding="utf-8")
     return out
+
+
+def overrides_of(case: str, base: Path, given: list[str]) -> list[str]:
+    """A case's overrides of its recipe."""
+    _, settings = STRATEGIES[CASES[case][1]]
+    return [f"model.pretrained_model_name_or_path={base}", *given, *ROWS, *settings, STORED]
 
 
 def measure(case: str, base: Path, given: list[str], run: Path, seconds: float, gpu: int) -> dict[str, Any]:
     """One case; returns a row of the report, which says why where it did not work."""
     shape, strategy, processes = CASES[case]
-    accelerate, settings = STRATEGIES[strategy]
-    overrides = [f"model.pretrained_model_name_or_path={base}", *given, *ROWS, *settings, STORED]
-    row: dict[str, Any] = {"setting": case, "shape": shape, "strategy": strategy, "gpus": processes}
+    accelerate, _ = STRATEGIES[strategy]
+    overrides = overrides_of(case, base, given)
+    row: dict[str, Any] = {"setting": case, "shape": shape, "strategy": strategy, "gpus": processes, "rows": ROWS_TAKEN}
     row["estimate"] = estimate(RECIPES[shape], overrides, accelerate, processes)
     steps = [f"training.max_steps={STEPS}", f"training.save_steps={STEPS}", "training.logging_steps=1"]
     try:
@@ -153,30 +161,38 @@ def measure(case: str, base: Path, given: list[str], run: Path, seconds: float, 
 
 
 @functools.cache
-def _base_and_lengths(recipe_file: str, base: str, data: str) -> tuple[Any, list[tuple[int, int]]]:
-    """A base's configuration, and the lengths of its rows."""
-    overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={data}", "data.too_long=drop"]
-    recipe = load_recipe(Path(recipe_file), overrides)
+def _base_and_rows(recipe_file: str, base: str, data: str) -> tuple[Any, list[EncodedRow]]:
+    """A base's configuration, and the rows that a run on it trains on."""
+    recipe = load_recipe(Path(recipe_file), [f"model.pretrained_model_name_or_path={base}", f"data.train={data}"])
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(Path(data))]
-    return load_config(recipe.model), lengths_of([row for row in rows if len(row) <= recipe.data.max_length])
+    return load_config(recipe.model), [row for row in rows if len(row) <= recipe.data.max_length]
 
 
 def estimate(recipe_file: str, overrides: list[str], accelerate: str | None, processes: int) -> dict[str, Any]:
-    """What `hw3 check` says of the case on an empty GPU: GiB of a step, by part."""
+    """What `hw3 check` says of the case on a GPU that is large enough: GiB of a step, by part.
+
+    The captured step has made room for the file's widest row; TRL's own takes it for the rows of its steps.
+    """
     recipe = load_recipe(Path(recipe_file), overrides)
-    config, lengths = _base_and_lengths(recipe_file, recipe.model.pretrained_model_name_or_path, recipe.data.train)
-    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    speed = choose_speed(
-        recipe,
-        step_layout(recipe, processes),
-        config,
-        parameter_counts(recipe, config)[0],
-        lengths,
-        torch.device("cuda"),
-        None if memory is None else (memory - int(CONTEXT), memory),
-        sharded=None if accelerate is None else sharded_as(Path(f"accelerate_configs/{accelerate}.yaml")),
-    )
+    config, rows = _base_and_rows(recipe_file, recipe.model.pretrained_model_name_or_path, recipe.data.train)
+    drawn = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[:STEPS]
+    taken = [rows[index] for step in drawn for index in step]
+
+    def chosen(lengths: list[tuple[int, int]]) -> Speed:
+        return choose_speed(
+            recipe,
+            step_layout(recipe, processes),
+            config,
+            parameter_counts(recipe, config)[0],
+            lengths,
+            torch.device("cuda"),
+            None,
+            sharded=None if accelerate is None else sharded_as(Path(f"accelerate_configs/{accelerate}.yaml")),
+        )
+
+    speed = chosen(lengths_of(rows))
+    speed = speed if speed.captured else chosen(lengths_of(taken))
     parts = {part: round(getattr(speed.memory, part) / GIB, 2) for part in PARTS}
     return {"gib": round(speed.memory.total / GIB, 2), **parts, "captured": speed.captured}
 
@@ -206,6 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="names, or patterns of them")
     parser.add_argument("--list", action="store_true", help="print the names and end")
+    parser.add_argument("--estimates", action="store_true", help="measure nothing; what hw3 check says now, anew")
     parser.add_argument("--at-once", type=int, default=1, help="cases that share the GPUs")
     parser.add_argument("--tokenizer", type=Path, default=Path("data/tiny"))
     parser.add_argument("--seconds", type=float, default=150, help="the longest that a case may take")
@@ -219,6 +236,9 @@ def main() -> int:
         print("\n".join(chosen))
         return 0
     arguments.scratch.mkdir(parents=True, exist_ok=True)
+    if arguments.estimates:
+        estimate_again(arguments)
+        return 0
     if arguments.make and len(arguments.make) == 1:
         (shape,) = arguments.make
         config = config_of(SHAPES[shape])
@@ -227,9 +247,8 @@ def main() -> int:
     make_bases(arguments.make or list(dict.fromkeys(CASES[case][0] for case in chosen)), arguments)
     if arguments.make:
         return 0
-    rows_file = longest_rows(arguments.data, arguments.scratch / "rows.json")
-    given = [f"data.train={rows_file}", "data.eval=data/eval.json", "data.too_long=drop"]
     rows = kept_rows(arguments.out, "memory")
+    given = given_rows(arguments, ROWS_TAKEN)
     with ThreadPoolExecutor(arguments.at_once) as threads:
         started = [
             threads.submit(
@@ -249,6 +268,28 @@ def main() -> int:
             print(json.dumps({key: row[key] for key in COLUMNS if key in row}), flush=True)
             write_report(arguments.out, "memory", machine(), [rows[name] for name in CASES if name in rows], COLUMNS)
     return 0
+
+
+def given_rows(arguments: argparse.Namespace, count: int) -> list[str]:
+    """Overrides that name the rows to train on."""
+    file = longest_rows(arguments.data, arguments.scratch / f"rows-{count}.json", count)
+    return [f"data.train={file}", "data.eval=data/eval.json", "data.too_long=drop"]
+
+
+def estimate_again(arguments: argparse.Namespace) -> None:
+    """Put what `hw3 check` says now into the report that is there; a base's configuration is enough for that."""
+    file = arguments.out / "memory.json"
+    report = json.loads(file.read_text(encoding="utf-8"))
+    for row in report["rows"]:
+        shape, strategy, processes = CASES[row["setting"]]
+        base = arguments.scratch / f"{shape}-config"
+        config_of(SHAPES[shape]).save_pretrained(base)
+        AutoTokenizer.from_pretrained(arguments.tokenizer).save_pretrained(base)
+        overrides = overrides_of(row["setting"], base, given_rows(arguments, row["rows"]))
+        row["estimate"] = estimate(RECIPES[shape], overrides, STRATEGIES[strategy][0], processes)
+        row |= with_error(row)
+    write_json(file, report)
+    write_atomically(file.with_suffix(".md"), table(report, COLUMNS))
 
 
 COLUMNS = {

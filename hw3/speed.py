@@ -100,7 +100,7 @@ def memory_of(
 
     Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
     FSDP two layers, the one at work and the one that is fetched, and the head; under ZeRO-3 as many parameters as it
-    lets live at once. The scales of 4-bit weights are not sharded.
+    lets live at once, and the head. The scales of 4-bit weights are not sharded.
 
     Args:
         recipe: the recipe.
@@ -133,6 +133,7 @@ def memory_of(
         adapters += size * trained  # copies in the compute dtype
     # Paged states are CUDA's managed memory, which moves to the CPU when the card is full; PyTorch does not count it.
     moments = 0 if optim.startswith("paged") else 2 if "8bit" in optim else 8
+    optimizer = moments * trained // (processes if sharded else 1)
     if sharded is None and processes > 1:
         adapters += 4 * trained  # DistributedDataParallel's buckets
     if sharded is not None:
@@ -140,7 +141,7 @@ def memory_of(
         layers = linear * (0.5 if packed else size) / text.num_hidden_layers
         gathered = 2 * layers + text.vocab_size * text.hidden_size * size
         if sharded == "DeepSpeed":
-            gathered = min(weights - whole, ZERO3_LIVE * size)
+            gathered = min(weights - whole, (ZERO3_LIVE + text.vocab_size * text.hidden_size) * size)
             # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
             adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size
         else:
@@ -148,24 +149,29 @@ def memory_of(
         weights = int((weights - whole) / processes + whole + gathered)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads, tokens = text.num_attention_heads, rows * width
-    attention = head_dim * (heads + 2 * text.num_key_value_heads)
-    per_layer = size * (3 * text.intermediate_size + 4 * text.hidden_size + attention + heads * width)
+    eager = recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
     if captured:
         # Both inputs of the gated product, residuals, queries, keys, values and outputs a head; where no kernel hides
         # them, the scores, in float32 too.
         linear_inputs = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * head_dim
-        eager = recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
         scores = (4 + size) * heads * width if eager else 0
-        kept = (size * linear_inputs + scores) * text.num_hidden_layers
-    elif checkpointing:
-        kept = size * text.hidden_size * text.num_hidden_layers + 3 * per_layer
-    else:
-        kept = int(1.6 * per_layer * text.num_hidden_layers)  # TRL's step keeps sums and casts as well
-    if captured:
+        kept = tokens * (size * linear_inputs + scores) * text.num_hidden_layers
         head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
-    else:
-        head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
-    return Memory(weights, adapters, moments * trained // (processes if sharded else 1), tokens * kept, head)
+        return Memory(weights, adapters, optimizer, kept, head)
+    # TRL's step: four tensors of the gated product, norms in float32, what each adapter takes; scores as they are,
+    # capped, masked, and in float32. Fitted to what Gemma-2-2B's and Llama-3-8B's shapes took.
+    attention = head_dim * (heads + 2 * text.num_key_value_heads)
+    scores = 12 * heads * width if eager else 0
+    layer = int(tokens * (size * (4 * text.intermediate_size + 8.3 * text.hidden_size + attention) + scores))
+    # The largest weights, made plain for a product and the one before it.
+    unpacked = 2 * size * text.intermediate_size * text.hidden_size if packed else 0
+    head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
+    if not checkpointing:
+        return Memory(weights, adapters, optimizer, layer * text.num_hidden_layers + unpacked, head)
+    # Inputs of all layers, and one layer at work with its gradients: then the head's part is there no more.
+    work = int(1.25 * layer) + unpacked
+    kept = size * tokens * text.hidden_size * text.num_hidden_layers + work
+    return Memory(weights, adapters, optimizer, kept, max(0, head - work))
 
 
 def choose_speed(

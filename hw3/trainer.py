@@ -8,11 +8,13 @@ import logging
 import time
 import warnings
 from collections import deque
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl.trainer.utils
+from accelerate.utils import AutocastKwargs
 from accelerate.utils import send_to_device as move_to_device
 from datasets import Dataset
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -278,6 +280,13 @@ class CompletionTrainer(SFTTrainer):
         metrics["num_tokens"] = [self._total_train_tokens]
         self._check_finite_later(loss, "loss")
         return loss
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        # accelerate gives a model's forward autocast, but not under FSDP2: adapters would compute in float32, from
+        # float32 copies of what goes in. A cache would keep what every layer has gathered.
+        if sharded_by() == "FSDP":
+            return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
+        return super().autocast_smart_context_manager(cache_enabled)
 
     def _check_finite(self, step: int, value: torch.Tensor, name: str = "loss") -> None:
         """

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from peft import get_peft_model
 from safetensors.torch import load_file
 from test_commands import hw3
-from test_several_processes import SETTINGS, assert_same_run, launch
+from test_several_processes import SETTINGS, assert_same_run, launch, losses
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Gemma2Config, LlamaConfig
@@ -45,6 +45,17 @@ def as_another(self, *arguments, **named):
     if self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.MULTI_XPU
 PartialState.__init__ = as_another
+from torch.nn import Linear
+from hw3.trainer import CompletionTrainer
+train = CompletionTrainer.train
+def tell_dtypes(self, *arguments, **named):
+    dtypes = set()
+    for name, module in self.model.named_modules():
+        if "lora_A" in name and isinstance(module, Linear):
+            module.register_forward_hook(lambda module, _, out: dtypes.add((module.weight.dtype, out.dtype)))
+    train(self, *arguments, **named)
+    print("adapters:", *dtypes)
+CompletionTrainer.train = tell_dtypes
 from hw3.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -203,20 +214,37 @@ def test_packed_weights_are_gathered_as_they_are(tmp_path: Path) -> None:
     assert all(spoiled > 100 for spoiled, _ in found[1])
 
 
+def fsdp2(processes: int, recipe: Path, run: Path, *overrides: str, precision: str = "no") -> str:
+    """Train under FSDP2 on CPU processes; returns what was printed."""
+    config = yaml.safe_load((REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text())
+    config |= {"use_cpu": True, "mixed_precision": precision}
+    file, script = run.with_name("fsdp2.yaml"), run.with_name("on_cpus.py")
+    file.write_text(yaml.safe_dump(config))
+    script.write_text(FSDP_ON_CPUS)
+    options = ["--config_file", str(file), "--num_processes", str(processes), "--main_process_port", "0"]
+    done = launch(script, "train", recipe, "--run", run, *overrides, options=options)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def test_fsdp2_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:
     """Two CPU processes begin, and four go on."""
-    config = yaml.safe_load((REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text()) | {"use_cpu": True}
-    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "on_cpus.py").write_text(FSDP_ON_CPUS)
     hw3("train", mini_recipe, "--run", tmp_path / "straight", *SETTINGS)
     for processes, steps in ((2, 8), (4, 12)):
-        options = ["--config_file", str(tmp_path / "fsdp2.yaml"), "--num_processes", str(processes)]
-        done = launch(
-            tmp_path / "on_cpus.py", "train", mini_recipe, "--run", tmp_path / "run", *SETTINGS,
-            f"training.max_steps={steps}", options=[*options, "--main_process_port", "0"],
-        )  # fmt: skip
-        assert done.returncode == 0 and f"run: {steps} steps done" in done.stdout, done.stdout
+        shown = fsdp2(processes, mini_recipe, tmp_path / "run", *SETTINGS, f"training.max_steps={steps}")
+        assert f"run: {steps} steps done" in shown
+        assert "adapters: (torch.float32, torch.float32)\n" in shown
     assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
+def test_fsdp2_computes_under_autocast(mini_recipe: Path, tmp_path: Path) -> None:
+    """Float32 weights, bfloat16 products, as on one GPU; the launcher asks for it, recipes for CPUs may not."""
+    short = [*SETTINGS, "training.max_steps=2"]
+    shown = fsdp2(2, mini_recipe, tmp_path / "run", *short, precision="bf16")
+    assert "adapters: (torch.float32, torch.bfloat16)\n" in shown
+    hw3("train", mini_recipe, "--run", tmp_path / "straight", *short)
+    for step, (loss, tokens) in losses(tmp_path / "straight").items():
+        assert losses(tmp_path / "run")[step] == (pytest.approx(loss, rel=5e-3), tokens)
 
 
 def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:

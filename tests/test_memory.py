@@ -1,0 +1,64 @@
+"""What `hw3 check` says of memory, against what GPUs took: the figures of docs/benchmarks, by the same rows."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from transformers import AutoConfig
+
+from hw3.model import parameter_counts
+from hw3.recipe import load_recipe
+from hw3.speed import GIB, memory_of, weight_counts
+
+
+def row_of(report: str, setting: str) -> dict[str, Any]:
+    rows = json.loads((REPOSITORY / f"docs/benchmarks/{report}.json").read_text())["rows"]
+    return next(row for row in rows if row["setting"].endswith(setting))
+
+
+def told(shape: str, rows: int, width: int, outputs: int, **options: Any) -> float:
+    """GiB of TRL's step on a 4-bit base whose widest batch has these rows, tokens and output tokens."""
+    shapes = json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())
+    config = AutoConfig.for_model(**shapes[shape])
+    recipe = load_recipe(REPOSITORY / f"recipes/{'llama' if shape == 'llama' else 'gemma'}/qlora.yaml")
+    given = {"checkpointing": True, "optim": "paged_adamw_32bit", "processes": 1, "sharded": None} | options
+    memory = memory_of(
+        recipe, config, weight_counts(config), parameter_counts(recipe, config)[0], rows=rows, width=width,
+        outputs=outputs, captured=False, dequantized=False, **given,
+    )  # fmt: skip
+    return memory.total / GIB
+
+
+KEPT = {"checkpointing": False, "optim": "adamw_torch_fused"}
+# The widest batches that those runs had, from their rows and seed.
+MEASURED = [
+    ("memory", "2b-one-lean", "peak_steps_gib", ("gemma", 4, 341, 528), {}),
+    ("memory", "8b-one-plain", "peak_steps_gib", ("llama", 4, 341, 528), {}),
+    ("memory", "8b-one-lean", "peak_steps_gib", ("llama", 4, 509, 832), {}),
+    ("memory", "27b-one-lean", "peak_steps_gib", ("gemma-27b", 4, 341, 528), {}),
+    ("memory", "8b-zero3-2", "peak_steps_gib", ("llama", 4, 509, 832), KEPT | {"processes": 2, "sharded": "DeepSpeed"}),
+    (
+        "memory", "8b-fsdp2-checkpointing-2", "peak_steps_gib", ("llama", 4, 509, 832),
+        {"optim": "adamw_torch_fused", "processes": 2, "sharded": "FSDP"},
+    ),
+    ("train_step", "TRL tuned by hand: 8 x 1, activations kept, fused AdamW", "peak_gib", ("gemma", 8, 426, 894), KEPT),
+    (
+        "train_step_llama", "TRL tuned by hand: 8 x 1, activations kept, fused AdamW", "peak_gib",
+        ("llama", 8, 521, 1079), KEPT,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("report", "setting", "figure", "batch", "options"), MEASURED)
+def test_memory_is_told_within_a_tenth(
+    report: str, setting: str, figure: str, batch: tuple[str, int, int, int], options: dict[str, Any]
+) -> None:
+    assert told(*batch, **options) == pytest.approx(row_of(report, setting)[figure], rel=0.1)
+
+
+@pytest.mark.parametrize("setting", ["8b-one-auto", "8b-ddp-2"])
+def test_memory_of_the_captured_step_is_told_within_a_tenth(setting: str) -> None:
+    row = row_of("memory", setting)
+    assert row["estimate"]["captured"] and row["estimate_gib"] == pytest.approx(row["held_gib"], rel=0.1)
+    assert row["held_gib"] == pytest.approx(row["peak_steps_gib"] + row["graphs_gib"])

@@ -49,7 +49,8 @@ def launch(
     Raises:
         RunEnded: it failed, or took longer.
     """
-    machines = max(1, processes // max(1, torch.cuda.device_count()))
+    gpus = torch.cuda.device_count()
+    machines = max(1, processes // gpus) if gpus else 1
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{accelerate}.yaml"]

@@ -213,29 +213,30 @@ def _score(
     own = [*jobs[rank() : whole : world_size()], *jobs[whole:]]
     folders = dict.fromkeys(job.folder for job in own if job.folder is not None)
     adapters = list(filter(holds_adapter, folders))
-    # Statistics and files of an entry are made while the next one is scored, so that no other process waits for them.
+    left_out: set[Path | None] = set()
+
+    def keep(at_once: list[Job], outcomes: list[Scored | BadAdapter]) -> None:
+        for job, outcome in zip(at_once, outcomes, strict=True):
+            if isinstance(outcome, BadAdapter):
+                if job.folder not in left_out:
+                    print(f"{outcome}; left out")
+                left_out.add(job.folder)
+            elif rank() == 0:
+                _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
+
+    # Exchanged and kept in a thread, so that no process waits for another one before the last entries.
     with closing(ReadAhead(adapters, pinned=model.device.type == "cuda")) as ahead, ThreadPoolExecutor(1) as keeping:
-        kept: list[Future[None]] = []
-        scorer = _Scorer(model, encoded, budget, ahead)
-        left_out: set[Path | None] = set()
-        for at in range(0, len(jobs), world_size()):
+        scorer, kept = _Scorer(model, encoded, budget, ahead), list[Future[None]]()
+        for at in range(0, whole, world_size()):
             at_once = jobs[at : at + world_size()]
-            if at < whole:
-                outcomes = gather(scorer.score(at_once[rank()]))
-            else:
-                outcomes = [_joined_up(gather(scorer.score(job, shared=True))) for job in at_once]
-            for job, outcome in zip(at_once, outcomes, strict=True):
-                if isinstance(outcome, BadAdapter):
-                    if job.folder not in left_out:
-                        print(f"{outcome}; left out")
-                    left_out.add(job.folder)
-                elif rank() == 0:
-                    unknown = count_unknown(encoded[job.text], tokenizer.unk_token_id)
-                    kept.append(keeping.submit(_keep, job, recipe, *outcome, unknown))
+            outcome = scorer.score(at_once[rank()])
+            kept.append(keeping.submit(lambda at_once, outcome: keep(at_once, gather(outcome)), at_once, outcome))
             for one in filter(Future.done, kept):
                 one.result()  # raises what went wrong
         for one in kept:
             one.result()
+        for job in jobs[whole:]:
+            keep([job], [_joined_up(gather(scorer.score(job, shared=True)))])
 
 
 class _Scorer:

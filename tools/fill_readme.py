@@ -116,8 +116,7 @@ def train_step() -> str:
         "",
         f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product gave there. "
         f"Peak is what PyTorch had allocated at most; it has reserved more, {again['peak_reserved_gib']:.1f} GiB for "
-        "`auto`, the graphs' own memory among it. The larger steps' peaks hold what runs before them in one process had "
-        "left.",
+        "`auto`, the graphs' own memory among it. The larger steps' peaks hold what runs before them had left there.",
         "",
         f"- `auto` is {by_hand['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as TRL tuned by hand, "
         f"on Llama-3-8B's shape {llama_by_hand['seconds_per_step'] / llama['seconds_per_step']:.1f} times: "
@@ -126,8 +125,8 @@ def train_step() -> str:
         f"- Unsloth {unsloth[0]['versions']['unsloth']}, rows and base the same, on another such machine: "
         f"{unsloth[0]['seconds_per_step']:.3f} s and {unsloth[0]['peak_gib']:.1f} GiB as it comes, "
         f"{unsloth[1]['seconds_per_step']:.3f} s and {unsloth[1]['peak_gib']:.1f} GiB tuned by hand; its "
-        f"compiler failed there and was off (`benchmarks/unsloth_step.py`). An earlier script saw {quoted['seconds_per_step']:.3f} s "
-        "(`docs/benchmarks/quoted.json`).",
+        f"compiler failed there and was off (`benchmarks/unsloth_step.py`). An earlier script saw "
+        f"{quoted['seconds_per_step']:.3f} s (`docs/benchmarks/quoted.json`).",
         f"- Before the first step, compiling and capturing: {auto['seconds_capturing']:.0f} s; {warm:.0f} s (two GPUs) "
         "where what was compiled for an earlier run was still there.",
         f"- What `hw3 check` told before each: seconds within {max(told):.0%}; memory: "

@@ -180,6 +180,23 @@ def scaling() -> str:
     return "\n".join([*lines, "", f"Up to {_where(report)}; Gemma-2-2B's shape, `ddp`, the recipe as it is."])
 
 
+def shared_out() -> str:
+    """Scoring and prediction by two processes against one, and what one GPU does."""
+    report, gpu = read("docs/benchmarks/shared_out_cpu.json"), read("docs/benchmarks/shared_out.json")
+    lines = ["| | processes | s | times one process |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        lines.append(f"| {row['setting']} | {row['processes']} | {row['seconds']:.1f} | {row['speedup']:.2f} |")
+    apart = max(row.get("furthest_apart", 0) for row in report["rows"])
+    done = "; ".join(f"`{row['setting']}` {row['seconds']:.1f} s ({row['rate']})" for row in gpu["rows"])
+    tries = len(report["rows"][0]["seconds_all"])
+    about = (
+        f"The tiny run on two CPU cores, one thread a process, medians of {tries}, from the loaded base to the last "
+        f"entry or answer; perplexities differ by {apart:.0e} at most. One {gpu['machine']['gpu']}, Gemma-2-2B's shape "
+        f"with random weights, answers of 64 tokens: {done}. Two GPUs: *not run* (`benchmarks/shared_out.py`)."
+    )
+    return "\n".join([*lines, "", about])
+
+
 def memory() -> str:
     """Memory a GPU of each way to train, measured, and as `hw3 check` says beforehand."""
     report = read("docs/benchmarks/memory.json")
@@ -305,6 +322,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scaling": scaling,
     "memory": memory,
     "same_result": same_result,
+    "shared_out": shared_out,
     "proper": lambda: scores("docs/homework/proper"),
 }
 
@@ -312,7 +330,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 DOCUMENTS = {
     "docs/recipe.md": ("recipe_keys", "decided_keys"),
     "README.md": ("tiny", "recipes", "train_step", "scaling", "evaluation", "exactness", "homework", "costs"),
-    "docs/several-gpus.md": ("same_result", "scaling", "memory"),
+    "docs/several-gpus.md": ("same_result", "scaling", "shared_out", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
 }
 

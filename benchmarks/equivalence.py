@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from logs import logs_of
+from logs import logs_of, loss_differences
 from report import machine
 from safetensors.torch import load_file
 
@@ -74,13 +74,10 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """How far two runs are apart: losses by step, the tuned scores, the adapters."""
-    losses = [abs(a - b) / b for a, b in zip(one["losses"], other["losses"], strict=True)]
     moved = sum(float((one["adapter"][name] - tensor).square().sum()) for name, tensor in other["adapter"].items())
     size = sum(float(tensor.square().sum()) for tensor in other["adapter"].values())
     return {
-        "loss_first_step": losses[0],
-        "loss_mean": sum(losses) / len(losses),
-        "loss_most": max(losses),
+        **loss_differences(one["losses"], other["losses"]),
         "mean_perplexity": abs(one["mean_perplexity"] / other["mean_perplexity"] - 1),
         "adapter": (moved / size) ** 0.5,
     }

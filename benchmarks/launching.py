@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def launch(
 
     Args:
         words: a file, or `-m` and a module, and its arguments.
-        log: what it says; with several launchers, what the first one's processes say.
+        log: what it says; of several launchers each has a file of its own beside it.
         processes: in all.
         accelerate: which file of `accelerate_configs/`.
         seconds: the longest that it may take.
@@ -48,9 +49,12 @@ def launch(
 
     Raises:
         RunEnded: it failed, or took longer.
+        ValueError: the processes cannot share the GPUs evenly.
     """
-    gpus = torch.cuda.device_count()
-    machines = max(1, processes // gpus) if gpus else 1
+    gpus = torch.cuda.device_count() or processes
+    if processes > gpus and processes % gpus:
+        raise ValueError(f"{processes} processes cannot share {gpus} GPUs evenly")
+    machines = max(1, processes // gpus)
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{accelerate}.yaml"]
@@ -60,18 +64,39 @@ def launch(
         command += ["--deepspeed_multinode_launcher", "standard"] if accelerate == "zero3" else []
     own = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOPPING)} | (environment or {})
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = []
+    started, logs = [], []
     for number in range(machines):
         rank = ["--machine_rank", str(number)] if machines > 1 else []
         apart = {"NCCL_HOSTID": f"machine-{number}", "NCCL_SOCKET_IFNAME": "lo"} if machines > 1 else {}
-        with log.with_suffix(f".{number}.log" if number else ".log").open("w", encoding="utf-8") as said:
+        logs.append(log.with_suffix(f".{number}.log" if number else ".log"))
+        with logs[-1].open("w", encoding="utf-8") as said:
             started.append(
                 subprocess.Popen([*command, *rank, *words], stdout=said, stderr=subprocess.STDOUT, env=own | apart)
             )
-    try:
-        status: int | str = max(abs(process.wait(seconds)) for process in started)
-    except subprocess.TimeoutExpired:
-        status = f"not done in {seconds:.0f} s"
+    failed, status = _wait(started, None if seconds is None else time.monotonic() + seconds)
+    if failed is not None:
+        lines = logs[failed].read_text(encoding="utf-8").splitlines()
+        telling = [line for line in lines if "rror" in line or "out of memory" in line or line.startswith("hw3")]
+        raise RunEnded(f"{status}: {(telling or lines or ['nothing said'])[0][:300]}")
+
+
+def _wait(started: list[subprocess.Popen], deadline: float | None) -> tuple[int | None, str]:
+    """Wait for all, and end all if one fails or is late.
+
+    Returns:
+        The number of the one that failed, None if all are done; and its status in words.
+    """
+    failed, status = None, ""
+    while failed is None and any(process.returncode is None for process in started):
+        time.sleep(0.2)
+        for number, process in enumerate(started):
+            if process.poll():
+                failed, status = number, f"status {process.returncode}"
+                break
+            if process.returncode is None and deadline is not None and time.monotonic() > deadline:
+                failed, status = number, "not done in time"
+                break
+    if failed is not None:
         for process in started:
             process.terminate()  # a launcher ends its processes; killed itself, it would leave them on the GPUs
         for process in started:
@@ -79,10 +104,7 @@ def launch(
                 process.wait(2 * STOPPING)
             except subprocess.TimeoutExpired:
                 process.kill()
-    if status != 0:
-        lines = log.with_suffix(".log").read_text(encoding="utf-8").splitlines()
-        telling = [line for line in lines if "rror" in line or "out of memory" in line or line.startswith("hw3")]
-        raise RunEnded(f"{status}: {(telling or lines or ['nothing said'])[0][:300]}")
+    return failed, status
 
 
 def _free_port() -> str:

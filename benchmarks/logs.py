@@ -22,3 +22,14 @@ def seconds_per_step(logs: list[dict[str, Any]]) -> list[float]:
         (later["train_runtime"] - earlier["train_runtime"]) / (later["step"] - earlier["step"])
         for earlier, later in itertools.pairwise(logs)
     ]
+
+
+def loss_differences(losses: list[float], others: list[float]) -> dict[str, float]:
+    """How far a run's losses are from another's, step by step, relative to those: the first, on average, at most."""
+    apart = [abs(loss - other) / other for loss, other in zip(losses, others, strict=True)]
+    return {"loss_first_step": apart[0], "loss_mean": sum(apart) / len(apart), "loss_most": max(apart)}
+
+
+def held_gib(session: dict[str, Any]) -> float:
+    """GiB that a session's steps took, what the graphs hold included."""
+    return round(session["peak_steps_gib"] + session["graphs_gib"], 3)

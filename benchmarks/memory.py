@@ -28,6 +28,7 @@ import bitsandbytes as bnb
 import torch
 from bases import config_of
 from launching import RunEnded, figures, train
+from logs import held_gib
 from report import kept_rows, machine, table, write_report
 from transformers import (
     AutoModelForCausalLM,
@@ -201,9 +202,8 @@ def with_error(row: dict[str, Any]) -> dict[str, Any]:
     """A row with how far the estimate of its steps is from what they held, the graphs' memory included."""
     if "failed" in row:
         return row
-    held = row["peak_steps_gib"] + row["graphs_gib"]
-    told = row["estimate"]["gib"]
-    return row | {"held_gib": round(held, 3), "estimate_gib": told, "estimate_error": f"{told / held - 1:+.0%}"}
+    held, told = held_gib(row), row["estimate"]["gib"]
+    return row | {"held_gib": held, "estimate_gib": told, "estimate_error": f"{told / held - 1:+.0%}"}
 
 
 def make_bases(shapes: list[str], arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ STEP_COLUMNS = {
 
 def machine() -> dict[str, Any]:
     """The machine in words and numbers."""
-    found: dict[str, Any] = {"cpu_cores": torch.get_num_threads(), "system": platform.system()}
+    found: dict[str, Any] = {"cpu_cores": len(os.sched_getaffinity(0)), "system": platform.system()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()

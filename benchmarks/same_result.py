@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from launching import RunEnded, launch, train
-from logs import logs_of
+from logs import logs_of, loss_differences
 from report import kept_rows, machine, write_report
 
 from hw3.run_folder import read_manifest
@@ -85,16 +85,12 @@ def run_case(name: str, run: Path, gpu: int, seconds: float) -> dict[str, Any]:
 
 
 def compared(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    """A row with how far its losses and its score are from the reference's, relative and signed."""
-    if "losses" not in row:
+    """A row with how far its losses and its score are from the reference's, relative."""
+    if "losses" not in row or "losses" not in reference:
         return row
-    apart = [a / b - 1 for a, b in zip(row["losses"], reference["losses"], strict=True)]
-    return row | {
-        "first_step": round(apart[0], 5),
-        "losses_mean": round(sum(apart) / len(apart), 5),
-        "losses_most": round(max(map(abs, apart)), 5),
-        "score": round(row["mean_perplexity"] / reference["mean_perplexity"] - 1, 5),
-    }
+    apart = loss_differences(row["losses"], reference["losses"])
+    apart["score"] = abs(row["mean_perplexity"] / reference["mean_perplexity"] - 1)
+    return row | {name: round(value, 5) for name, value in apart.items()}
 
 
 def main() -> int:
@@ -129,9 +125,9 @@ def main() -> int:
 
 COLUMNS = {
     "setting": "setting",
-    "first_step": "loss, first step",
-    "losses_mean": "losses, mean",
-    "losses_most": "losses, most",
+    "loss_first_step": "loss, first step",
+    "loss_mean": "losses, mean",
+    "loss_most": "losses, most",
     "score": "score",
     "failed": "failed",
 }

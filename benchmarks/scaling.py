@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from bases import make_base
 from gpu_recipe import RECIPE
 from launching import figures, train
@@ -54,6 +55,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--go-on", action="store_true", help="add to the report that is there, of the same machine")
     arguments = parser.parse_args()
+    most = max(arguments.gpus + arguments.fixed_step)
+    if most > torch.cuda.device_count():
+        raise SystemExit(f"--gpus: {most} are more than the {torch.cuda.device_count()} there are")
     base = arguments.scratch / "gemma-2-2b-random"
     make_base(base, arguments.tokenizer)
     given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}", "data.eval=data/eval.json"]

@@ -16,7 +16,6 @@ from hw3.garbage import uncollected
 with uncollected():  # as `hw3.cli` imports them
     from hw3 import adapter_files, checkpoints, processes
     from hw3.model import AdapterSlot
-    from hw3.results import Results
 
 PARTS = {
     "opening: tokenizer read, base hashed": [(checkpoints, "open_run")],
@@ -24,12 +23,12 @@ PARTS = {
     "waiting for adapters to be read": [(adapter_files.ReadAhead, "take")],
     "putting adapters into the base": [(AdapterSlot, "put")],
     "scoring": [(checkpoints, "score_rows")],
-    "statistics, results written, tables": [
-        (checkpoints, "_keep"),
-        (checkpoints, "print_results"),
-        (Results, "write"),
-    ],
-    "reading and hashing adapters, in a thread beside all this": [(adapter_files, "read_adapter")],
+    "tables": [(checkpoints, "print_results")],
+}
+# In threads beside all this.
+BESIDE = {
+    "statistics, results written after each entry": [(checkpoints, "_keep")],
+    "reading and hashing adapters": [(adapter_files, "read_adapter")],
 }
 
 
@@ -68,13 +67,15 @@ def closed(*arguments: Any) -> None:
 
 checkpoints._Scorer.__init__, adapter_files.ReadAhead.close = begun, closed
 found: dict[str, list[float]] = {"starting Python, imports": [time.time() - float(sys.argv[3])]}
-for part, places in PARTS.items():
+for part, places in (PARTS | BESIDE).items():
     inside = [0]
     for owner, name in places:
         setattr(owner, name, clocked(getattr(owner, name), found.setdefault(part, []), inside))
 status = main(["eval", sys.argv[1]])
 ended = time.time()
+beside = {part: sum(found.pop(part)) for part in BESIDE}
 parts = {part: sum(times) for part, times in found.items()}
+report = {"ended": ended, "parts": parts, "beside": beside, "shared": shared[-1] - shared[0]}
 if processes.rank() == 0:
-    Path(sys.argv[2]).write_text(json.dumps({"ended": ended, "parts": parts, "shared": shared[-1] - shared[0]}))
+    Path(sys.argv[2]).write_text(json.dumps(report))
 sys.exit(status)

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from bases import make_base
-from logs import logs_of, seconds_per_step
-from report import STEP_COLUMNS, machine, write_report
+from logs import held_gib, logs_of, seconds_per_step
+from report import STEP_COLUMNS, kept_rows, machine, write_report
 
 import hw3.train
 from hw3.encoding import Encoder
@@ -60,7 +60,7 @@ GEMMA = [
 ]
 LLAMA = [
     ("Llama-3-8B shape, speed: auto", "", 50),
-    ("Llama-3-8B shape, TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 30),
+    ("Llama-3-8B shape, TRL tuned by hand: 8 x 1, activations kept, fused AdamW", f"{PLAIN} {TUNED}", 60),
     ("Llama-3-8B shape, as the course's script: 1 x 8", PLAIN, 30),
     ("Llama-3-8B shape, speed: lean", "speed=lean", 30),
 ]
@@ -204,10 +204,9 @@ def measure(
     head = config.vocab_size * config.hidden_size
     flops = tokens * (4 * linear + 6 * manifest["parameters"]["trained"]) + outputs * 4 * head
     session = manifest["sessions"][-1]
-    held = max(session["peak_gib"], session["peak_steps_gib"] + session["graphs_gib"])
     return {
         "setting": name,
-        "overrides": " ".join(override for override in overrides if "=/" not in override),
+        "overrides": " ".join(override for override in overrides if not override.startswith(("data.", "model."))),
         "speed": manifest["speed"],
         "layout": manifest["layout"],
         "steps": steps,
@@ -230,8 +229,8 @@ def measure(
         "probe": asdict(timing)
         | {"fused": left_by_compiling(timing, config.num_hidden_layers, statistics.mean(windows))},
         "check_memory_gib": round(told_gib, 3),
-        "held_gib": round(held, 3),
-        "check_memory_error": error(told_gib, held),
+        "held_gib": held_gib(session),
+        "check_memory_error": error(told_gib, held_gib(session)),
         "profile": profile.table,
         "losses": [round(log["loss"], 5) for log in logs],
         "grad_norms": [round(log["grad_norm"], 5) for log in logs],
@@ -247,6 +246,8 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=Path("scratch/train_step"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--only", nargs="+", type=int, help="settings to measure, by number from 0")
+    parser.add_argument("--name", help="of the report, instead of its own")
+    parser.add_argument("--go-on", action="store_true", help="add to the report that is there, of the same machine")
     parser.add_argument("--llama", action="store_true", help="Llama-3-8B's shape instead of Gemma-2-2B's")
     parser.add_argument(
         "--whole", action="store_true", help="the recipe from end to end instead: every step, every checkpoint"
@@ -262,7 +263,8 @@ def main() -> int:
         steps = load_recipe(Path(recipe), given).training["max_steps"]
         settings = [("the whole recipe, checkpoints included", "", steps)]
     name = "train_step" + ("_llama" if arguments.llama else "") + ("_whole" if arguments.whole else "")
-    rows = []
+    name = arguments.name or name
+    rows = kept_rows(arguments.out, name) if arguments.go_on else {}
     for number, (title, overrides, steps) in enumerate(settings):
         if arguments.only and number not in arguments.only:
             continue
@@ -273,10 +275,11 @@ def main() -> int:
             limits += [f"training.max_steps={steps}", f"training.save_steps={steps}"]
         with card_of(title):
             overridden = [*given, *limits, *overrides.split()]
-            rows.append(measure(recipe, overridden, title, steps, run, tflops, profiled=not arguments.whole))
-        print(json.dumps({key: rows[-1][key] for key in (*COLUMNS, "seconds_capturing")}), flush=True)
+            rows[title] = measure(recipe, overridden, title, steps, run, tflops, profiled=not arguments.whole)
+        print(json.dumps({key: rows[title][key] for key in (*COLUMNS, "seconds_capturing")}), flush=True)
         shutil.rmtree(run)
-        write_report(arguments.out, name, machine() | {"matmul_tflops": round(tflops, 1)}, rows, columns=COLUMNS)
+        where = machine() | {"matmul_tflops": round(tflops, 1)}
+        write_report(arguments.out, name, where, list(rows.values()), columns=COLUMNS)
     return 0
 
 

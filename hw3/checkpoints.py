@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -191,7 +192,8 @@ def _score(
 
     Whole entries are shared out first: reading adapters is shared out with them, and figures are those of one process
     to the bit. Of the last ones, when there are fewer than processes, the rows are; batches then hold other rows
-    together, which changes figures by rounding. A killed sweep loses the entries that were being scored.
+    together, which changes figures by rounding. A killed sweep loses the entries that were being scored or written, and
+    those that waited for a slower process.
     """
     encoded: dict[tuple[Any, ...], list[EncodedRow]] = {}
     for job in pending:
@@ -218,25 +220,35 @@ def _score(
     def keep(at_once: list[Job], outcomes: list[Scored | BadAdapter]) -> None:
         for job, outcome in zip(at_once, outcomes, strict=True):
             if isinstance(outcome, BadAdapter):
-                if job.folder not in left_out:
-                    print(f"{outcome}; left out")
+                if job.folder not in left_out and rank() == 0:
+                    tqdm.write(f"{outcome}; left out")
                 left_out.add(job.folder)
             elif rank() == 0:
                 _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
 
+    kept: list[Future[None]] = []
+
+    def check_kept() -> None:
+        for one in filter(Future.done, kept):
+            one.result()  # raises what went wrong
+
     # Exchanged and kept in a thread, so that no process waits for another one before the last entries.
     with closing(ReadAhead(adapters, pinned=model.device.type == "cuda")) as ahead, ThreadPoolExecutor(1) as keeping:
-        scorer, kept = _Scorer(model, encoded, budget, ahead), list[Future[None]]()
-        for at in range(0, whole, world_size()):
-            at_once = jobs[at : at + world_size()]
-            outcome = scorer.score(at_once[rank()])
-            kept.append(keeping.submit(lambda at_once, outcome: keep(at_once, gather(outcome)), at_once, outcome))
-            for one in filter(Future.done, kept):
-                one.result()  # raises what went wrong
-        for one in kept:
-            one.result()
-        for job in jobs[whole:]:
-            keep([job], [_joined_up(gather(scorer.score(job, shared=True)))])
+        scorer = _Scorer(model, encoded, budget, ahead, check_kept)
+        try:
+            for at in range(0, whole, world_size()):
+                at_once = jobs[at : at + world_size()]
+                outcome = scorer.score(at_once[rank()])
+                check_kept()
+                kept.append(keeping.submit(lambda at_once, outcome: keep(at_once, gather(outcome)), at_once, outcome))
+            for one in kept:
+                one.result()
+            for job in jobs[whole:]:
+                keep([job], [_joined_up(gather(scorer.score(job, shared=True)))])
+        except BaseException:
+            # One that fails tells so at once; what waits for slower processes is scored again.
+            keeping.shutdown(wait=False, cancel_futures=world_size() > 1)
+            raise
 
 
 class _Scorer:
@@ -247,6 +259,7 @@ class _Scorer:
         encoded: rows by a job's text.
         budget: most tokens of a padded batch.
         ahead: the adapters of the jobs that this process will score, in their order.
+        check: called after each batch; may raise.
     """
 
     def __init__(
@@ -255,8 +268,9 @@ class _Scorer:
         encoded: dict[tuple[Any, ...], list[EncodedRow]],
         budget: int,
         ahead: ReadAhead,
+        check: Callable[[], None],
     ) -> None:
-        self._model, self._encoded, self._budget, self._ahead = model, encoded, budget, ahead
+        self._model, self._encoded, self._budget, self._ahead, self._check = model, encoded, budget, ahead, check
         self._slot = AdapterSlot(model)
         self._held: Path | None = None
         self._bad: dict[Path, BadAdapter] = {}
@@ -271,12 +285,14 @@ class _Scorer:
             began = time.perf_counter()
             hidden = True if rank() else None  # on the first process's terminal alone
             with tqdm(total=len(own), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
+
+                def progressed(count: int) -> None:
+                    bar.update(count)
+                    self._check()
+
+                taken = [rows[at] for at in own]
                 scores = (
-                    score_rows(
-                        self._model, [rows[at] for at in own], tokens_per_batch=self._budget, on_batch=bar.update
-                    )
-                    if own
-                    else []
+                    score_rows(self._model, taken, tokens_per_batch=self._budget, on_batch=progressed) if own else []
                 )
         except (BadAdapter, UserError) as error:
             return error

@@ -6,6 +6,7 @@ collectives to the Trainer; scoring and prediction use the few functions here, w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -37,6 +38,19 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def connect(timeout: datetime.timedelta) -> None:
+    """Connect the processes by gloo, if they are not connected yet.
+
+    They part as Python ends, and no later: a thread of gloo's that lets go of a Python object then aborts the process.
+
+    Args:
+        timeout: how long one waits for another.
+    """
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timeout)
+        atexit.register(torch.distributed.destroy_process_group)
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Connect the processes for `gather`; only the first one prints."""
@@ -45,8 +59,7 @@ def joined() -> Iterator[None]:
         return
     # Python objects travel, no tensors: gloo, on GPUs as well. Once a process: whoever joins again after leaving finds
     # addresses of the first time in the launcher's store, and hangs.
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    connect(PATIENCE)
     with contextlib.ExitStack() as stack:
         if rank() != 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))

@@ -11,7 +11,7 @@ import torch
 from transformers.trainer_utils import SaveStrategy
 from trl import SFTConfig
 
-from hw3.processes import world_size
+from hw3.processes import connect, world_size
 from hw3.recipe import Recipe
 from hw3.run_folder import CHECKPOINTS_WITH_STATE
 from hw3.speed import Speed
@@ -35,9 +35,9 @@ def sft_config(recipe: Recipe, speed: Speed, run: Path) -> SFTConfig:
         "ddp_timeout": TIMEOUT,
         **recipe.training,
     }
-    if world_size() > 1 and given.get("use_cpu") and not torch.distributed.is_initialized():
+    if world_size() > 1 and given.get("use_cpu"):
         # transformers 5.23 hands `ddp_timeout` on for GPUs alone (training_args.py, _setup_devices).
-        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=given["ddp_timeout"]))
+        connect(datetime.timedelta(seconds=given["ddp_timeout"]))
     config = SFTConfig(
         **given
         | {

@@ -141,6 +141,7 @@ def memory_of(
         layers = linear * (0.5 if packed else size) / text.num_hidden_layers
         gathered = 2 * layers + text.vocab_size * text.hidden_size * size
         if sharded == "DeepSpeed":
+            # Embedding or head are fetched while the others are still there.
             gathered = min(weights - whole, (ZERO3_LIVE + text.vocab_size * text.hidden_size) * size)
             # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
             adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size

@@ -449,7 +449,11 @@ def _session(began: float, first: int, last: int, processes: int) -> dict[str, A
 def _peaks(trainer: CompletionTrainer) -> dict[str, float]:
     """GPU memory of the process that had most, for the manifest: of the whole session, and of its steps alone."""
     before, steps = trainer.peak_memory.before, trainer.peak_memory.now()
-    found = [*(max(pair) for pair in zip(before, steps, strict=True)), *steps, trainer.peak_memory.graphs()]
+    found = [
+        *(max(pair) for pair in zip(before, steps, strict=True)),
+        *steps,
+        trainer.peak_memory.graphs() if trainer.captured_step else 0,
+    ]
     most = (max(values) / GIB for values in zip(*gather(found), strict=True))
     names = ("peak_gib", "peak_reserved_gib", "peak_steps_gib", "peak_steps_reserved_gib", "graphs_gib")
     figures = {name: round(value, 3) for name, value in zip(names, most, strict=True)}

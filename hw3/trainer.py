@@ -356,7 +356,7 @@ class CompletionTrainer(SFTTrainer):
         return norm
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if sharded_by() is not None:  # states come in parts, of a run of the same kind
+        if sharded_by() is not None:  # of a run of the same kind, and given by name
             return super()._load_optimizer_and_scheduler(checkpoint)
         # A run may be resumed under another `speed`, whose AdamW names its states in other words.
         load = self.optimizer.load_state_dict

@@ -4,12 +4,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from transformers import AutoConfig
 
 from hw3.model import parameter_counts
-from hw3.recipe import load_recipe
-from hw3.speed import GIB, memory_of, weight_counts
+from hw3.recipe import load_recipe, step_layout
+from hw3.speed import GIB, choose_speed, memory_of, weight_counts
 
 
 def row_of(report: str, setting: str) -> dict[str, Any]:
@@ -17,10 +18,13 @@ def row_of(report: str, setting: str) -> dict[str, Any]:
     return next(row for row in rows if row["setting"].endswith(setting))
 
 
+def shape_of(name: str) -> Any:
+    return AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())[name])
+
+
 def told(shape: str, rows: int, width: int, outputs: int, **options: Any) -> float:
     """GiB of TRL's step on a 4-bit base whose widest batch has these rows, tokens and output tokens."""
-    shapes = json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())
-    config = AutoConfig.for_model(**shapes[shape])
+    config = shape_of(shape)
     recipe = load_recipe(REPOSITORY / f"recipes/{'llama' if shape == 'llama' else 'gemma'}/qlora.yaml")
     given = {"checkpointing": True, "optim": "paged_adamw_32bit", "processes": 1, "sharded": None} | options
     memory = memory_of(
@@ -62,3 +66,22 @@ def test_memory_of_the_captured_step_is_told_within_a_tenth(setting: str) -> Non
     row = row_of("memory", setting)
     assert row["estimate"]["captured"] and row["estimate_gib"] == pytest.approx(row["held_gib"], rel=0.1)
     assert row["held_gib"] == pytest.approx(row["peak_steps_gib"] + row["graphs_gib"])
+
+
+def chosen(recipe_name: str, shape: str, trained: int, lengths: list[tuple[int, int]], *overrides: str) -> float:
+    """GiB of what `choose_speed` takes on a GPU that is large enough."""
+    recipe = load_recipe(REPOSITORY / f"recipes/{recipe_name}/qlora.yaml", list(overrides))
+    speed = choose_speed(
+        recipe, step_layout(recipe, 1), shape_of(shape), trained, lengths, torch.device("cuda"), None
+    )  # fmt: skip
+    return speed.memory.total / GIB
+
+
+def test_memory_of_what_is_chosen() -> None:
+    """The longest row and output of the course's file decide, and of the sample's."""
+    auto = chosen("gemma", "gemma", 83_066_880, [(100, 20), (459, 120)])
+    assert auto == pytest.approx(row_of("train_step", "speed: auto")["peak_gib"], rel=0.1)
+    llama = chosen("llama", "llama", 41_943_040, [(147, 30), (547, 160)])
+    assert llama == pytest.approx(row_of("train_step_llama", "speed: auto")["peak_gib"], rel=0.1)
+    plain = chosen("gemma", "gemma", 83_066_880, [(201, 71)], "speed=plain")
+    assert plain == pytest.approx(row_of("gpu_recipe", "as the recipe stands")["peak_gib"], rel=0.1)

@@ -34,6 +34,7 @@ from hw3.schema import (
 from hw3.sft_config import disk_needed
 
 REPOSITORY = Path(__file__).parent.parent
+ROWS_OF_STEPS = 48  # of benchmarks/memory.py
 
 
 def read(name: str) -> Any:
@@ -100,31 +101,36 @@ def train_step() -> str:
     lines += [_step(row) for row in later["rows"]]
     auto, machine, versions = report["rows"][0], report["machine"], report["versions"]
     (whole,) = read("docs/benchmarks/train_step_whole.json")["rows"]
-    llama, llama_by_hand = read("docs/benchmarks/train_step_llama.json")["rows"]
+    eight = read("docs/benchmarks/train_step_llama.json")
+    llama = _row(eight, "auto")
+    llama_by_hand = _row(eight, "TRL tuned")
+    least, *_, most = sorted(each["machine"]["matmul_tflops"] for each in (report, later, eight))
     warm = min(row["seconds_capturing"] for row in read("docs/benchmarks/scaling.json")["rows"])
-    unsloth = read("docs/benchmarks/unsloth_step.json")["rows"]
+    unsloth = read("docs/benchmarks/unsloth_step.json")
+    defaults, tuned = _row(unsloth, "defaults"), _row(unsloth, "tuned")
     quoted = min(read("docs/benchmarks/quoted.json")["rows"], key=lambda row: row["seconds_per_step"])
     same = read("docs/benchmarks/equivalence.json")
     differences = {row["run"]: row for row in same["relative_differences"]}
     plain, captured = (differences[name]["loss_mean"] for name in ("plain 2 x 4", "captured"))
-    by_hand = next(row for row in report["rows"] if "TRL tuned" in row["setting"])
+    by_hand = _row(report, "TRL tuned")
     told = [abs(row["probe_error"]) for row in (*report["rows"], *later["rows"], llama, llama_by_hand)]
     where = (
         f"One {machine['gpu']}, torch {versions['torch']}, trl {versions['trl']}; random weights, the course's rows."
     )
     lines += [
         "",
-        f"{where} MFU is the share of the {machine['matmul_tflops']:.0f} TFLOP/s that a bfloat16 product gave there. "
+        f"{where} MFU is the share of what a bfloat16 product gave there, {least:.0f} to {most:.0f} TFLOP/s. "
         f"Peak is what PyTorch had allocated at most; it has reserved more, {again['peak_reserved_gib']:.1f} GiB for "
-        "`auto`, the graphs' own memory among it. The larger steps' peaks hold what runs before them had left there.",
+        "`auto`, the graphs' own memory among it. The larger steps' peaks count what earlier runs of the process still held.",
         "",
         f"- `auto` is {by_hand['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as TRL tuned by hand, "
         f"on Llama-3-8B's shape {llama_by_hand['seconds_per_step'] / llama['seconds_per_step']:.1f} times: "
         f"{llama['seconds_per_step']:.3f} s a step, {llama['peak_gib']:.1f} GiB, MFU {llama['mfu']:.1%}, against "
-        f"{llama_by_hand['seconds_per_step']:.3f} s and {llama_by_hand['peak_gib']:.1f} GiB (`--llama`).",
-        f"- Unsloth {unsloth[0]['versions']['unsloth']}, rows and base the same, on another such machine: "
-        f"{unsloth[0]['seconds_per_step']:.3f} s and {unsloth[0]['peak_gib']:.1f} GiB as it comes, "
-        f"{unsloth[1]['seconds_per_step']:.3f} s and {unsloth[1]['peak_gib']:.1f} GiB tuned by hand; its "
+        f"{llama_by_hand['seconds_per_step']:.3f} s and {llama_by_hand['peak_gib']:.1f} GiB by hand "
+        f"({llama_by_hand['steps']} steps alone; `--llama`).",
+        f"- Unsloth {tuned['versions']['unsloth']}, rows and base the same, on another such machine: "
+        f"{defaults['seconds_per_step']:.3f} s and {defaults['peak_gib']:.1f} GiB as it comes, "
+        f"{tuned['seconds_per_step']:.3f} s and {tuned['peak_gib']:.1f} GiB tuned by hand; its "
         f"compiler failed there and was off (`benchmarks/unsloth_step.py`). An earlier script saw "
         f"{quoted['seconds_per_step']:.3f} s (`docs/benchmarks/quoted.json`).",
         f"- Before the first step, compiling and capturing: {auto['seconds_capturing']:.0f} s; {warm:.0f} s (two GPUs) "
@@ -137,6 +143,16 @@ def train_step() -> str:
         f"average, those of TRL's own runs in two batch layouts by {plain:.2%} (`benchmarks/equivalence.py`).",
     ]
     return "\n".join(lines)
+
+
+def _peak(row: dict[str, Any]) -> str:
+    """A run's memory in words."""
+    return f"{row['peak_gib']:.1f} GiB, {row['peak_reserved_gib']:.1f} reserved"
+
+
+def _row(report: dict[str, Any], word: str) -> dict[str, Any]:
+    """The row whose setting has this word in it."""
+    return next(row for row in report["rows"] if word in row["setting"])
 
 
 def _step(row: dict[str, Any]) -> str:
@@ -187,29 +203,38 @@ def shared_out() -> str:
     for row in report["rows"]:
         lines.append(f"| {row['setting']} | {row['processes']} | {row['seconds']:.1f} | {row['speedup']:.2f} |")
     apart = max(row.get("furthest_apart", 0) for row in report["rows"])
-    done = "; ".join(f"`{row['setting']}` {row['seconds']:.1f} s ({row['rate']})" for row in gpu["rows"])
+    done = "; ".join(
+        f"`{row['setting']}`, {row['processes']}: {row['seconds']:.1f} s ({row['rate']})" for row in gpu["rows"]
+    )
+    two = (
+        "" if any(row["processes"] > 1 for row in gpu["rows"]) else " Two GPUs: *not run* (`benchmarks/shared_out.py`)."
+    )
     tries = len(report["rows"][0]["seconds_all"])
     about = (
-        f"The tiny run on two CPU cores, one thread a process, medians of {tries}, from the loaded base to the last "
+        f"The tiny run on a CPU of {report['machine']['cpu_cores']} cores, one thread a process, medians of {tries}, from the loaded base to the last "
         f"entry or answer; perplexities differ by {apart:.0e} at most. One {gpu['machine']['gpu']}, Gemma-2-2B's shape "
-        f"with random weights, answers of 64 tokens: {done}. Two GPUs: *not run* (`benchmarks/shared_out.py`)."
+        f"with random weights, answers of 64 tokens: {done}.{two}"
     )
     return "\n".join([*lines, "", about])
 
 
 def memory() -> str:
-    """Memory a GPU of each way to train, measured, and as `hw3 check` says beforehand."""
+    """Memory a GPU of each way to train, measured, and as `hw3 check` counts it."""
     report = read("docs/benchmarks/memory.json")
-    lines = ["| | GPUs | GiB a GPU, steps | with loading | `hw3 check` says |", "|---|---|---|---|---|"]
+    lines = ["| | GPUs | GiB a GPU, steps | with loading | `hw3 check`'s count |", "|---|---|---|---|---|"]
     for row in report["rows"]:
-        told = f"{row['estimate_gib']:.1f} ({row['estimate_error']})"
-        figures = f"{row['gpus']} | {row['held_gib']:.1f} | {row['peak_gib']:.1f} | {told}"
-        lines.append(f"| {row['shape'].upper()} {row['strategy']} | {figures} |")
+        figures = "did not work | | "
+        if "failed" not in row:
+            told = f"{row['estimate_gib']:.1f} ({row['estimate_error']})"
+            figures = f"{row['held_gib']:.1f} | {row['peak_gib']:.1f} | {told}"
+        # Of a longer list of rows, six steps take shorter ones.
+        name = f"{row['shape'].upper()} {row['strategy']}" + (", shorter rows" if row["rows"] > ROWS_OF_STEPS else "")
+        lines.append(f"| {name} | {row['gpus']} | {figures} |")
     about = (
-        f"{_where(report)}; random 4-bit bases, eight long rows a step. 2B and 27B are Gemma-2's shapes, 8B Llama-3's; "
-        "`checkpointing` computes activations again, the others of `fsdp2` and `zero3` keep them. What the captured "
-        "step's graphs hold is counted in. `fsdp2` was measured when its adapters computed in float32, which kept more "
-        "activations; `hw3 check` counts without that."
+        f"{_where(report)}; random 4-bit bases, eight long rows a step, the count for those rows. 2B and 27B are Gemma-2's "
+        "shapes, 8B Llama-3's; `checkpointing` computes activations again, the others of `fsdp2` and `zero3` keep them. What "
+        "the captured step's graphs hold is counted in. `fsdp2` was measured when its adapters computed in float32, which "
+        "kept more activations; the count is without that."
     )
     return "\n".join([*lines, "", about])
 
@@ -219,12 +244,13 @@ def same_result() -> str:
     report = read("docs/benchmarks/same_result.json")
     lines = ["| | loss of the first step | losses, on average | losses, at most | score |", "|---|---|---|---|---|"]
     for row in report["rows"][1:]:
-        figures = [f"{row[key]:+.2%}" for key in ("first_step", "losses_mean", "losses_most", "score")]
-        lines.append(f"| {row['setting']} | {' | '.join(figures)} |")
+        keys = ("loss_first_step", "loss_mean", "loss_most", "score")
+        figures = " | ".join("*not run*" if "failed" in row else f"{row[key]:.2%}" for key in keys)
+        lines.append(f"| {row['setting']} | {figures} |")
     steps = len(report["rows"][0]["losses"])
     about = (
-        f"{_where(report)}; {steps} steps of the tiny recipe in bfloat16, against TRL's step on one GPU, relative. "
-        "Scores are of the last checkpoint, on one GPU. Four processes share two GPUs, as two machines of two."
+        f"{_where(report)}; {steps} steps of the tiny recipe in bfloat16, how far from TRL's step on one GPU, relative; "
+        "the first line is what rounding makes. Scores are of the last checkpoint, on one GPU. Four processes share two GPUs, as two machines of two."
     )
     return "\n".join([*lines, "", about])
 
@@ -259,12 +285,12 @@ def costs() -> str:
             memory, time = "none", f"{seconds:.0f} s on 2 CPU cores"
         if name == "gemma":
             whole = read("docs/benchmarks/train_step_whole.json")["rows"][0]
-            memory = f"{measured['peak_gib']:.1f} GiB; with `speed: plain` {plain['peak_gib']:.1f}"
+            memory = f"{_peak(measured)}; with `speed: plain` {plain['peak_gib']:.1f}"
             time = f"{whole['seconds_whole'] / 60:.1f} min on one {report['machine']['gpu']}"
         if name == "llama":
             eight = read("docs/benchmarks/train_step_llama.json")["rows"][0]
             minutes = (eight["seconds_per_step"] * training["max_steps"] + eight["seconds_capturing"]) / 60
-            memory = f"{eight['peak_gib']:.1f} GiB"
+            memory = _peak(eight)
             time = f"{minutes:.1f} min on one {report['machine']['gpu']}, reckoned from {eight['steps']} steps"
         lines.append(f"| `{name}` | {trained:,} | {disk} | {memory} | {time} |")
     return "\n".join(lines)

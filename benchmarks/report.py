@@ -62,9 +62,10 @@ def write_report(
 
 def table(report: dict[str, Any], columns: dict[str, str]) -> str:
     """A Markdown table of the rows, under a line on the machine."""
-    where = report["machine"].get("gpu", f"{report['machine']['cpu_cores']} CPU cores")
+    gpu = report["machine"].get("gpu")
+    where = f"One {gpu}" if gpu else f"{report['machine']['cpu_cores']} CPU cores"
     versions = ", ".join(f"{package} {report['versions'][package]}" for package in ("torch", "trl", "transformers"))
-    lines = [f"One {where}; {versions}.", "", "| " + " | ".join(columns.values()) + " |"]
+    lines = [f"{where}; {versions}.", "", "| " + " | ".join(columns.values()) + " |"]
     lines.append("|" + "---|" * len(columns))
     lines += ["| " + " | ".join(str(row.get(key, "")) for key in columns) + " |" for row in report["rows"]]
     return "\n".join(lines) + "\n"

@@ -35,17 +35,13 @@ def told(shape: str, rows: int, width: int, outputs: int, **options: Any) -> flo
 
 
 KEPT = {"checkpointing": False, "optim": "adamw_torch_fused"}
-# The widest batches that those runs had, from their rows and seed.
+# The widest batches that those runs had, from their rows and seed. Those under FSDP computed otherwise than now.
 MEASURED = [
     ("memory", "2b-one-lean", "peak_steps_gib", ("gemma", 4, 341, 528), {}),
     ("memory", "8b-one-plain", "peak_steps_gib", ("llama", 4, 341, 528), {}),
     ("memory", "8b-one-lean", "peak_steps_gib", ("llama", 4, 509, 832), {}),
     ("memory", "27b-one-lean", "peak_steps_gib", ("gemma-27b", 4, 341, 528), {}),
     ("memory", "8b-zero3-2", "peak_steps_gib", ("llama", 4, 509, 832), KEPT | {"processes": 2, "sharded": "DeepSpeed"}),
-    (
-        "memory", "8b-fsdp2-checkpointing-2", "peak_steps_gib", ("llama", 4, 509, 832),
-        {"optim": "adamw_torch_fused", "processes": 2, "sharded": "FSDP"},
-    ),
     ("train_step", "TRL tuned by hand: 8 x 1, activations kept, fused AdamW", "peak_gib", ("gemma", 8, 426, 894), KEPT),
     (
         "train_step_llama", "TRL tuned by hand: 8 x 1, activations kept, fused AdamW", "peak_gib",
@@ -61,18 +57,13 @@ def test_memory_is_told_within_a_tenth(
     assert told(*batch, **options) == pytest.approx(row_of(report, setting)[figure], rel=0.1)
 
 
-@pytest.mark.parametrize("setting", ["8b-one-auto", "8b-ddp-2"])
-def test_memory_of_the_captured_step_is_told_within_a_tenth(setting: str) -> None:
-    row = row_of("memory", setting)
-    assert row["estimate"]["captured"] and row["estimate_gib"] == pytest.approx(row["held_gib"], rel=0.1)
-    assert row["held_gib"] == pytest.approx(row["peak_steps_gib"] + row["graphs_gib"])
-
-
-def chosen(recipe_name: str, shape: str, trained: int, lengths: list[tuple[int, int]], *overrides: str) -> float:
+def chosen(
+    recipe_name: str, shape: str, trained: int, lengths: list[tuple[int, int]], *overrides: str, processes: int = 1
+) -> float:
     """GiB of what `choose_speed` takes on a GPU that is large enough."""
     recipe = load_recipe(REPOSITORY / f"recipes/{recipe_name}/qlora.yaml", list(overrides))
     speed = choose_speed(
-        recipe, step_layout(recipe, 1), shape_of(shape), trained, lengths, torch.device("cuda"), None
+        recipe, step_layout(recipe, processes), shape_of(shape), trained, lengths, torch.device("cuda"), None
     )  # fmt: skip
     return speed.memory.total / GIB
 
@@ -85,3 +76,13 @@ def test_memory_of_what_is_chosen() -> None:
     assert llama == pytest.approx(row_of("train_step_llama", "speed: auto")["peak_gib"], rel=0.1)
     plain = chosen("gemma", "gemma", 83_066_880, [(201, 71)], "speed=plain")
     assert plain == pytest.approx(row_of("gpu_recipe", "as the recipe stands")["peak_gib"], rel=0.1)
+
+
+@pytest.mark.parametrize(("setting", "processes"), [("8b-one-auto", 1), ("8b-ddp-2", 2)])
+def test_memory_of_the_captured_step(setting: str, processes: int) -> None:
+    """What its graphs hold is measured too; the longest row has 509 tokens, the longest output 253."""
+    row = row_of("memory", setting)
+    overrides = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2"]
+    lengths = [(300, 100), (509, 253)]
+    told = chosen("llama", "llama", 41_943_040, lengths, *overrides, processes=processes)
+    assert row["speed"]["captured"] and told == pytest.approx(row["peak_steps_gib"] + row["graphs_gib"], rel=0.1)

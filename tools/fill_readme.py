@@ -121,7 +121,8 @@ def train_step() -> str:
         "",
         f"{where} MFU is the share of what a bfloat16 product gave there, {least:.0f} to {most:.0f} TFLOP/s. "
         f"Peak is what PyTorch had allocated at most; it has reserved more, {again['peak_reserved_gib']:.1f} GiB for "
-        "`auto`, the graphs' own memory among it. The larger steps' peaks count what earlier runs of the process still held.",
+        "`auto`, the graphs' own memory among it. Peaks of the larger steps count what earlier runs of the process "
+        "still held.",
         "",
         f"- `auto` is {by_hand['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as TRL tuned by hand, "
         f"on Llama-3-8B's shape {llama_by_hand['seconds_per_step'] / llama['seconds_per_step']:.1f} times: "
@@ -203,17 +204,14 @@ def shared_out() -> str:
     for row in report["rows"]:
         lines.append(f"| {row['setting']} | {row['processes']} | {row['seconds']:.1f} | {row['speedup']:.2f} |")
     apart = max(row.get("furthest_apart", 0) for row in report["rows"])
-    done = "; ".join(
-        f"`{row['setting']}`, {row['processes']}: {row['seconds']:.1f} s ({row['rate']})" for row in gpu["rows"]
-    )
-    two = (
-        "" if any(row["processes"] > 1 for row in gpu["rows"]) else " Two GPUs: *not run* (`benchmarks/shared_out.py`)."
-    )
-    tries = len(report["rows"][0]["seconds_all"])
+    on_gpus = [f"`{row['setting']}`, {row['processes']}: {row['seconds']:.1f} s ({row['rate']})" for row in gpu["rows"]]
+    if all(row["processes"] == 1 for row in gpu["rows"]):
+        on_gpus.append("two GPUs *not run* (`benchmarks/shared_out.py`)")
+    cores, tries = report["machine"]["cpu_cores"], len(report["rows"][0]["seconds_all"])
     about = (
-        f"The tiny run on a CPU of {report['machine']['cpu_cores']} cores, one thread a process, medians of {tries}, from the loaded base to the last "
-        f"entry or answer; perplexities differ by {apart:.0e} at most. One {gpu['machine']['gpu']}, Gemma-2-2B's shape "
-        f"with random weights, answers of 64 tokens: {done}.{two}"
+        f"The tiny run on a CPU of {cores} cores, one thread a process, medians of {tries}, from the loaded base to "
+        f"the last entry or answer; perplexities differ by {apart:.0e} at most. {gpu['machine']['gpu']}, Gemma-2-2B's "
+        f"shape with random weights, answers of 64 tokens, processes and time: {'; '.join(on_gpus)}."
     )
     return "\n".join([*lines, "", about])
 
@@ -231,10 +229,10 @@ def memory() -> str:
         name = f"{row['shape'].upper()} {row['strategy']}" + (", shorter rows" if row["rows"] > ROWS_OF_STEPS else "")
         lines.append(f"| {name} | {row['gpus']} | {figures} |")
     about = (
-        f"{_where(report)}; random 4-bit bases, eight long rows a step, the count for those rows. 2B and 27B are Gemma-2's "
-        "shapes, 8B Llama-3's; `checkpointing` computes activations again, the others of `fsdp2` and `zero3` keep them. What "
-        "the captured step's graphs hold is counted in. `fsdp2` was measured when its adapters computed in float32, which "
-        "kept more activations; the count is without that."
+        f"{_where(report)}; random 4-bit bases, eight long rows a step, the count for those rows. 2B and 27B are "
+        "Gemma-2's shapes, 8B Llama-3's; `checkpointing` computes activations again, the others of `fsdp2` and `zero3` "
+        "keep them. What the captured step's graphs hold is counted in. `fsdp2` was measured when its adapters "
+        "computed in float32, which kept more activations; the count is without that."
     )
     return "\n".join([*lines, "", about])
 
@@ -249,8 +247,9 @@ def same_result() -> str:
         lines.append(f"| {row['setting']} | {figures} |")
     steps = len(report["rows"][0]["losses"])
     about = (
-        f"{_where(report)}; {steps} steps of the tiny recipe in bfloat16, how far from TRL's step on one GPU, relative; "
-        "the first line is what rounding makes. Scores are of the last checkpoint, on one GPU. Four processes share two GPUs, as two machines of two."
+        f"{_where(report)}; {steps} steps of the tiny recipe in bfloat16, how far from TRL's step on one GPU, "
+        "relative; the first line is what rounding makes. Scores are of the last checkpoint, on one GPU. Four "
+        "processes share two GPUs, as two machines of two."
     )
     return "\n".join([*lines, "", about])
 

@@ -12,9 +12,7 @@ import argparse
 import gc
 import json
 import math
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from bases import make_base
 from gpu_recipe import RECIPE
+from launching import sweep
 from peft import get_peft_model
 from report import machine, write_report
 
@@ -97,14 +96,8 @@ def score(
 
 def measure_sweep(run: Path, scratch: Path) -> list[dict[str, Any]]:
     """`hw3 eval` of the base and every checkpoint, in a process of its own, and where its time goes."""
-    shutil.rmtree(run / "eval", ignore_errors=True)  # of an earlier benchmark: nothing would be left to score
-    out = scratch / "parts.json"
-    command = [sys.executable, str(Path(__file__).with_name("sweep.py")), str(run), str(out)]
-    began = time.time()
-    subprocess.run([*command, str(began)], check=True)
-    over = time.time()
-    report = json.loads(out.read_text())
-    parts = report["parts"]
+    report = sweep(run, scratch / "sweep.json")
+    parts, began, over = report["parts"], report["began"], report["over"]
     parts["the rest of the command: rows, prompts, the picture"] = report["ended"] - began - sum(parts.values())
     parts["ending Python"] = over - report["ended"]
     rows = [(f"sweep: base and {CHECKPOINTS} checkpoints, the whole process", over - began)]
@@ -211,16 +204,16 @@ def main() -> int:
     write_atomically(run / "recipe.yaml", recipe.to_yaml())
     make_checkpoints(recipe, run)
     release()
-    sweep = measure_sweep(run, arguments.scratch)
-    write_report(arguments.out, "evaluation", machine(), sweep, COLUMNS)
+    whole = measure_sweep(run, arguments.scratch)
+    write_report(arguments.out, "evaluation", machine(), whole, COLUMNS)
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     raw, adapters = read_rows(arguments.data), [checkpoint.path for checkpoint in complete_checkpoints(run)]
     shots = {number: [encoder.encode(row, recipe.prompt.examples[:number]) for row in raw] for number in (0, 4)}
     rows = measure_packed(recipe, shots[0], adapters[0])
-    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
+    write_report(arguments.out, "evaluation", machine(), rows + whole, COLUMNS)
     release()
     rows += measure_plain(recipe, shots, adapters)
-    write_report(arguments.out, "evaluation", machine(), rows + sweep, COLUMNS)
+    write_report(arguments.out, "evaluation", machine(), rows + whole, COLUMNS)
     print((arguments.out / "evaluation.md").read_text())
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -88,7 +89,7 @@ def _wait(started: list[subprocess.Popen], deadline: float | None) -> tuple[int 
     """
     failed, status = None, ""
     while failed is None and any(process.returncode is None for process in started):
-        time.sleep(0.2)
+        time.sleep(0.02)
         for number, process in enumerate(started):
             if process.poll():
                 failed, status = number, f"status {process.returncode}"
@@ -132,6 +133,25 @@ def train(recipe: str, overrides: list[str], run: Path, *, processes: int, go_on
         shutil.rmtree(run, ignore_errors=True)
     words = ["-m", "hw3", "train", recipe, "--run", str(run), *overrides]
     launch(words, run.with_suffix(".log"), processes=processes, **options)
+
+
+def sweep(run: Path, report: Path, *, processes: int = 1, **options: Any) -> dict[str, Any]:
+    """Score everything of a run anew by `sweep.py`; returns what that says, with `began` and `over`, in `time.time()`.
+
+    Args:
+        run: the run folder.
+        report: where `sweep.py` writes.
+        processes: in all.
+        options: of `launch`.
+
+    Raises:
+        RunEnded: it failed, or took longer than it may.
+    """
+    shutil.rmtree(run / "eval", ignore_errors=True)  # of an earlier benchmark: nothing would be left to score
+    began = time.time()
+    words = [str(Path(__file__).with_name("sweep.py")), str(run), str(report), str(began)]
+    launch(words, report.with_suffix(".log"), processes=processes, **options)
+    return json.loads(report.read_text()) | {"began": began, "over": time.time()}
 
 
 def figures(run: Path, *, warm_up: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from bases import make_base
 from gpu_recipe import RECIPE
 from launching import figures, train
-from report import machine, write_report
+from report import kept_rows, machine, write_report
 
 STEPS, LOGGED = 100, 10
 
@@ -61,16 +61,16 @@ def main() -> int:
     base = arguments.scratch / "gemma-2-2b-random"
     make_base(base, arguments.tokenizer)
     given = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}", "data.eval=data/eval.json"]
-    kept = arguments.out / "scaling.json"
-    rows: list[dict[str, Any]] = json.loads(kept.read_text())["rows"] if arguments.go_on else []
+    rows = kept_rows(arguments.out, "scaling") if arguments.go_on else {}
     for gpus, rows_per_step in [*((n, 8 * n) for n in arguments.gpus), *((n, 8) for n in arguments.fixed_step)]:
-        rows.append(measure(gpus, rows_per_step, given, arguments.scratch / "scaling"))
-        one = next((row for row in rows if row["gpus"] == 1), None)
+        row = measure(gpus, rows_per_step, given, arguments.scratch / "scaling")
+        rows[row["setting"]] = row
+        one = next((row for row in rows.values() if row["gpus"] == 1), None)
         if one is not None:
-            speedup = rows[-1]["rows_per_second"] / one["rows_per_second"]
-            rows[-1] |= {"speedup": round(speedup, 2), "efficiency": round(speedup / gpus, 3)}
-        print(json.dumps({key: rows[-1].get(key) for key in COLUMNS}), flush=True)
-        write_report(arguments.out, "scaling", machine(), rows, COLUMNS)
+            speedup = row["rows_per_second"] / one["rows_per_second"]
+            row |= {"speedup": round(speedup, 2), "efficiency": round(speedup / gpus, 3)}
+        print(json.dumps({key: row.get(key) for key in COLUMNS}), flush=True)
+        write_report(arguments.out, "scaling", machine(), list(rows.values()), COLUMNS)
     return 0
 
 

@@ -24,7 +24,7 @@ import torch
 from bases import make_base
 from evaluation import make_checkpoints, release
 from gpu_recipe import RECIPE
-from launching import launch
+from launching import launch, sweep
 from report import machine, write_report
 
 from hw3.files import write_atomically
@@ -35,19 +35,15 @@ ROWS, NEW_TOKENS = 4000, 64
 
 def score(run: Path, processes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """`hw3 eval` of everything; returns one row of the report, and the entries."""
-    shutil.rmtree(run / "eval", ignore_errors=True)
-    parts, began = run.with_name("parts.json"), time.time()
-    words = [str(Path(__file__).with_name("sweep.py")), str(run), str(parts), str(began)]
-    launch(words, run.with_name(f"eval-{processes}.log"), processes=processes, **options())
-    whole = time.time() - began
-    seconds = json.loads(parts.read_text())["shared"]
+    report = sweep(run, run.with_name(f"eval-{processes}.json"), processes=processes, **options())
+    seconds = report["shared"]
     (results,) = (run / "eval").glob("*/results.json")
     entries = json.loads(results.read_text())["entries"]
     return {
         "setting": f"hw3 eval, base and {len(entries) - 1} checkpoints",
         "processes": processes,
         "seconds": round(seconds, 2),
-        "seconds_whole": round(whole, 1),
+        "seconds_whole": round(report["over"] - report["began"], 1),
         "rate": f"{len(entries) / seconds:.2f} entries/s",
     }, entries
 

@@ -172,15 +172,6 @@ class PeakMemory(TrainerCallback):
         """(allocated, reserved) bytes since training began."""
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
-    @staticmethod
-    def graphs() -> int:
-        """Bytes that captured graphs hold and that do not count as allocated."""
-        return sum(
-            segment["total_size"] - segment["allocated_size"]
-            for segment in torch.cuda.memory_snapshot()
-            if segment["device"] == torch.cuda.current_device() and tuple(segment["segment_pool_id"]) != (0, 0)
-        )
-
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.device.type == "cuda":
             self.before = self.now()

@@ -284,6 +284,15 @@ class CapturedStep:
             done += outputs
 
 
+def unallocated_bytes(device: torch.device, *, of_graphs: bool) -> int:
+    """Bytes that PyTorch has reserved on a GPU and not allocated: in the graphs' own pools, or for all to use."""
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == device.index and (tuple(segment["segment_pool_id"]) != (0, 0)) == of_graphs
+    )
+
+
 def _views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """A flat tensor's parts, end to end, in these shapes."""
     return [part.view(*shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]

@@ -218,13 +218,14 @@ def _score(
     left_out: set[Path | None] = set()
 
     def keep(at_once: list[Job], outcomes: list[Scored | BadAdapter]) -> None:
+        if rank() != 0:
+            return
         for job, outcome in zip(at_once, outcomes, strict=True):
-            if isinstance(outcome, BadAdapter):
-                if job.folder not in left_out and rank() == 0:
-                    tqdm.write(f"{outcome}; left out")
-                left_out.add(job.folder)
-            elif rank() == 0:
+            if not isinstance(outcome, BadAdapter):
                 _keep(job, recipe, *outcome, count_unknown(encoded[job.text], tokenizer.unk_token_id))
+            elif job.folder not in left_out:
+                left_out.add(job.folder)
+                tqdm.write(f"{outcome}; left out")
 
     kept: list[Future[None]] = []
 

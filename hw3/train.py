@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
 
+from hw3.captured_step import unallocated_bytes
 from hw3.encoding import EncodedRow, Encoder, apply_max_length, count_unknown, lengths_of
 from hw3.errors import UserError
 from hw3.files import write_atomically, write_json
@@ -452,7 +453,7 @@ def _peaks(trainer: CompletionTrainer) -> dict[str, float]:
     found = [
         *(max(pair) for pair in zip(before, steps, strict=True)),
         *steps,
-        trainer.peak_memory.graphs() if trainer.captured_step else 0,
+        unallocated_bytes(trainer.args.device, of_graphs=True) if trainer.captured_step else 0,
     ]
     most = (max(values) / GIB for values in zip(*gather(found), strict=True))
     names = ("peak_gib", "peak_reserved_gib", "peak_steps_gib", "peak_steps_reserved_gib", "graphs_gib")

@@ -30,7 +30,7 @@ from transformers.trainer_pt_utils import nested_gather
 from trl import SFTConfig, SFTTrainer
 
 from hw3.callbacks import CompleteCheckpoints, PeakMemory, ProgressLine, StopOnSignal
-from hw3.captured_step import SUMS, CapturedStep
+from hw3.captured_step import SUMS, CapturedStep, unallocated_bytes
 from hw3.collator import CompletionOnlyCollator
 from hw3.encoding import IGNORE_INDEX, EncodedRow
 from hw3.errors import RunFailed, first_line
@@ -236,12 +236,7 @@ class CompletionTrainer(SFTTrainer):
         device = self.args.device
         free, total = torch.cuda.mem_get_info(device)
         # What the graphs' own pool holds, nothing else can use.
-        reusable = sum(
-            segment["total_size"] - segment["allocated_size"]
-            for segment in torch.cuda.memory_snapshot()
-            if segment["device"] == device.index and tuple(segment["segment_pool_id"]) == (0, 0)
-        )
-        left = free + reusable - self.speed.memory.optimizer
+        left = free + unallocated_bytes(device, of_graphs=False) - self.speed.memory.optimizer
         if left >= HEADROOM * total:
             return None
         return f"would leave {left / GIB:.1f} of {total / GIB:.1f} GiB free, less than {HEADROOM:.0%}"

@@ -3,7 +3,7 @@
 Unsloth wants other versions of the libraries than this project, so it runs in a process of its own, from a folder that
 `pip install --target` made; this process writes the rows, as ids and labels, and the report.
 
-    python benchmarks/unsloth_step.py --site DIR --tokenizer DIR --data FILE
+    python benchmarks/unsloth_step.py --site DIR --tokenizer DIR --data FILE [--llama]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, WARM, WINDOW = 40, 15, 5
+RANKS = {"gemma": 64, "llama": 16}  # of the adapters, as in the recipes; Unsloth's process cannot read those
 # Name, rows per device, accumulation, Unsloth's own activation checkpointing, optimizer.
 SETTINGS = [
     ("Unsloth's defaults: 4 x 2, its activation checkpointing, 8-bit AdamW", 4, 2, "unsloth", "adamw_8bit"),
@@ -27,7 +28,7 @@ SETTINGS = [
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def measure(base: Path, rows: Path, number: int) -> dict[str, Any]:
+def measure(base: Path, rows: Path, rank: int, number: int) -> dict[str, Any]:
     """Train under one setting, in Unsloth's process; returns one row of the report."""
     from unsloth import FastLanguageModel  # before all others, as it asks
 
@@ -45,7 +46,7 @@ def measure(base: Path, rows: Path, number: int) -> dict[str, Any]:
         str(base), max_seq_length=1024, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
     )
     model = FastLanguageModel.get_peft_model(
-        model, r=64, lora_alpha=16, lora_dropout=0, target_modules=TARGETS, use_gradient_checkpointing=checkpointing
+        model, r=rank, lora_alpha=16, lora_dropout=0, target_modules=TARGETS, use_gradient_checkpointing=checkpointing
     )
     data = Dataset.from_list(json.loads(rows.read_text()))
     ends: list[float] = []
@@ -101,8 +102,8 @@ def measure(base: Path, rows: Path, number: int) -> dict[str, Any]:
     }
 
 
-def encoded_rows(base: Path, data: Path) -> list[dict[str, list[int]]]:
-    """The rows of the Gemma recipe's first steps, in order, as ids and labels."""
+def encoded_rows(shape: str, base: Path, data: Path) -> list[dict[str, list[int]]]:
+    """The rows of a recipe's first steps, in order, as ids and labels."""
     from hw3.encoding import Encoder
     from hw3.model import load_tokenizer
     from hw3.recipe import load_recipe
@@ -110,7 +111,8 @@ def encoded_rows(base: Path, data: Path) -> list[dict[str, list[int]]]:
     from hw3.sampler import StepSampler
 
     overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={data}", "data.eval=data/eval.json"]
-    recipe = load_recipe(Path("recipes/gemma/qlora.yaml"), overrides)
+    recipe = load_recipe(Path(f"recipes/{shape}/qlora.yaml"), overrides)
+    assert recipe.lora is not None and recipe.lora["r"] == RANKS[shape], "other adapters than Unsloth is given"
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(data)]
     steps = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[:STEPS]
@@ -127,18 +129,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--only", type=int, nargs="+", help="settings to measure, by number from 0")
     parser.add_argument("--no-compiler", action="store_true", help="do not try Unsloth's compiler first")
+    parser.add_argument("--llama", action="store_true", help="Llama-3-8B's shape instead of Gemma-2-2B's")
     parser.add_argument("--setting", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    base, file, found = (arguments.scratch / name for name in ("gemma", "unsloth-rows.json", "unsloth-row.json"))
+    shape = "llama" if arguments.llama else "gemma"
+    base, file, found = (arguments.scratch / name for name in (shape, "unsloth-rows.json", "unsloth-row.json"))
     if arguments.setting is not None:
-        found.write_text(json.dumps(measure(base, file, arguments.setting)))
+        found.write_text(json.dumps(measure(base, file, RANKS[shape], arguments.setting)))
         return 0
     from bases import make_base
     from report import STEP_COLUMNS, kept_rows, machine, write_report
 
-    make_base(base, arguments.tokenizer)
-    file.write_text(json.dumps(encoded_rows(base, arguments.data)))
-    rows = kept_rows(arguments.out, "unsloth_step")
+    make_base(base, arguments.tokenizer, shape)
+    file.write_text(json.dumps(encoded_rows(shape, base, arguments.data)))
+    name = "unsloth_step_llama" if arguments.llama else "unsloth_step"
+    rows = kept_rows(arguments.out, name)
     for number, (setting, *_) in enumerate(SETTINGS):
         if arguments.only and number not in arguments.only:
             continue
@@ -158,7 +163,7 @@ def main() -> int:
         else:
             continue
         print(json.dumps({key: rows[setting][key] for key in STEP_COLUMNS}), flush=True)
-        write_report(arguments.out, "unsloth_step", machine(), list(rows.values()), STEP_COLUMNS)
+        write_report(arguments.out, name, machine(), list(rows.values()), STEP_COLUMNS)
     return 0 if rows else 1
 
 

@@ -219,10 +219,39 @@ def random_base(recipe: Recipe, config: Any, layers: int, device: torch.device, 
     return _for_training(model)
 
 
+class _Gathered(torch.autograd.Function):
+    """A frozen 4-bit layer whose weight need not be there between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: bnb.nn.Linear4bit) -> torch.Tensor:
+        ctx.layer = layer
+        return bnb.nn.Linear4bit.forward(layer, x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
+        weight = ctx.layer.weight  # gathered again
+        plain = bnb.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
+        return (dy.to(plain.dtype) @ plain).to(dy.dtype), None
+
+
+class GatheredLinear4bit(bnb.nn.Linear4bit):
+    """A frozen 4-bit layer for ZeRO-3, which gathers weights for a forward or a backward and frees them after it.
+
+    bitsandbytes' own keeps a view of what was gathered for its backward, activation checkpointing or not (0.50.2,
+    MatMul4Bit), so that in the end a GPU holds every layer's whole weight beside its share.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As the layer it is made of; gradients by its input alone."""
+        return _Gathered.apply(x, self)
+
+
 def _for_training(model: PreTrainedModel) -> PreTrainedModel:
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
+            if is_deepspeed_zero3_enabled():
+                module.__class__ = GatheredLinear4bit
             # A no-grad forward on AVX512-BF16 CPUs repacks the weights lossily, and later training steps then use a
             # kernel without gradients (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
             module.support_avx512bf16_for_cpu = False

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Gemma2Config, LlamaConfig
 
 from hw3.errors import UserError
-from hw3.model import load_base, lora_config
+from hw3.model import GatheredLinear4bit, load_base, lora_config
 from hw3.recipe import load_recipe
 from hw3.run_folder import check_state, complete_checkpoints, drop_old_state, mark_complete
 from hw3.speed import Memory, memory_of, sharded_as, sharded_by, weight_counts
@@ -247,16 +247,18 @@ def test_fsdp2_computes_under_autocast(mini_recipe: Path, tmp_path: Path) -> Non
         assert losses(tmp_path / "run")[step] == (pytest.approx(loss, rel=5e-3), tokens)
 
 
-def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path, again: bool) -> None:
     """DeepSpeed on two CPU processes, stopped and resumed; it is an extra, so this runs where it is installed."""
     pytest.importorskip("deepspeed")
     config = yaml.safe_load((REPOSITORY / "accelerate_configs/zero3.yaml").read_text()) | {"use_cpu": True}
     (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config))
     options = ["--config_file", str(tmp_path / "zero3.yaml"), "--num_processes", "2", "--main_process_port", "0"]
     hw3("train", mini_recipe, "--run", tmp_path / "straight", *SETTINGS)
+    own = [*SETTINGS, f"training.activation_checkpointing={str(again).lower()}"]
     for steps in (8, 12):
         done = launch(
-            "-m", "hw3", "train", mini_recipe, "--run", tmp_path / "run", *SETTINGS, f"training.max_steps={steps}",
+            "-m", "hw3", "train", mini_recipe, "--run", tmp_path / "run", *own, f"training.max_steps={steps}",
             options=options, DS_ACCELERATOR="cpu",
         )  # fmt: skip
         # Not by its status: on a CPU, in some of ten runs, a process of DeepSpeed's aborts on its way out, after all is
@@ -264,3 +266,27 @@ def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path) -> N
         assert f"run: {steps} steps done" in done.stdout, done.stdout
     assert_same_run(tmp_path / "straight", tmp_path / "run")
     assert not list((tmp_path / "run/checkpoint-12").glob("zero_to_*.py"))
+
+
+def test_a_gathered_layer_keeps_no_weight_for_its_backward() -> None:
+    """What DeepSpeed gathers is freed after the forward; the backward takes what is there by then."""
+    layer, other = (
+        Linear4bit(64, 32, bias=True, compute_dtype=torch.float32, quant_type="nf4", device="cpu") for _ in range(2)
+    )
+    for part in (layer, other):
+        part.weight.data = torch.randn(32, 64)
+        part.bias.data = torch.randn(32)
+        part.requires_grad_(False).to("cpu")
+    x, dy = torch.randn(3, 64, requires_grad=True), torch.randn(3, 32)
+    expected = layer(x)
+    expected.backward(dy)
+    gradient, x.grad = x.grad, None
+
+    layer.__class__ = GatheredLinear4bit
+    y = layer(x)
+    assert torch.equal(y, expected)
+    gathered, again = layer.weight.data, layer.weight.data.clone()
+    gathered.zero_()
+    layer.weight.data = again
+    y.backward(dy)
+    assert torch.equal(x.grad, gradient)

@@ -18,7 +18,8 @@ from hw3.perplexity import batches, common_prefix, output_logits
 from hw3.rows import Row
 from hw3.schema import GenerationSection
 
-CPU_BATCH_BYTES = 2**29  # some 80 rows of the small model; more are no faster
+CPU_BATCH_BYTES = 2**28  # some 150 rows of the small model; more are no faster
+PROMPTS_SHARE = 4  # a quarter of a batch's memory is for what a layer holds while prompts run
 LONGEST_FACTOR = 2
 LEAST_NEW_TOKENS = 32
 
@@ -89,8 +90,9 @@ def generate(
     """Answer every prompt.
 
     Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
-    prompts begin with runs through the model once. Under greedy search a row leaves its batch as soon as it has ended,
-    so that one that never ends holds up no other.
+    prompts begin with runs through the model once. Prompts need more memory than answers: without beams they run in
+    parts of a batch, so that it may have as many rows as answers allow. Under greedy search a row leaves its batch as
+    soon as it has ended, so that one that never ends holds up no other.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
@@ -104,19 +106,28 @@ def generate(
     model.generation_config = GenerationConfig()
     prompts = [row.prompt_ids for row in rows]
     prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
-    costs = [config.num_beams * _bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
-    for batch in batches(costs, batch_bytes or _free_bytes(model)):
-        answer = _Batch([limits[index] for index in batch], batch, on_answer)
+    memory = batch_bytes or _free_bytes(model)
+    at_work = memory // PROMPTS_SHARE
+    costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+    if config.num_beams > 1:
+        # `generate` runs all prompts at once.
+        costs = [
+            config.num_beams * (kept + _prompt_bytes(model, len(ids))) for kept, ids in zip(costs, prompts, strict=True)
+        ]
+    for batch in batches(costs, memory if config.num_beams > 1 else memory - at_work):
+        at_once = max(1, at_work // _prompt_bytes(model, max(len(prompts[index]) for index in batch)))
+        answer = _Batch([limits[index] for index in batch], batch, on_answer, at_once)
         _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Limits and numbers of a batch's rows, and who is told their answers."""
+    """Limits and numbers of a batch's rows, who is told their answers, how many prompts run at once."""
 
     limits: list[int]
     indices: list[int]
     on_answer: Callable[[int, Answer], None]
+    at_once: int
 
     def ended(self, row: int, ids: list[int], stops: set[int]) -> None:
         """Report one row of the batch; `ids` may go on after a stop id or the row's limit."""
@@ -176,37 +187,67 @@ def _decode(
     here = torch.arange(len(input_ids), device=device)
     going = torch.ones_like(here, dtype=torch.bool)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    fresh = cache.get_seq_length()
+    new = slice(cache.get_seq_length(), None)
+    hidden = _run_prompts(model, input_ids[:, new], attention_mask, positions[:, new], cache, batch.at_once)
     while True:
-        hidden = model.base_model(
-            input_ids=input_ids[:, fresh:],
-            attention_mask=attention_mask,
-            position_ids=positions[:, fresh - input_ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
         scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(-1), 1)
         else:
             tokens = scores.argmax(-1, keepdim=True)
-        fresh = input_ids.shape[1]
         input_ids = torch.cat([input_ids, tokens], dim=-1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=-1)
         positions = positions[:, -1:] + 1
         ended = going & (torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits))
-        if not ended.any():
-            continue
-        for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
-            batch.ended(row, ids, set(generation_config.eos_token_id))
-        going &= ~ended
-        if not going.any():
-            return
-        if not logits_processor:  # some of them count the batch's rows
-            input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
-            for layer in cache.layers:
-                layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
-            limits, here, going = limits[going], here[going], going[going]
+        if ended.any():
+            for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
+                batch.ended(row, ids, set(generation_config.eos_token_id))
+            going &= ~ended
+            if not going.any():
+                return
+            if not logits_processor:  # some of them count the batch's rows
+                input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
+                for layer in cache.layers:
+                    layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
+                limits, here, going = limits[going], here[going], going[going]
+        hidden = _run(model, input_ids[:, -1:], attention_mask, positions, cache)
+
+
+def _run(
+    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """The last hidden state of each row, shape (B, H); `mask` is of all positions, the cached ones included."""
+    return model.base_model(
+        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+
+
+def _run_prompts(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: Cache,
+    at_once: int,
+) -> torch.Tensor:
+    """As `_run`, so many rows at once, their keys and values put together in the cache."""
+    if len(input_ids) <= at_once:
+        return _run(model, input_ids, mask, positions, cache)
+    hidden, parts = [], []
+    for rows in torch.arange(len(input_ids)).split(at_once):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        parts.append(_empty_cache(model))
+        for number, layer in enumerate(cache.layers):
+            if layer.get_seq_length():
+                parts[-1].update(layer.keys[part], layer.values[part], number)
+        hidden.append(_run(model, input_ids[part], mask[part], positions[part], parts[-1]))
+    for number in range(len(cache.layers)):
+        layers = [part.layers[number] for part in parts]
+        cache.layers[number] = DynamicLayer()
+        cache.update(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number)
+        for part in parts:
+            part.layers[number] = DynamicLayer()  # two layers at most are there twice
+    return torch.cat(hidden)
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
@@ -249,16 +290,28 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) 
 
 
 def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
-    """Memory of one row: keys and values to its end, and what a layer holds while its prompt runs."""
+    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits."""
+    config = model.config.get_text_config()
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)
+    return cached * (prompt + limit) + 3 * 4 * config.vocab_size
+
+
+def _prompt_bytes(model: PreTrainedModel, prompt: int) -> int:
+    """What a layer holds of one row while its prompt runs."""
     config = model.config.get_text_config()
     size = model.dtype.itemsize
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * head * size
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
-    running = (size + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
-    running += config.num_attention_heads * prompt * (2 * size + 4)
-    logits = 3 * 4 * config.vocab_size
-    return cached * (prompt + limit) + running * prompt + logits
+    a_token = (size + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
+    a_token += config.num_attention_heads * prompt * (2 * size + 4)
+    return a_token * prompt
+
+
+def _head_bytes(model: PreTrainedModel) -> int:
+    """One head's key of one token."""
+    config = model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return head * model.dtype.itemsize
 
 
 def _free_bytes(model: PreTrainedModel) -> int:

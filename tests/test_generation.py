@@ -102,6 +102,26 @@ def test_any_batch_equals_one_by_one(model: PreTrainedModel, rows: list[EncodedR
     assert answers(model, rows[::-1], limits[::-1], batch_bytes=300_000)[::-1] == wanted
 
 
+def test_prompts_run_in_parts_of_a_batch(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
+    """Answers of 24 rows fit where two prompts do."""
+    limits = [6 + number % 20 for number in range(len(rows))]
+    apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
+    wanted, wanted_apart = (
+        [one_by_one(model, row, limit) for row, limit in zip(some, limits, strict=True)] for some in (rows, apart)
+    )
+    sizes: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    assert answers(model, rows, limits, batch_bytes=6_400_000) == wanted
+    assert (
+        sizes[:13] == [1, *[2] * 12] and sizes[13] > 20
+    )  # what all begin with, the prompts, one token for all that go on
+    sizes.clear()
+    assert answers(model, apart, limits, batch_bytes=6_400_000) == wanted_apart
+    assert sizes[:12] == [2] * 12 and sizes[12] > 20
+
+
 def test_prompts_without_a_common_beginning(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
     apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
     wanted = [one_by_one(model, row, 12) for row in apart]

@@ -40,10 +40,10 @@ CHECKPOINTS = 35
 COURSE_ROWS = 25
 
 
-def make_checkpoints(recipe: Recipe, run: Path) -> None:
-    """35 complete checkpoints with random adapters, in the form that training leaves."""
+def make_checkpoints(recipe: Recipe, run: Path, count: int = CHECKPOINTS) -> None:
+    """Complete checkpoints with random adapters, in the form that training leaves."""
     model = get_peft_model(load_base(recipe, torch.device("cuda", 0)), lora_config(recipe.lora))
-    for number in range(1, CHECKPOINTS + 1):
+    for number in range(1, count + 1):
         torch.manual_seed(number)
         for name, parameter in model.named_parameters():
             if "lora_" in name:

@@ -33,13 +33,23 @@ def machine() -> dict[str, Any]:
     return found
 
 
-def kept_rows(folder: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Rows of the report that is there, by setting: what is not measured now stays, with the commit it was made at."""
+def kept_rows(folder: Path, name: str, *more: str) -> dict[Any, dict[str, Any]]:
+    """Rows of the report that is there: what is not measured now stays, with the commit it was made at.
+
+    Args:
+        folder: `docs/benchmarks`.
+        name: the benchmark's name.
+        more: keys that tell rows of one setting apart.
+
+    Returns:
+        By setting; by (setting, the values of those keys) where there are any.
+    """
     file = folder / f"{name}.json"
     if not file.exists():
         return {}
     report = json.loads(file.read_text(encoding="utf-8"))
-    return {row["setting"]: {"commit": report["commit"], **row} for row in report["rows"]}
+    rows = [{"commit": report["commit"], **row} for row in report["rows"]]
+    return {(row["setting"], *(row[key] for key in more)) if more else row["setting"]: row for row in rows}
 
 
 def write_report(

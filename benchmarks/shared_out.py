@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from bases import make_base
-from evaluation import make_checkpoints, release
+from evaluation import CHECKPOINTS, make_checkpoints, release
 from gpu_recipe import RECIPE
 from launching import launch, sweep
-from report import machine, write_report
+from report import kept_rows, machine, write_report
 
 from hw3.files import write_atomically
 from hw3.recipe import load_recipe
@@ -97,6 +97,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="a run that is there, instead of tokenizer and data")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", choices=("eval", "predict"), help="the other's rows stay as they are")
     parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
@@ -107,25 +108,28 @@ def main() -> int:
         words = [str(arguments.predict)]
     else:
         words = make_run(run, arguments)
-    rows: list[dict[str, Any]] = []
     sweeps: list[list[dict[str, Any]]] = []
     tries: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for _ in range(arguments.repeats):
         for processes in arguments.processes:
-            scored, entries = score(run, processes)
-            sweeps.append(entries)
-            for row in (scored, predict(run, words, processes)):
+            found = []
+            if arguments.only != "predict":
+                scored, entries = score(run, processes)
+                sweeps.append(entries)
+                found.append(scored)
+            if arguments.only != "eval":
+                found.append(predict(run, words, processes))
+            for row in found:
                 tries.setdefault((row["setting"], processes), []).append(row)
-    apart = max(furthest(entries, sweeps[0]) for entries in sweeps)
-    for (setting, _), found in tries.items():
-        row = median(found)
-        first = next((other for other in rows if other["setting"] == setting), row)
-        row["speedup"] = round(first["seconds"] / row["seconds"], 2)
-        rows.append(row | ({"furthest_apart": apart} if "eval" in setting else {}))
-    write_report(
-        arguments.out, "shared_out" if torch.cuda.is_available() else "shared_out_cpu", machine(), rows, COLUMNS
-    )
-    print(json.dumps(rows, indent=2))
+    name = "shared_out" if torch.cuda.is_available() else "shared_out_cpu"
+    rows = kept_rows(arguments.out, name, "processes")
+    for key, found in tries.items():
+        rows[key] = median(found)
+        rows[key]["speedup"] = round(rows[key[0], arguments.processes[0]]["seconds"] / rows[key]["seconds"], 2)
+        if "eval" in key[0]:
+            rows[key]["furthest_apart"] = max(furthest(entries, sweeps[0]) for entries in sweeps)
+    write_report(arguments.out, name, machine(), list(rows.values()), COLUMNS)
+    print(json.dumps(list(rows.values()), indent=2))
     return 0
 
 
@@ -140,7 +144,7 @@ def make_run(run: Path, arguments: argparse.Namespace) -> list[str]:
     }
     recipe = load_recipe(Path(RECIPE), [f"{key}={value}" for key, value in overrides.items()])
     write_atomically(run / "recipe.yaml", recipe.to_yaml())
-    make_checkpoints(recipe, run)
+    make_checkpoints(recipe, run, 1 if arguments.only == "predict" else CHECKPOINTS)
     release()
     some = arguments.scratch / "rows.json"
     some.write_text(json.dumps(json.loads(arguments.predict.read_text(encoding="utf-8"))[:ROWS], ensure_ascii=False))

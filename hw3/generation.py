@@ -20,6 +20,7 @@ from hw3.schema import GenerationSection
 
 CPU_BATCH_BYTES = 2**28  # some 150 rows of the small model; more are no faster
 PROMPTS_SHARE = 4  # a quarter of a batch's memory is for what a layer holds while prompts run
+ROOM = 64  # tokens that keys and values are given room for at a time
 LONGEST_FACTOR = 2
 LEAST_NEW_TOKENS = 32
 
@@ -205,7 +206,8 @@ def _decode(
             going &= ~ended
             if not going.any():
                 return
-            if not logits_processor:  # some of them count the batch's rows
+            # Some processors count the batch's rows; and each time costs a copy of all that is kept.
+            if not logits_processor and 8 * int(going.sum()) <= 7 * len(going):
                 input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
                 for layer in cache.layers:
                     layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
@@ -230,9 +232,7 @@ def _run_prompts(
     cache: Cache,
     at_once: int,
 ) -> torch.Tensor:
-    """As `_run`, so many rows at once, their keys and values put together in the cache."""
-    if len(input_ids) <= at_once:
-        return _run(model, input_ids, mask, positions, cache)
+    """As `_run`, so many rows at once; their keys and values come together in the cache, with room for more."""
     hidden, parts = [], []
     for rows in torch.arange(len(input_ids)).split(at_once):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -240,14 +240,46 @@ def _run_prompts(
         for number, layer in enumerate(cache.layers):
             if layer.get_seq_length():
                 parts[-1].update(layer.keys[part], layer.values[part], number)
-        hidden.append(_run(model, input_ids[part], mask[part], positions[part], parts[-1]))
+        # A copy, of the last position alone.
+        hidden.append(_run(model, input_ids[part], mask[part], positions[part], parts[-1]).clone())
     for number in range(len(cache.layers)):
         layers = [part.layers[number] for part in parts]
-        cache.layers[number] = DynamicLayer()
+        cache.layers[number] = _RoomyLayer()
         cache.update(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number)
         for part in parts:
-            part.layers[number] = DynamicLayer()  # two layers at most are there twice
+            part.layers[number] = DynamicLayer()  # so that no more than one layer is there twice
     return torch.cat(hidden)
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values with room for the next tokens; its base takes new memory for all of them with every token."""
+
+    rooms: list[torch.Tensor]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        length = self.get_seq_length()
+        end = length + key_states.shape[-2]
+        if not length:
+            self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
+        if end > self.rooms[0].shape[-2]:
+            rooms = [room.new_empty((*room.shape[:2], end + ROOM, room.shape[-1])) for room in self.rooms]
+            for room, before in zip(rooms, self.rooms, strict=True):
+                room[..., :length, :] = before[..., :length, :]
+            self.rooms = rooms
+        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
+            room[..., length:end, :] = states
+        self.is_initialized = True
+        return self._see(end)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.rooms = [room[indices] for room in self.rooms]
+        self._see(self.get_seq_length())
+
+    def _see(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = (room[..., :length, :] for room in self.rooms)
+        return self.keys, self.values
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
@@ -294,7 +326,7 @@ def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
     config = model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)
-    return cached * (prompt + limit) + 3 * 4 * config.vocab_size
+    return cached * (prompt + limit + ROOM) + 3 * 4 * config.vocab_size
 
 
 def _prompt_bytes(model: PreTrainedModel, prompt: int) -> int:

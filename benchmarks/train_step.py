@@ -222,6 +222,7 @@ def measure(
         "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
         "rows_per_second": round(recipe.rows_per_step / step, 1),
         "mfu": round(flops / step / tflops / 1e12, 3),
+        "matmul_tflops": round(tflops, 1),
         "seconds_at_limit": round(flops / tflops / 1e12, 4),
         "peak_gib": session["peak_gib"],
         "peak_reserved_gib": session["peak_reserved_gib"],

@@ -100,7 +100,7 @@ def memory_of(
 
     Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
     FSDP two layers, the one at work and the one that is fetched, and the head; under ZeRO-3 as many parameters as it
-    lets live at once, and the head. The scales of 4-bit weights are not sharded.
+    lets live at once, or the head where that is larger. The scales of 4-bit weights are not sharded.
 
     Args:
         recipe: the recipe.
@@ -141,8 +141,7 @@ def memory_of(
         layers = linear * (0.5 if packed else size) / text.num_hidden_layers
         gathered = 2 * layers + text.vocab_size * text.hidden_size * size
         if sharded == "DeepSpeed":
-            # Embedding or head are fetched while the others are still there.
-            gathered = min(weights - whole, (ZERO3_LIVE + text.vocab_size * text.hidden_size) * size)
+            gathered = min(weights - whole, max(ZERO3_LIVE, text.vocab_size * text.hidden_size) * size)
             # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
             adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size
         else:

@@ -92,8 +92,8 @@ def generate(
 
     Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
     prompts begin with runs through the model once. Prompts need more memory than answers: without beams they run in
-    parts of a batch, so that it may have as many rows as answers allow. Under greedy search a row leaves its batch as
-    soon as it has ended, so that one that never ends holds up no other.
+    parts of a batch, so that it may have as many rows as answers allow. Under greedy search rows leave their batch when
+    they have ended, an eighth of it at a time, so that one that never ends holds up no other.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
@@ -109,7 +109,8 @@ def generate(
     prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
     memory = batch_bytes or _free_bytes(model)
     at_work = memory // PROMPTS_SHARE
-    costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+    common = prefix.get_seq_length() if prefix is not None else 0
+    costs = [_bytes(model, common, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
     if config.num_beams > 1:
         # `generate` runs all prompts at once.
         costs = [
@@ -206,7 +207,7 @@ def _decode(
             going &= ~ended
             if not going.any():
                 return
-            # Some processors count the batch's rows; and each time costs a copy of all that is kept.
+            # Some processors count the batch's rows; and each time all that is kept is copied.
             if not logits_processor and 8 * int(going.sum()) <= 7 * len(going):
                 input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
                 for layer in cache.layers:
@@ -321,12 +322,15 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) 
     return cache
 
 
-def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
-    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits."""
+def _bytes(model: PreTrainedModel, prefix: int, prompt: int, limit: int) -> int:
+    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits.
+
+    While prompts run, those of the prefix are there twice.
+    """
     config = model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)
-    return cached * (prompt + limit + ROOM) + 3 * 4 * config.vocab_size
+    return cached * (prompt + max(prefix, limit + ROOM)) + 3 * 4 * config.vocab_size
 
 
 def _prompt_bytes(model: PreTrainedModel, prompt: int) -> int:

@@ -58,7 +58,6 @@ STRATEGIES: dict[str, tuple[str | None, list[str]]] = {
     "one-plain": (None, ["speed=plain"]),
     "one-lean": (None, ["speed=lean"]),
     "ddp": ("ddp", ["speed=auto"]),
-    "ddp-lean": ("ddp", ["speed=lean"]),
     "fsdp2": ("fsdp2", ["speed=auto", KEPT]),
     "fsdp2-checkpointing": ("fsdp2", ["speed=auto", AGAIN]),
     "zero3": ("zero3", ["speed=auto", KEPT]),
@@ -289,13 +288,13 @@ def estimate_again(arguments: argparse.Namespace) -> None:
         row["estimate"] = estimate(RECIPES[shape], overrides, STRATEGIES[strategy][0], processes)
         row |= with_error(row)
     write_json(file, report)
-    write_atomically(file.with_suffix(".md"), table(report, COLUMNS))
+    write_atomically(file.with_suffix(".md"), table(report))
 
 
 COLUMNS = {
     "setting": "setting",
-    "gpus": "GPUs",
-    "held_gib": "GiB a GPU, steps",
+    "gpus": "processes",
+    "held_gib": "GiB a process, steps",
     "peak_steps_reserved_gib": "reserved",
     "peak_gib": "with loading",
     "estimate_gib": "hw3 check",

@@ -65,16 +65,19 @@ def write_report(
         columns: keys of a row to show, with their headings.
     """
     facts = environment()
-    report = {"machine": machine, "versions": facts["versions"], "commit": facts["git_commit"], "rows": rows}
+    report = {"machine": machine, "versions": facts["versions"], "commit": facts["git_commit"]}
+    report |= {"columns": columns, "rows": rows}
     write_json(folder / f"{name}.json", report)
-    write_atomically(folder / f"{name}.md", table(report, columns))
+    write_atomically(folder / f"{name}.md", table(report))
 
 
-def table(report: dict[str, Any], columns: dict[str, str]) -> str:
-    """A Markdown table of the rows, under a line on the machine."""
+def table(report: dict[str, Any]) -> str:
+    """A Markdown table of a report's rows, under a line on the machine; `tools/fill_readme.py` makes it again."""
+    columns = report["columns"]
     gpu = report["machine"].get("gpu")
-    where = f"One {gpu}" if gpu else f"{report['machine']['cpu_cores']} CPU cores"
-    versions = ", ".join(f"{package} {report['versions'][package]}" for package in ("torch", "trl", "transformers"))
+    where = f"{report['machine']['gpus']} x {gpu}" if gpu else f"{report['machine']['cpu_cores']} CPU cores"
+    used = report["rows"][0].get("versions", report["versions"])  # another site folder's
+    versions = ", ".join(f"{package} {used[package]}" for package in ("torch", "trl", "transformers"))
     lines = [f"{where}; {versions}.", "", "| " + " | ".join(columns.values()) + " |"]
     lines.append("|" + "---|" * len(columns))
     lines += ["| " + " | ".join(str(row.get(key, "")) for key in columns) + " |" for row in report["rows"]]

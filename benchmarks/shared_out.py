@@ -125,9 +125,11 @@ def main() -> int:
     rows = kept_rows(arguments.out, name, "processes")
     for key, found in tries.items():
         rows[key] = median(found)
-        rows[key]["speedup"] = round(rows[key[0], arguments.processes[0]]["seconds"] / rows[key]["seconds"], 2)
         if "eval" in key[0]:
             rows[key]["furthest_apart"] = max(furthest(entries, sweeps[0]) for entries in sweeps)
+    for (setting, _), row in rows.items():
+        if (setting, 1) in rows:
+            row["speedup"] = round(rows[setting, 1]["seconds"] / row["seconds"], 2)
     write_report(arguments.out, name, machine(), list(rows.values()), COLUMNS)
     print(json.dumps(list(rows.values()), indent=2))
     return 0

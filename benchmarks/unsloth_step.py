@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 STEPS, WARM, WINDOW = 40, 15, 5
-RANKS = {"gemma": 64, "llama": 16}  # of the adapters, as in the recipes; Unsloth's process cannot read those
 # Name, rows per device, accumulation, Unsloth's own activation checkpointing, optimizer.
 SETTINGS = [
     ("Unsloth's defaults: 4 x 2, its activation checkpointing, 8-bit AdamW", 4, 2, "unsloth", "adamw_8bit"),
@@ -28,7 +27,7 @@ SETTINGS = [
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def measure(base: Path, rows: Path, rank: int, number: int) -> dict[str, Any]:
+def measure(base: Path, file: Path, number: int) -> dict[str, Any]:
     """Train under one setting, in Unsloth's process; returns one row of the report."""
     from unsloth import FastLanguageModel  # before all others, as it asks
 
@@ -45,10 +44,11 @@ def measure(base: Path, rows: Path, rank: int, number: int) -> dict[str, Any]:
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(base), max_seq_length=1024, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
     )
+    work = json.loads(file.read_text())
     model = FastLanguageModel.get_peft_model(
-        model, r=rank, lora_alpha=16, lora_dropout=0, target_modules=TARGETS, use_gradient_checkpointing=checkpointing
+        model, **work["lora"], target_modules=TARGETS, use_gradient_checkpointing=checkpointing
     )
-    data = Dataset.from_list(json.loads(rows.read_text()))
+    data = Dataset.from_list(work["rows"])
     ends: list[float] = []
 
     class Clock(TrainerCallback):
@@ -60,7 +60,7 @@ def measure(base: Path, rows: Path, rank: int, number: int) -> dict[str, Any]:
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=str(rows.with_name("run")),
+            output_dir=str(file.with_name("run")),
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=accumulation,
             max_steps=STEPS,
@@ -102,8 +102,8 @@ def measure(base: Path, rows: Path, rank: int, number: int) -> dict[str, Any]:
     }
 
 
-def encoded_rows(shape: str, base: Path, data: Path) -> list[dict[str, list[int]]]:
-    """The rows of a recipe's first steps, in order, as ids and labels."""
+def work_of(shape: str, base: Path, data: Path) -> dict[str, Any]:
+    """A recipe's adapters, and the rows of its first steps, in order, as ids and labels."""
     from hw3.encoding import Encoder
     from hw3.model import load_tokenizer
     from hw3.recipe import load_recipe
@@ -112,11 +112,13 @@ def encoded_rows(shape: str, base: Path, data: Path) -> list[dict[str, list[int]
 
     overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={data}", "data.eval=data/eval.json"]
     recipe = load_recipe(Path(f"recipes/{shape}/qlora.yaml"), overrides)
-    assert recipe.lora is not None and recipe.lora["r"] == RANKS[shape], "other adapters than Unsloth is given"
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(data)]
     steps = StepSampler([len(row) for row in rows], recipe.rows_per_step, recipe.seed).steps(0)[:STEPS]
-    return [{"input_ids": rows[row].input_ids, "labels": rows[row].labels} for step in steps for row in step]
+    return {
+        "lora": {key: recipe.lora[key] for key in ("r", "lora_alpha", "lora_dropout")},
+        "rows": [{"input_ids": rows[row].input_ids, "labels": rows[row].labels} for step in steps for row in step],
+    }
 
 
 def main() -> int:
@@ -135,13 +137,13 @@ def main() -> int:
     shape = "llama" if arguments.llama else "gemma"
     base, file, found = (arguments.scratch / name for name in (shape, "unsloth-rows.json", "unsloth-row.json"))
     if arguments.setting is not None:
-        found.write_text(json.dumps(measure(base, file, RANKS[shape], arguments.setting)))
+        found.write_text(json.dumps(measure(base, file, arguments.setting)))
         return 0
     from bases import make_base
     from report import STEP_COLUMNS, kept_rows, machine, write_report
 
     make_base(base, arguments.tokenizer, shape)
-    file.write_text(json.dumps(encoded_rows(shape, base, arguments.data)))
+    file.write_text(json.dumps(work_of(shape, base, arguments.data)))
     name = "unsloth_step_llama" if arguments.llama else "unsloth_step"
     rows = kept_rows(arguments.out, name)
     for number, (setting, *_) in enumerate(SETTINGS):

@@ -18,7 +18,7 @@ from hw3.perplexity import batches, common_prefix, output_logits
 from hw3.rows import Row
 from hw3.schema import GenerationSection
 
-CPU_BATCH_BYTES = 2**28  # some 150 rows of the small model; more are no faster
+CPU_BATCH_BYTES = 2**28  # some 90 rows of the small model
 PROMPTS_SHARE = 4  # a quarter of a batch's memory is for what a layer holds while prompts run
 ROOM = 64  # tokens that keys and values are given room for at a time
 LONGEST_FACTOR = 2
@@ -114,10 +114,11 @@ def generate(
     if config.num_beams > 1:
         # `generate` runs all prompts at once.
         costs = [
-            config.num_beams * (kept + _prompt_bytes(model, len(ids))) for kept, ids in zip(costs, prompts, strict=True)
+            config.num_beams * (kept + _prompt_bytes(model, common, len(ids)))
+            for kept, ids in zip(costs, prompts, strict=True)
         ]
     for batch in batches(costs, memory if config.num_beams > 1 else memory - at_work):
-        at_once = max(1, at_work // _prompt_bytes(model, max(len(prompts[index]) for index in batch)))
+        at_once = max(1, at_work // _prompt_bytes(model, common, max(len(prompts[index]) for index in batch)))
         answer = _Batch([limits[index] for index in batch], batch, on_answer, at_once)
         _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
 
@@ -207,7 +208,7 @@ def _decode(
             going &= ~ended
             if not going.any():
                 return
-            # Some processors count the batch's rows; and each time all that is kept is copied.
+            # All that is kept is copied each time; and some processors count the batch's rows.
             if not logits_processor and 8 * int(going.sum()) <= 7 * len(going):
                 input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
                 for layer in cache.layers:
@@ -244,34 +245,36 @@ def _run_prompts(
         # A copy, of the last position alone.
         hidden.append(_run(model, input_ids[part], mask[part], positions[part], parts[-1]).clone())
     for number in range(len(cache.layers)):
-        layers = [part.layers[number] for part in parts]
-        cache.layers[number] = _RoomyLayer()
-        cache.update(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]), number)
+        cache.layers[number] = _RoomyLayer([part.layers[number] for part in parts])
         for part in parts:
             part.layers[number] = DynamicLayer()  # so that no more than one layer is there twice
     return torch.cat(hidden)
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for the next tokens; its base takes new memory for all of them with every token."""
+    """Keys and values with room for the next tokens; its base takes new memory for all of them with every token.
 
-    rooms: list[torch.Tensor]
+    For `_decode` alone: beams would be reordered behind its back.
+
+    Args:
+        parts: what it begins with, rows of one after rows of the other.
+    """
+
+    def __init__(self, parts: Sequence[DynamicLayer]) -> None:
+        super().__init__()
+        self.lazy_initialization(parts[0].keys, parts[0].values)
+        self.rooms = [_with_room([part.keys for part in parts]), _with_room([part.values for part in parts])]
+        self._see(parts[0].get_seq_length())
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         length = self.get_seq_length()
         end = length + key_states.shape[-2]
-        if not length:
-            self.rooms = [key_states[..., :0, :], value_states[..., :0, :]]
         if end > self.rooms[0].shape[-2]:
-            rooms = [room.new_empty((*room.shape[:2], end + ROOM, room.shape[-1])) for room in self.rooms]
-            for room, before in zip(rooms, self.rooms, strict=True):
-                room[..., :length, :] = before[..., :length, :]
-            self.rooms = rooms
+            self.rooms = [_with_room([self.keys]), _with_room([self.values])]
         for room, states in zip(self.rooms, (key_states, value_states), strict=True):
             room[..., length:end, :] = states
-        self.is_initialized = True
         return self._see(end)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -281,6 +284,15 @@ class _RoomyLayer(DynamicLayer):
     def _see(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = (room[..., :length, :] for room in self.rooms)
         return self.keys, self.values
+
+
+def _with_room(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Parts of shape (B, H, L, D) one after the other, in memory of shape (sum of B, H, L + ROOM, D)."""
+    _, heads, length, size = parts[0].shape
+    room = parts[0].new_empty((sum(map(len, parts)), heads, length + ROOM, size))
+    for rows, part in zip(room[..., :length, :].split([len(part) for part in parts]), parts, strict=True):
+        rows.copy_(part)
+    return room
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
@@ -333,14 +345,14 @@ def _bytes(model: PreTrainedModel, prefix: int, prompt: int, limit: int) -> int:
     return cached * (prompt + max(prefix, limit + ROOM)) + 3 * 4 * config.vocab_size
 
 
-def _prompt_bytes(model: PreTrainedModel, prompt: int) -> int:
-    """What a layer holds of one row while its prompt runs."""
+def _prompt_bytes(model: PreTrainedModel, prefix: int, prompt: int) -> int:
+    """What a layer holds of one row while its prompt runs, all but the prefix."""
     config = model.config.get_text_config()
     size = model.dtype.itemsize
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
     a_token = (size + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
     a_token += config.num_attention_heads * prompt * (2 * size + 4)
-    return a_token * prompt
+    return a_token * (prompt - prefix)
 
 
 def _head_bytes(model: PreTrainedModel) -> int:

@@ -22,6 +22,7 @@ from peft.tuners.lora import Linear4bit as PeftLinear4bit
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.autograd.function import once_differentiable
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -223,15 +224,22 @@ class _Gathered(torch.autograd.Function):
     """A frozen 4-bit layer whose weight need not be there between forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: bnb.nn.Linear4bit) -> torch.Tensor:
-        ctx.layer = layer
-        return bnb.nn.Linear4bit.forward(layer, x)
+    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: bnb.nn.Linear4bit) -> torch.Tensor:
+        y = bnb.nn.Linear4bit.forward(layer, x)
+        ctx.layer, ctx.dtype = layer, layer.compute_dtype or x.dtype
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None]:
-        weight = ctx.layer.weight  # gathered again
-        plain = bnb.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
-        return (dy.to(plain.dtype) @ plain).to(dy.dtype), None
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        weight, bias = ctx.layer.weight, ctx.layer.bias
+        dx = db = None
+        if ctx.needs_input_grad[0]:
+            plain = bnb.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)  # gathered again
+            dx = (dy.to(ctx.dtype) @ plain.to(ctx.dtype)).to(dy.dtype)
+        if ctx.needs_input_grad[1]:
+            db = dy.flatten(0, -2).sum(0, dtype=bias.dtype)
+        return dx, db, None
 
 
 class GatheredLinear4bit(bnb.nn.Linear4bit):
@@ -242,8 +250,8 @@ class GatheredLinear4bit(bnb.nn.Linear4bit):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the layer it is made of; gradients by its input alone."""
-        return _Gathered.apply(x, self)
+        """As the layer it is made of."""
+        return _Gathered.apply(x, self.bias, self)
 
 
 def _for_training(model: PreTrainedModel) -> PreTrainedModel:

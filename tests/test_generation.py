@@ -99,25 +99,50 @@ def test_any_batch_equals_one_by_one(model: PreTrainedModel, rows: list[EncodedR
     assert len({len(answer.ids) for answer in wanted}) > 5
     assert answers(model, rows, limits) == wanted
     assert answers(model, rows, limits, batch_bytes=1) == wanted
-    assert answers(model, rows[::-1], limits[::-1], batch_bytes=300_000)[::-1] == wanted
+    assert answers(model, rows[::-1], limits[::-1], batch_bytes=1_500_000)[::-1] == wanted
 
 
-def test_prompts_run_in_parts_of_a_batch(model: PreTrainedModel, rows: list[EncodedRow]) -> None:
-    """Answers of 24 rows fit where two prompts do."""
+@pytest.fixture
+def sizes(model: PreTrainedModel) -> list[int]:
+    """How many rows each forward took."""
+    found: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, inputs: found.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    return found
+
+
+def test_prompts_run_in_parts_of_a_batch(
+    model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of 24 rows fit where a few prompts do; keys and values outgrow their room several times."""
+    monkeypatch.setattr("hw3.generation.ROOM", 4)
     limits = [6 + number % 20 for number in range(len(rows))]
     apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
     wanted, wanted_apart = (
         [one_by_one(model, row, limit) for row, limit in zip(some, limits, strict=True)] for some in (rows, apart)
     )
-    sizes: list[int] = []
-    model.base_model.register_forward_pre_hook(
-        lambda module, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True
-    )
+    parts = {"Gemma2": [8, 8, 8], "Llama": [7, 7, 7, 3]}[type(model).__name__.removesuffix("ForCausalLM")]
+    sizes.clear()
     assert answers(model, rows, limits, batch_bytes=6_400_000) == wanted
-    assert sizes[:13] == [1, *[2] * 12] and sizes[13] > 20  # the common beginning, prompts, a token
+    assert sizes[: len(parts) + 2] == [1, *parts, 24]  # the common beginning, prompts, a token
     sizes.clear()
     assert answers(model, apart, limits, batch_bytes=6_400_000) == wanted_apart
-    assert sizes[:8] == [3] * 8 and sizes[8] > 20  # the longest is shorter here
+    assert sizes[:9] == [3] * 8 + [24]
+
+
+def test_rows_leave_their_batch_an_eighth_at_a_time(
+    model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int]
+) -> None:
+    limits = [4 + number for number in range(len(rows))]
+    found = answers(model, rows, limits)
+    lengths = sorted(len(answer.ids) + answer.finished for answer in found)
+    going, expected = 24, []
+    for step in range(1, lengths[-1]):
+        left = sum(length > step for length in lengths)
+        going = left if 8 * left <= 7 * going else going
+        expected.append(going)
+    assert sizes == [1, 24, *expected] and len(set(expected)) > 5
 
 
 def test_prompts_without_a_common_beginning(model: PreTrainedModel, rows: list[EncodedRow]) -> None:

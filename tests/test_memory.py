@@ -1,6 +1,7 @@
 """What `hw3 check` says of memory, against what GPUs took: the figures of docs/benchmarks, by the same rows."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +12,10 @@ from transformers import AutoConfig
 from hw3.model import parameter_counts
 from hw3.recipe import load_recipe, step_layout
 from hw3.speed import GIB, choose_speed, memory_of, weight_counts
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+from memory import STRATEGIES
 
 
 def row_of(report: str, setting: str) -> dict[str, Any]:
@@ -40,11 +45,19 @@ KEPT = {"checkpointing": False, "optim": "adamw_torch_fused"}
 def measured(captured: bool) -> list[dict[str, Any]]:
     """Cases of benchmarks/memory.py."""
     rows = json.loads((REPOSITORY / "docs/benchmarks/memory.json").read_text())["rows"]
-    return [row for row in rows if row["speed"]["captured"] == captured]
+    return [row for row in rows if "failed" not in row and row["speed"]["captured"] == captured]
 
 
 def test_every_strategy_was_measured() -> None:
     assert [len(measured(captured)) for captured in (True, False)] == [4, 16]
+    found = {(row["shape"], row["strategy"]) for captured in (True, False) for row in measured(captured)}
+    assert {shape: {strategy for other, strategy in found if other == shape} for shape in ("2b", "8b")} == {
+        shape: set(STRATEGIES) for shape in ("2b", "8b")
+    }
+    # Where only these have room.
+    assert {strategy for shape, strategy in found if shape == "27b"} == {
+        "one-lean", "fsdp2-checkpointing", "zero3-checkpointing",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("row", measured(captured=False), ids=lambda row: row["setting"])

@@ -268,19 +268,28 @@ def test_zero3_is_the_run_of_one_process(mini_recipe: Path, tmp_path: Path, agai
     assert not list((tmp_path / "run/checkpoint-12").glob("zero_to_*.py"))
 
 
-def test_a_gathered_layer_keeps_no_weight_for_its_backward() -> None:
+@pytest.mark.parametrize(
+    ("compute", "packed_from", "double"),
+    [
+        (torch.float32, torch.float32, False),
+        (torch.float32, torch.bfloat16, True),
+        (torch.bfloat16, torch.bfloat16, True),
+        (torch.bfloat16, torch.float16, True),
+    ],
+)
+def test_a_gathered_layer_keeps_no_weight_for_its_backward(
+    compute: torch.dtype, packed_from: torch.dtype, double: bool
+) -> None:
     """What DeepSpeed gathers is freed after the forward; the backward takes what is there by then."""
-    layer, other = (
-        Linear4bit(64, 32, bias=True, compute_dtype=torch.float32, quant_type="nf4", device="cpu") for _ in range(2)
-    )
-    for part in (layer, other):
-        part.weight.data = torch.randn(32, 64)
-        part.bias.data = torch.randn(32)
-        part.requires_grad_(False).to("cpu")
-    x, dy = torch.randn(3, 64, requires_grad=True), torch.randn(3, 32)
+    torch.manual_seed(0)
+    layer = Linear4bit(64, 48, compute_dtype=compute, quant_type="nf4", compress_statistics=double, device="cpu")
+    layer.weight.data, layer.bias.data = torch.randn(48, 64, dtype=packed_from), torch.randn(48)
+    layer.to("cpu")
+    layer.weight.requires_grad_(False)
+    x, dy = torch.randn(2, 5, 64, dtype=compute, requires_grad=True), 1e-9 * torch.randn(2, 5, 48, dtype=compute)
     expected = layer(x)
     expected.backward(dy)
-    gradient, x.grad = x.grad, None
+    gradients, x.grad, layer.bias.grad = (x.grad, layer.bias.grad), None, None
 
     layer.__class__ = GatheredLinear4bit
     y = layer(x)
@@ -289,4 +298,5 @@ def test_a_gathered_layer_keeps_no_weight_for_its_backward() -> None:
     gathered.zero_()
     layer.weight.data = again
     y.backward(dy)
-    assert torch.equal(x.grad, gradient)
+    assert torch.equal(x.grad, gradients[0]) and bool(x.grad.any())
+    torch.testing.assert_close(layer.bias.grad, gradients[1])

@@ -1,7 +1,7 @@
 """Fills the tables of the documents from the files that commands wrote, so that no figure is typed by hand.
 
-A block lies between `<!-- NAME -->` and `<!-- /NAME -->`. `--check` changes nothing and ends with 1 where a block is
-not what the files say.
+Those of `docs/benchmarks/` are files of their own; in a document a block lies between `<!-- NAME -->` and
+`<!-- /NAME -->`. `--check` changes nothing and ends with 1 where one of them is not what the files say.
 
     python tools/fill_readme.py
 """
@@ -35,6 +35,9 @@ from hw3.schema import (
 from hw3.sft_config import disk_needed
 
 REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+from report import table  # noqa: E402
 
 
 def read(name: str) -> Any:
@@ -87,7 +90,7 @@ def scores(folder: str) -> str:
 def train_step() -> str:
     """Seconds and memory of an optimizer step, and how far the captured one is from TRL's."""
     report, later = (read(f"docs/benchmarks/train_step{name}.json") for name in ("", "_later"))
-    again, lean, script, *_ = later["rows"]
+    again, lean, script = (_row(later, word) for word in ("auto", "lean", "script"))
     lines = ["| 8 rows a step, all in one run | s a step | rows/s | peak GiB | MFU |", "|---|---|---|---|---|"]
     lines += [_step(row) for row in report["rows"]]
     lines += [
@@ -133,22 +136,22 @@ def train_step() -> str:
         f"{llama['seconds_per_step']:.3f} s a step, {llama['peak_gib']:.1f} GiB, MFU {llama['mfu']:.1%}, against "
         f"{llama_by_hand['seconds_per_step']:.3f} s and {llama_by_hand['peak_gib']:.1f} GiB by hand "
         "(`--llama`).",
-        f"- `lean` is TRL's step at the script's settings: {lean['seconds_per_step']:.2f} s where that took "
-        f"{script['seconds_per_step']:.2f} s in the later run, {_row(report, 'lean')['seconds_per_step']:.2f} s and "
-        f"{_row(report, 'script')['seconds_per_step']:.2f} s in the first.",
+        "- `lean` is TRL's step at the script's settings, and takes as long: "
+        f"{_row(report, 'lean')['seconds_per_step']:.2f} s against {_row(report, 'script')['seconds_per_step']:.2f} s "
+        f"in the first run, {lean['seconds_per_step']:.2f} s against {script['seconds_per_step']:.2f} s in the later.",
         f"- Unsloth {tuned['versions']['unsloth']}, rows and base the same, on another such machine: "
         f"{defaults['seconds_per_step']:.3f} s and {defaults['peak_gib']:.1f} GiB as it comes, "
-        f"{tuned['seconds_per_step']:.3f} s and {tuned['peak_gib']:.1f} GiB tuned by hand, which `auto` is "
-        f"{tuned['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as; on Llama-3-8B's shape "
+        f"{tuned['seconds_per_step']:.3f} s and {tuned['peak_gib']:.1f} GiB tuned by hand: `auto` is "
+        f"{tuned['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast. On Llama-3-8B's shape "
         f"{defaults_eight['seconds_per_step']:.3f} s, {defaults_eight['peak_gib']:.1f} GiB, and "
         f"{tuned_eight['seconds_per_step']:.3f} s, {tuned_eight['peak_gib']:.1f} GiB: "
-        f"{tuned_eight['seconds_per_step'] / llama['seconds_per_step']:.1f} times. Its compiler failed there and was "
+        f"`auto` is {tuned_eight['seconds_per_step'] / llama['seconds_per_step']:.1f} times as fast. Its compiler was "
         f"off (`benchmarks/unsloth_step.py`). An earlier script saw {quoted['seconds_per_step']:.3f} s on Gemma's "
         "(`docs/benchmarks/quoted.json`).",
         f"- Before the first step, compiling and capturing: {auto['seconds_capturing']:.0f} s; {warm:.0f} s (two GPUs) "
         "where what was compiled for an earlier run was still there.",
         f"- What `hw3 check` told before each: seconds within {max(told):.0%}, half of them within "
-        f"{statistics.median(told):.0%} (other work on the machine's CPU counts); memory: "
+        f"{statistics.median(told):.0%}; memory: "
         "[docs/several-gpus.md](docs/several-gpus.md#memory).",
         f"- The whole recipe, {whole['steps']:,} steps and a checkpoint every 100: {whole['seconds_whole']:.0f} s "
         "(`--whole`).",
@@ -230,7 +233,10 @@ def shared_out() -> str:
 def memory() -> str:
     """Memory a GPU of each way to train, measured, and as `hw3 check` counts it."""
     report = read("docs/benchmarks/memory.json")
-    lines = ["| | GPUs | GiB a GPU, steps | with loading | `hw3 check`'s count |", "|---|---|---|---|---|"]
+    lines = [
+        "| | processes | GiB a process, steps | most that PyTorch allocated | `hw3 check`'s count |",
+        "|---|---|---|---|---|",
+    ]
     for row in report["rows"]:
         figures = "did not work | | "
         if "failed" not in row:
@@ -240,7 +246,8 @@ def memory() -> str:
     about = (
         f"{_where(report)}; random 4-bit bases, eight long rows a step, the count for those rows. 2B and 27B are "
         "Gemma-2's shapes, 8B Llama-3's; `checkpointing` computes activations again, the others of `fsdp2` and `zero3` "
-        "keep them. What the captured step's graphs hold is counted in. Four processes share two GPUs."
+        "keep them. What the captured step's graphs hold is counted in with the steps, and is outside of what PyTorch "
+        "allocated, loading included. One process a GPU, but that four share two."
     )
     return "\n".join([*lines, "", about])
 
@@ -383,20 +390,28 @@ def fill(text: str, names: tuple[str, ...]) -> str:
     return text
 
 
+def benchmark_tables() -> dict[Path, str]:
+    """The table beside each benchmark's JSON file that has one."""
+    reports = {path: read(str(path)) for path in sorted(REPOSITORY.glob("docs/benchmarks/*.json"))}
+    return {path.with_suffix(".md"): table(report) for path, report in reports.items() if "columns" in report}
+
+
 def main() -> int:
     """Fill, or check."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 where a block is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 where something is out of date")
     arguments = parser.parse_args()
-    stale = False
-    for document, names in DOCUMENTS.items():
-        path = REPOSITORY / document
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, names)
-        stale |= before != after
-        if not arguments.check:
-            path.write_text(after, encoding="utf-8")
-    return int(arguments.check and stale)
+    made = {
+        REPOSITORY / document: fill((REPOSITORY / document).read_text(encoding="utf-8"), names)
+        for document, names in DOCUMENTS.items()
+    }
+    stale = []
+    for path, text in (made | benchmark_tables()).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(path)
+            if not arguments.check:
+                path.write_text(text, encoding="utf-8")
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == "__main__":

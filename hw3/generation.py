@@ -110,7 +110,7 @@ def generate(
     memory = batch_bytes or _free_bytes(model)
     at_work = memory // PROMPTS_SHARE
     common = prefix.get_seq_length() if prefix is not None else 0
-    costs = [_bytes(model, common, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+    costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
     if config.num_beams > 1:
         # `generate` runs all prompts at once.
         costs = [
@@ -150,22 +150,21 @@ def _generate_batch(
     # Padding is masked; with the prompt's own first id it does not count for a repetition penalty either.
     input_ids = torch.tensor([[ids[0]] * (width - len(ids)) + ids for ids in prompts])
     attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    cache = _shifted(model, prefix, [width - len(ids) for ids in prompts])
     config = copy.deepcopy(config)
     config.max_new_tokens = max(batch.limits)
     inputs: dict[str, Any] = {
         "input_ids": input_ids.to(model.device),
         "attention_mask": attention_mask.to(model.device),
-        "past_key_values": cache,
         "generation_config": config,
     }
-    stops = set(config.eos_token_id)
     if config.num_beams == 1:
-        model.generate(**inputs, custom_generate=_decode, batch=batch)
+        model.generate(**inputs, custom_generate=_decode, batch=batch, prefix=prefix)
         return
+    cache = _shifted(model, prefix, attention_mask)
     if prefix is not None:
         cache.batch_repeat_interleave(config.num_beams)
-    sequences = model.generate(**inputs)
+    stops = set(config.eos_token_id)
+    sequences = model.generate(**inputs, past_key_values=cache)
     for row, ids in enumerate(sequences[:, width:].tolist()):
         batch.ended(row, ids, stops)
 
@@ -177,11 +176,11 @@ def _decode(
     stopping_criteria: Any,
     generation_config: GenerationConfig,
     batch: _Batch,
+    prefix: Cache | None,
     **inputs: Any,  # named here, `generate` would take them for arguments of its own
 ) -> None:
     """Greedy search or sampling as `generate` has prepared it, rows leaving the batch as they end."""
     width, device = input_ids.shape[1], input_ids.device
-    cache: Cache = inputs["past_key_values"]
     attention_mask: torch.Tensor | None = inputs["attention_mask"]
     if attention_mask is None:  # nothing is padded
         attention_mask = torch.ones_like(input_ids)
@@ -190,8 +189,7 @@ def _decode(
     here = torch.arange(len(input_ids), device=device)
     going = torch.ones_like(here, dtype=torch.bool)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    new = slice(cache.get_seq_length(), None)
-    hidden = _run_prompts(model, input_ids[:, new], attention_mask, positions[:, new], cache, batch.at_once)
+    hidden, cache = _run_prompts(model, input_ids, attention_mask, positions, prefix, batch.at_once)
     while True:
         scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
         if generation_config.do_sample:
@@ -231,24 +229,23 @@ def _run_prompts(
     input_ids: torch.Tensor,
     mask: torch.Tensor,
     positions: torch.Tensor,
-    cache: Cache,
+    prefix: Cache | None,
     at_once: int,
-) -> torch.Tensor:
-    """As `_run`, so many rows at once; their keys and values come together in the cache, with room for more."""
+) -> tuple[torch.Tensor, Cache]:
+    """The last hidden states of all prompts, shape (B, H), and their keys and values; so many rows run at once."""
     hidden, parts = [], []
-    for rows in torch.arange(len(input_ids)).split(at_once):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        parts.append(_empty_cache(model))
-        for number, layer in enumerate(cache.layers):
-            if layer.get_seq_length():
-                parts[-1].update(layer.keys[part], layer.values[part], number)
-        # A copy, of the last position alone.
-        hidden.append(_run(model, input_ids[part], mask[part], positions[part], parts[-1]).clone())
+    for start in range(0, len(input_ids), at_once):
+        part = slice(start, start + at_once)
+        parts.append(_shifted(model, prefix, mask[part]))
+        new = slice(parts[-1].get_seq_length(), None)
+        last = _run(model, input_ids[part, new], mask[part], positions[part, new], parts[-1])
+        hidden.append(last.clone())  # not the other positions with it
+    cache = _empty_cache(model)
     for number in range(len(cache.layers)):
         cache.layers[number] = _RoomyLayer([part.layers[number] for part in parts])
         for part in parts:
             part.layers[number] = DynamicLayer()  # so that no more than one layer is there twice
-    return torch.cat(hidden)
+    return torch.cat(hidden), cache
 
 
 class _RoomyLayer(DynamicLayer):
@@ -311,13 +308,13 @@ def _empty_cache(model: PreTrainedModel) -> Cache:
     return Cache(layers=[DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
 
 
-def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) -> Cache:
+def _shifted(model: PreTrainedModel, prefix: Cache | None, mask: torch.Tensor) -> Cache:
     """The prefix for a batch, each row's behind its padding; what falls off its end is run again with the rest.
 
     Args:
         model: the model.
         prefix: of length P, in a batch of one.
-        paddings: padding of each row.
+        mask: of the prompts, shape (B, L); 0 is padding, on the left.
 
     Returns:
         A cache of length P for as many rows; what stands at padded positions is masked.
@@ -325,7 +322,8 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) 
     cache = _empty_cache(model)
     if prefix is None:
         return cache
-    places = torch.arange(prefix.get_seq_length()) - torch.tensor(paddings)[:, None]
+    paddings = (mask == 0).sum(-1, keepdim=True)
+    places = torch.arange(prefix.get_seq_length(), device=mask.device) - paddings
     for number, layer in enumerate(prefix.layers):
         index = places.clamp(min=0).to(layer.keys.device)
         # (1, H, P, D) by (B, P) to (B, H, P, D)
@@ -334,15 +332,12 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, paddings: list[int]) 
     return cache
 
 
-def _bytes(model: PreTrainedModel, prefix: int, prompt: int, limit: int) -> int:
-    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits.
-
-    While prompts run, those of the prefix are there twice.
-    """
+def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
+    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits."""
     config = model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)
-    return cached * (prompt + max(prefix, limit + ROOM)) + 3 * 4 * config.vocab_size
+    return cached * (prompt + limit + ROOM) + 3 * 4 * config.vocab_size
 
 
 def _prompt_bytes(model: PreTrainedModel, prefix: int, prompt: int) -> int:

@@ -1,21 +1,17 @@
 """What `hw3 check` says of memory, against what GPUs took: the figures of docs/benchmarks, by the same rows."""
 
 import json
-import sys
 from typing import Any
 
 import pytest
 import torch
 from conftest import REPOSITORY
+from memory import STRATEGIES
 from transformers import AutoConfig
 
 from hw3.model import parameter_counts
 from hw3.recipe import load_recipe, step_layout
 from hw3.speed import GIB, choose_speed, memory_of, weight_counts
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-from memory import STRATEGIES
 
 
 def row_of(report: str, setting: str) -> dict[str, Any]:

@@ -56,8 +56,8 @@ from hw3.cli import main
 run = sys.argv[1]
 sys.exit(main(["eval", run, "--base-only"]) or main(["eval", run]) or main(["predict", run]))
 """
-# `hw3 predict`, of which process 1 is killed before its third answer.
-# The second process dies once the first has kept all of its five answers and waits, before the launcher can end it.
+# `hw3 predict`, of which process 1 is killed before its third answer, once process 0 has kept all five of its own and
+# waits: the launcher would end it too.
 DIES_ANSWERING = """
 import glob, os, signal, sys, time
 from hw3.encoding import Encoder

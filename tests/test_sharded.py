@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from hw3.run_folder import check_state, complete_checkpoints, drop_old_state, ma
 from hw3.speed import Memory, memory_of, sharded_as, sharded_by, weight_counts
 from hw3.train import plan_run
 from hw3.trainer import SHARDED_POLICY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 # 4,096,000 weights in linear layers, 10 layers of them; 2 * 640,000 in embedding and head; norms 2,688.
 SHAPE = LlamaConfig(

@@ -392,7 +392,7 @@ def fill(text: str, names: tuple[str, ...]) -> str:
 
 def benchmark_tables() -> dict[Path, str]:
     """The table beside each benchmark's JSON file that has one."""
-    reports = {path: read(str(path)) for path in sorted(REPOSITORY.glob("docs/benchmarks/*.json"))}
+    reports = {path: read(f"docs/benchmarks/{path.name}") for path in sorted(REPOSITORY.glob("docs/benchmarks/*.json"))}
     return {path.with_suffix(".md"): table(report) for path, report in reports.items() if "columns" in report}
 
 

@@ -13,6 +13,7 @@ import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from hw3.decoding import ROOM, Decoder, run
 from hw3.encoding import EncodedRow, Encoder
 from hw3.perplexity import batches, common_prefix, output_logits
 from hw3.rows import Row
@@ -20,7 +21,6 @@ from hw3.schema import GenerationSection
 
 CPU_BATCH_BYTES = 2**28  # some 90 rows of the small model
 PROMPTS_SHARE = 4  # a quarter of a batch's memory is for what a layer holds while prompts run
-ROOM = 64  # tokens that keys and values are given room for at a time
 LONGEST_FACTOR = 2
 LEAST_NEW_TOKENS = 32
 
@@ -92,8 +92,8 @@ def generate(
 
     Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
     prompts begin with runs through the model once. Prompts need more memory than answers: without beams they run in
-    parts of a batch, so that it may have as many rows as answers allow. Under greedy search rows leave their batch when
-    they have ended, an eighth of it at a time, so that one that never ends holds up no other.
+    parts of a batch, so that it may have as many rows as answers allow. Without beams rows leave their batch some time
+    after they have ended, so that one that never ends holds up no other.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
@@ -189,7 +189,7 @@ def _decode(
     here = torch.arange(len(input_ids), device=device)
     going = torch.ones_like(here, dtype=torch.bool)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    hidden, cache = _run_prompts(model, input_ids, attention_mask, positions, prefix, batch.at_once)
+    hidden, decoder = _run_prompts(model, input_ids, attention_mask, positions, prefix, batch.at_once)
     while True:
         scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
         if generation_config.do_sample:
@@ -197,8 +197,6 @@ def _decode(
         else:
             tokens = scores.argmax(-1, keepdim=True)
         input_ids = torch.cat([input_ids, tokens], dim=-1)
-        attention_mask = torch.cat([attention_mask, torch.ones_like(tokens)], dim=-1)
-        positions = positions[:, -1:] + 1
         ended = going & (torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits))
         if ended.any():
             for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
@@ -206,22 +204,11 @@ def _decode(
             going &= ~ended
             if not going.any():
                 return
-            # All that is kept is copied each time; and some processors count the batch's rows.
-            if not logits_processor and 8 * int(going.sum()) <= 7 * len(going):
-                input_ids, attention_mask, positions = input_ids[going], attention_mask[going], positions[going]
-                for layer in cache.layers:
-                    layer.batch_select_indices(going.to(layer.keys.device))  # layers may be spread over GPUs
-                limits, here, going = limits[going], here[going], going[going]
-        hidden = _run(model, input_ids[:, -1:], attention_mask, positions, cache)
-
-
-def _run(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
-) -> torch.Tensor:
-    """The last hidden state of each row, shape (B, H); `mask` is of all positions, the cached ones included."""
-    return model.base_model(
-        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, -1]
+            # Some processors count the batch's rows.
+            if not logits_processor and int((~going).sum()) >= decoder.least_leaving * len(going):
+                decoder.keep(going)
+                input_ids, limits, here, going = input_ids[going], limits[going], here[going], going[going]
+        hidden = decoder.step(input_ids[:, -1:])
 
 
 def _run_prompts(
@@ -231,65 +218,16 @@ def _run_prompts(
     positions: torch.Tensor,
     prefix: Cache | None,
     at_once: int,
-) -> tuple[torch.Tensor, Cache]:
-    """The last hidden states of all prompts, shape (B, H), and their keys and values; so many rows run at once."""
+) -> tuple[torch.Tensor, Decoder]:
+    """The last hidden states of all prompts, shape (B, H), and what goes on from there; so many rows run at once."""
     hidden, parts = [], []
     for start in range(0, len(input_ids), at_once):
         part = slice(start, start + at_once)
         parts.append(_shifted(model, prefix, mask[part]))
         new = slice(parts[-1].get_seq_length(), None)
-        last = _run(model, input_ids[part, new], mask[part], positions[part, new], parts[-1])
+        last = run(model, input_ids[part, new], mask[part], positions[part, new], parts[-1])
         hidden.append(last.clone())  # not the other positions with it
-    cache = _empty_cache(model)
-    for number in range(len(cache.layers)):
-        cache.layers[number] = _RoomyLayer([part.layers[number] for part in parts])
-        for part in parts:
-            part.layers[number] = DynamicLayer()  # so that no more than one layer is there twice
-    return torch.cat(hidden), cache
-
-
-class _RoomyLayer(DynamicLayer):
-    """Keys and values with room for the next tokens; its base takes new memory for all of them with every token.
-
-    For `_decode` alone: beams would be reordered behind its back.
-
-    Args:
-        parts: what it begins with, rows of one after rows of the other.
-    """
-
-    def __init__(self, parts: Sequence[DynamicLayer]) -> None:
-        super().__init__()
-        self.lazy_initialization(parts[0].keys, parts[0].values)
-        self.rooms = [_with_room([part.keys for part in parts]), _with_room([part.values for part in parts])]
-        self._see(parts[0].get_seq_length())
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        length = self.get_seq_length()
-        end = length + key_states.shape[-2]
-        if end > self.rooms[0].shape[-2]:
-            self.rooms = [_with_room([self.keys]), _with_room([self.values])]
-        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
-            room[..., length:end, :] = states
-        return self._see(end)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.rooms = [room[indices] for room in self.rooms]
-        self._see(self.get_seq_length())
-
-    def _see(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys, self.values = (room[..., :length, :] for room in self.rooms)
-        return self.keys, self.values
-
-
-def _with_room(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parts of shape (B, H, L, D) one after the other, in memory of shape (sum of B, H, L + ROOM, D)."""
-    _, heads, length, size = parts[0].shape
-    room = parts[0].new_empty((sum(map(len, parts)), heads, length + ROOM, size))
-    for rows, part in zip(room[..., :length, :].split([len(part) for part in parts]), parts, strict=True):
-        rows.copy_(part)
-    return room
+    return torch.cat(hidden), Decoder(model, parts, mask)
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:

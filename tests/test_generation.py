@@ -116,7 +116,7 @@ def test_prompts_run_in_parts_of_a_batch(
     model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers of 24 rows fit where a few prompts do; keys and values outgrow their room several times."""
-    monkeypatch.setattr("hw3.generation.ROOM", 4)
+    monkeypatch.setattr("hw3.decoding.ROOM", 4)
     limits = [6 + number % 20 for number in range(len(rows))]
     apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
     wanted, wanted_apart = (

@@ -6,16 +6,21 @@ long as one row. As a CUDA graph they are launched at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import Cache, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.masking_utils import eager_mask
 
 from hw3.captured_step import MASKS_BY_KIND
 
 ROOM = 64  # tokens that keys and values are given room for at a time
+GROUPED = "eager_grouped"
 
 
 class Decoder:
@@ -27,7 +32,8 @@ class Decoder:
 
     Args:
         model: the causal language model.
-        caches: keys and values of the prompts, rows of one after rows of the other; they are emptied.
+        caches: keys and values of the prompts, rows of one after rows of the other; they are emptied. One may leave out
+            what is padding for all of its rows.
         mask: of the prompts, shape (B, L); 0 is padding, on the left.
     """
 
@@ -93,7 +99,8 @@ class Decoder:
         self._graph = self._hidden = None
 
     def _run(self) -> torch.Tensor:
-        return run(self._model, self._tokens, self._mask, self._positions, self._cache)
+        with _grouped(self._model):
+            return run(self._model, self._tokens, self._mask, self._positions, self._cache)
 
 
 def run(
@@ -113,17 +120,69 @@ def can_capture(model: PreTrainedModel) -> bool:
     return known and len(devices) == 1 and model.device.type == "cuda"
 
 
+def grouped_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An architecture's eager attention of one new token a row, without copies of keys and values for each head.
+
+    The heads of a group become positions of one head, as transformers does it for sdpa (`pack_gqa`).
+
+    Args:
+        module: the attention layer.
+        query: shape (B, H, 1, D).
+        key: shape (B, K, L, D), each for H / K heads.
+        value: likewise.
+        attention_mask: shape (B, 1, 1, L), added to the scores.
+        settings: for the architecture's own function.
+
+    Returns:
+        shape (B, 1, H, D), and the weights, shape (B, K, H / K, L).
+    """
+    rows, heads, _, size = query.shape
+    groups, module.num_key_value_groups = module.num_key_value_groups, 1
+    try:
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        packed = query.reshape(rows, heads // groups, groups, size)
+        output, weights = eager(module, packed, key, value, attention_mask, **settings)
+    finally:
+        module.num_key_value_groups = groups
+    return output.transpose(1, 2).reshape(rows, 1, heads, size), weights
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, eager_mask)
+
+
+@contextmanager
+def _grouped(model: PreTrainedModel) -> Iterator[None]:
+    """Eager attention as `grouped_attention` does it."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    if before == "eager" and config.model_type in MASKS_BY_KIND:
+        config._attn_implementation = GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 class RoomyLayer(StaticLayer):
     """A layer's keys and values, with room for the next tokens, that makes more when asked to.
 
     Args:
-        parts: what it begins with, rows of one after rows of the other.
+        parts: what it begins with, rows of one after rows of the other; they end at the same token.
     """
 
     def __init__(self, parts: Sequence[DynamicLayer]) -> None:
         super().__init__(0)
         self.dtype, self.device = parts[0].dtype, parts[0].device
-        self.cumulative_length = torch.tensor(parts[0].get_seq_length(), device=self.device)
+        length = max(part.get_seq_length() for part in parts)
+        self.cumulative_length = torch.tensor(length, device=self.device)
         self._hold([part.keys for part in parts], [part.values for part in parts])
         self.is_initialized = True
 
@@ -140,10 +199,14 @@ class RoomyLayer(StaticLayer):
 
 
 def with_room(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parts of shape (B, H, L, D) one after the other, zeros behind them: shape (sum of B, H, L + ROOM, D)."""
-    _, heads, length, size = parts[0].shape
-    room = parts[0].new_empty((sum(map(len, parts)), heads, length + ROOM, size))
-    room[..., length:, :] = 0  # masked, but 0 times what is not a number is not 0
-    for rows, part in zip(room[..., :length, :].split([len(part) for part in parts]), parts, strict=True):
-        rows.copy_(part)
+    """Parts of shape (B, H, L, D), one after the other in rows, each up to where room for new tokens begins.
+
+    Returns:
+        Shape (sum of B, H, the longest L + ROOM, D). Masked places are zeros: 0 times what is not a number is not 0.
+    """
+    heads, size = parts[0].shape[1], parts[0].shape[3]
+    length = max(part.shape[2] for part in parts)
+    room = parts[0].new_zeros((sum(map(len, parts)), heads, length + ROOM, size))
+    for rows, part in zip(room.split([len(part) for part in parts]), parts, strict=True):
+        rows[:, :, length - part.shape[2] : length].copy_(part)
     return room

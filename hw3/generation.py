@@ -117,20 +117,21 @@ def generate(
             config.num_beams * (kept + _prompt_bytes(model, common, len(ids)))
             for kept, ids in zip(costs, prompts, strict=True)
         ]
-    for batch in batches(costs, memory if config.num_beams > 1 else memory - at_work):
-        at_once = max(1, at_work // _prompt_bytes(model, common, max(len(prompts[index]) for index in batch)))
-        answer = _Batch([limits[index] for index in batch], batch, on_answer, at_once)
+    for chosen in batches(costs, memory if config.num_beams > 1 else memory - at_work):
+        parts = list(batches([_prompt_bytes(model, common, len(prompts[index])) for index in chosen], at_work))
+        batch = [chosen[place] for part in parts for place in part]
+        answer = _Batch([limits[index] for index in batch], batch, on_answer, [len(part) for part in parts])
         _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Limits and numbers of a batch's rows, who is told their answers, how many prompts run at once."""
+    """Limits and numbers of a batch's rows, who is told their answers, how many prompts run at a time."""
 
     limits: list[int]
     indices: list[int]
     on_answer: Callable[[int, Answer], None]
-    at_once: int
+    parts: list[int]
 
     def ended(self, row: int, ids: list[int], stops: set[int]) -> None:
         """Report one row of the batch; `ids` may go on after a stop id or the row's limit."""
@@ -188,8 +189,7 @@ def _decode(
     limits = torch.tensor(batch.limits, device=device)
     here = torch.arange(len(input_ids), device=device)
     going = torch.ones_like(here, dtype=torch.bool)
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    hidden, decoder = _run_prompts(model, input_ids, attention_mask, positions, prefix, batch.at_once)
+    hidden, decoder = _run_prompts(model, input_ids, attention_mask, prefix, batch.parts)
     while True:
         scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
         if generation_config.do_sample:
@@ -212,22 +212,20 @@ def _decode(
 
 
 def _run_prompts(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor,
-    positions: torch.Tensor,
-    prefix: Cache | None,
-    at_once: int,
+    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, prefix: Cache | None, sizes: Sequence[int]
 ) -> tuple[torch.Tensor, Decoder]:
-    """The last hidden states of all prompts, shape (B, H), and what goes on from there; so many rows run at once."""
-    hidden, parts = [], []
-    for start in range(0, len(input_ids), at_once):
-        part = slice(start, start + at_once)
-        parts.append(_shifted(model, prefix, mask[part]))
-        new = slice(parts[-1].get_seq_length(), None)
-        last = run(model, input_ids[part, new], mask[part], positions[part, new], parts[-1])
+    """The last hidden states of all prompts, shape (B, H), and what goes on from there; so many rows run at a time."""
+    hidden, caches = [], []
+    for ids, seen in zip(input_ids.split(sizes), mask.split(sizes), strict=True):
+        width = int(seen.sum(-1).max())
+        ids, seen = ids[:, -width:], seen[:, -width:]
+        positions = (seen.cumsum(-1) - 1).clamp(min=0)
+        cache = _shifted(model, prefix, seen)
+        new = slice(cache.get_seq_length(), None)
+        last = run(model, ids[:, new], seen, positions[:, new], cache)
         hidden.append(last.clone())  # not the other positions with it
-    return torch.cat(hidden), Decoder(model, parts, mask)
+        caches.append(cache)
+    return torch.cat(hidden), Decoder(model, caches, mask)
 
 
 def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:

@@ -1,6 +1,6 @@
 """How long a run will take: a few of its steps on a base of the same shape with fewer decoder layers, random weights.
 
-Time grows by the same amount with every decoder layer, so a run of one layer and a run of three tell that of all. They
+Time grows by the same amount with every decoder layer, so a run of one layer and a run of some tell that of all. They
 are runs of the real trainer on the run's own rows, in the way that `choose_speed` chose. The captured step is not
 compiled here, which takes a minute: its graphs are timed as they are, matrix products on their own, and `FUSED` says
 what compiling leaves of the rest.
@@ -34,7 +34,8 @@ from hw3.sft_config import sft_config
 from hw3.speed import Speed
 from hw3.trainer import CompletionTrainer
 
-LAYERS = (1, 3)
+# By whether the step is captured: CPUs, which set the pace of one that is not, keep time less well than GPUs.
+LAYERS = {True: (1, 3), False: (1, 6)}
 STEPS = 6  # of like steps of the run: from its shortest rows to its longest, so that their mean is the run's
 PASSES = 3  # over these steps: one that loads every kernel, one by the clock, one by the GPU's own
 # Of the time that is neither matrix products nor the optimizer's, what compiling leaves, by benchmarks/train_step.py.
@@ -104,7 +105,7 @@ def probe(
     speed = replace(speed, layout=StepLayout(1, layout.rows_per_device, layout.accumulation))
     outputs = sum(len(row.output_ids) for row in chosen) / STEPS
     wall, graphs, optimizer, products = {}, {}, {}, (0.0, 0.0)
-    for layers in LAYERS:
+    for layers in LAYERS[speed.captured]:
         with tempfile.TemporaryDirectory() as folder, _uncompiled(speed.captured):
             trainer = _trainer(recipe, speed, tokenizer, chosen, device, layers, Path(folder))
             if speed.captured and (reason := trainer.capture()):
@@ -146,7 +147,8 @@ def in_words(steps: int, seconds_per_step: float, gpu: str, captured: bool) -> s
     """The line that tells a run's time, its first step's preparation counted in."""
     before = FIRST_STEP[captured]
     wait = f"; the first comes after about {before} s"
-    how = f"{seconds_per_step:.2g} s each, from a probe of {LAYERS[0]} and {LAYERS[1]} layers"
+    few, more = LAYERS[captured]
+    how = f"{seconds_per_step:.2g} s each, from a probe of {few} and {more} layers"
     return f"about {duration(before + steps * seconds_per_step)} on {gpu}: {steps} steps of {how}{wait}"
 
 

@@ -13,7 +13,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
+from hw3.decoding import Decoder, can_capture, grouped_attention, with_room
 from hw3.encoding import EncodedRow, Encoder
 from hw3.generation import Answer, AnswerLengths, generate, generation_config, stop_ids
 from hw3.prompt import Prompt
@@ -112,6 +114,10 @@ def sizes(model: PreTrainedModel) -> list[int]:
     return found
 
 
+# By architecture: prompts with a common beginning, and without one.
+PARTS = {"gemma2": ([8, 10, 6], [3, 3, 3, 3, 5, 5, 2]), "llama": ([7, 8, 9], [3, 3, 3, 3, 4, 4, 4])}
+
+
 def test_prompts_run_in_parts_of_a_batch(
     model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,27 +128,64 @@ def test_prompts_run_in_parts_of_a_batch(
     wanted, wanted_apart = (
         [one_by_one(model, row, limit) for row, limit in zip(some, limits, strict=True)] for some in (rows, apart)
     )
-    parts = {"Gemma2": [8, 8, 8], "Llama": [7, 7, 7, 3]}[type(model).__name__.removesuffix("ForCausalLM")]
+    parts, parts_apart = PARTS[model.config.model_type]
     sizes.clear()
     assert answers(model, rows, limits, batch_bytes=6_400_000) == wanted
     assert sizes[: len(parts) + 2] == [1, *parts, 24]  # the common beginning, prompts, a token
     sizes.clear()
     assert answers(model, apart, limits, batch_bytes=6_400_000) == wanted_apart
-    assert sizes[:9] == [3] * 8 + [24]
+    assert sizes[: len(parts_apart) + 1] == [*parts_apart, 24]  # shorter prompts, more of them
 
 
-def test_rows_leave_their_batch_an_eighth_at_a_time(
-    model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int]
+@pytest.mark.parametrize("share", [1 / 8, 1 / 2])
+def test_rows_leave_their_batch_some_at_a_time(
+    model: PreTrainedModel,
+    rows: list[EncodedRow],
+    sizes: list[int],
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """An eighth of a batch; half of it where the step is captured again for those that are left."""
     limits = [4 + number for number in range(len(rows))]
+    wanted = [one_by_one(model, row, limit) for row, limit in zip(rows, limits, strict=True)]
+    assert not can_capture(model)
+    if share == 1 / 2:
+        monkeypatch.setattr(Decoder, "least_leaving", share)
+    sizes.clear()
     found = answers(model, rows, limits)
+    assert found == wanted
     lengths = sorted(len(answer.ids) + answer.finished for answer in found)
     going, expected = 24, []
     for step in range(1, lengths[-1]):
         left = sum(length > step for length in lengths)
-        going = left if 8 * left <= 7 * going else going
+        going = left if going - left >= share * going else going
         expected.append(going)
-    assert sizes == [1, 24, *expected] and len(set(expected)) > 5
+    assert sizes == [1, 24, *expected] and len(set(expected)) > 3
+
+
+def test_rows_with_room() -> None:
+    """Two rows of one token and one of three, two numbers a token."""
+    short, long = torch.full((2, 1, 1, 2), 5.0), torch.arange(1.0, 7).reshape(1, 1, 3, 2)
+    room = with_room([short, long])
+    assert room.shape == (3, 1, 3 + 64, 2)
+    assert room[:, 0, :3].tolist() == [[[0, 0], [0, 0], [5, 5]]] * 2 + [[[1, 2], [3, 4], [5, 6]]]
+    assert room[:, :, 3:].abs().max() == 0
+
+
+@torch.no_grad()
+def test_grouped_attention_is_eager_attention() -> None:
+    """Three rows, one of which sees four places of nine; two heads that share keys and values, and soft-caps."""
+    attention = gemma().model.layers[0].self_attn
+    settings = {"scaling": 0.2, "softcap": 50.0}
+    query, key, value = (torch.randn(3, heads, length, 32) for heads, length in ((4, 1), (2, 9), (2, 9)))
+    mask = torch.zeros(3, 1, 1, 9)
+    mask[1, ..., :5] = torch.finfo(torch.float32).min
+    wanted = eager_attention_forward(attention, query, key, value, mask, **settings)[0]
+    found = grouped_attention(attention, query, key, value, mask, **settings)[0]
+    assert found.shape == wanted.shape == (3, 1, 4, 32)
+    assert attention.num_key_value_groups == 2
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert (found[:, :, 0] - wanted[:, :, 1]).abs().max() > 0.1  # heads are not alike
 
 
 def test_prompts_without_a_common_beginning(model: PreTrainedModel, rows: list[EncodedRow]) -> None:

@@ -39,7 +39,7 @@ def test_words() -> None:
         "50 s", "89 s", "2 min", "12 min", "1 h 20 min", "2 h 0 min",
     ]  # fmt: skip
     assert in_words(3500, 1.36, "NVIDIA L4", False) == (
-        "about 1 h 20 min on NVIDIA L4: 3500 steps of 1.4 s each, from a probe of 1 and 3 layers; the first comes "
+        "about 1 h 20 min on NVIDIA L4: 3500 steps of 1.4 s each, from a probe of 1 and 6 layers; the first comes "
         "after about 10 s"
     )
 
@@ -85,7 +85,7 @@ def test_a_probe_on_the_cpu(
     plan = plan_run(recipe, tmp_path / "run", 1)
     capfd.readouterr()
     timing = probe(recipe, plan.speed, load_tokenizer(recipe.model), plan.rows, CPU)
-    assert set(timing.wall) == {1, 3} and min(timing.wall.values()) > 0 and not timing.graphs
+    assert set(timing.wall) == {1, 6} and min(timing.wall.values()) > 0 and not timing.graphs
     assert timing.seconds_per_step(26) >= timing.seconds_per_step(1) > 0
     out, err = capfd.readouterr()
     assert out == ""  # neither losses nor progress

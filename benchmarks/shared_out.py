@@ -30,7 +30,7 @@ from report import kept_rows, machine, write_report
 from hw3.files import write_atomically
 from hw3.recipe import load_recipe
 
-ROWS, NEW_TOKENS = 4000, 64
+NEW_TOKENS = 64
 
 
 def score(run: Path, processes: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -92,8 +92,9 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--data", type=Path, help="rows to score")
     parser.add_argument(
-        "--predict", type=Path, required=True, help="rows to answer; with random weights the first 4,000"
+        "--predict", type=Path, required=True, help="rows to answer; with random weights the first of them"
     )
+    parser.add_argument("--rows", type=int, default=10_000, help="how many those are")
     parser.add_argument("--run", type=Path, help="a run that is there, instead of tokenizer and data")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=1)
@@ -149,7 +150,8 @@ def make_run(run: Path, arguments: argparse.Namespace) -> list[str]:
     make_checkpoints(recipe, run, 1 if arguments.only == "predict" else CHECKPOINTS)
     release()
     some = arguments.scratch / "rows.json"
-    some.write_text(json.dumps(json.loads(arguments.predict.read_text(encoding="utf-8"))[:ROWS], ensure_ascii=False))
+    rows = json.loads(arguments.predict.read_text(encoding="utf-8"))[: arguments.rows]
+    some.write_text(json.dumps(rows, ensure_ascii=False))
     return [str(some), f"generation.max_new_tokens={NEW_TOKENS}"]
 
 

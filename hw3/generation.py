@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hw3.decoding import ROOM, Decoder, run
 from hw3.encoding import EncodedRow, Encoder
-from hw3.perplexity import batches, common_prefix, output_logits
+from hw3.perplexity import adapters_in_tf32, batches, common_prefix, output_logits
 from hw3.rows import Row
 from hw3.schema import GenerationSection
 
@@ -106,22 +106,21 @@ def generate(
     # Settings of the base's authors (sampling, penalties) would fill what the recipe leaves out.
     model.generation_config = GenerationConfig()
     prompts = [row.prompt_ids for row in rows]
-    prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
-    memory = batch_bytes or _free_bytes(model)
-    at_work = memory // PROMPTS_SHARE
-    common = prefix.get_seq_length() if prefix is not None else 0
-    costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
-    if config.num_beams > 1:
-        # `generate` runs all prompts at once.
-        costs = [
-            config.num_beams * (kept + _prompt_bytes(model, common, len(ids)))
-            for kept, ids in zip(costs, prompts, strict=True)
-        ]
-    for chosen in batches(costs, memory if config.num_beams > 1 else memory - at_work):
-        parts = list(batches([_prompt_bytes(model, common, len(prompts[index])) for index in chosen], at_work))
-        batch = [chosen[place] for part in parts for place in part]
-        answer = _Batch([limits[index] for index in batch], batch, on_answer, [len(part) for part in parts])
-        _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
+    with adapters_in_tf32(model):
+        prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
+        common = prefix.get_seq_length() if prefix is not None else 0
+        memory = batch_bytes or _free_bytes(model)
+        at_work = memory // PROMPTS_SHARE
+        at_once = [_prompt_bytes(model, common, len(ids)) for ids in prompts]
+        costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+        if config.num_beams > 1:
+            # `generate` runs all prompts at once.
+            costs = [config.num_beams * (kept + more) for kept, more in zip(costs, at_once, strict=True)]
+        for chosen in batches(costs, memory if config.num_beams > 1 else memory - at_work):
+            parts = list(batches([at_once[index] for index in chosen], at_work))
+            batch = [chosen[place] for part in parts for place in part]
+            answer = _Batch([limits[index] for index in batch], batch, on_answer, [len(part) for part in parts])
+            _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]
 
 
 @contextmanager
-def _adapters_in_tf32(model: PreTrainedModel) -> Iterator[None]:
+def adapters_in_tf32(model: PreTrainedModel) -> Iterator[None]:
     """Beside a bfloat16 base, float32 adapters may use TF32, whose mantissa is still 3 bits longer: half the time."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = before or model.dtype == torch.bfloat16
@@ -182,7 +182,7 @@ def score_rows(
     Raises:
         UserError: a row's log-likelihood is not a number, or below exp(-700) a token: the dtype's range is exceeded.
     """
-    with _adapters_in_tf32(model):
+    with adapters_in_tf32(model):
         return _score_rows(model, rows, tokens_per_batch, common_prefix(rows) if reuse_prefix else 0, on_batch)
 
 

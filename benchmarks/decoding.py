@@ -17,16 +17,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from bases import make_base
-from evaluation import make_checkpoints, release
-from gpu_recipe import RECIPE
+from evaluation import make_run
 from report import machine, write_report
 
 from hw3.answerer import Answerer
 from hw3.encoding import EncodedRow
-from hw3.files import write_atomically
 from hw3.generation import Answer, generate
-from hw3.recipe import load_recipe
 from hw3.rows import read_rows
 
 ROWS, NEW_TOKENS, REPEATS = (1, 16, 64, 256, 1024), 64, 3
@@ -74,13 +70,8 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
-    base, run = arguments.scratch / "gemma-2-2b-random", arguments.scratch / "decoding"
-    make_base(base, arguments.tokenizer)
-    overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={arguments.data}"]
-    recipe = load_recipe(Path(RECIPE), overrides)
-    write_atomically(run / "recipe.yaml", recipe.to_yaml())
-    make_checkpoints(recipe, run, 1)
-    release()
+    run = arguments.scratch / "decoding"
+    make_run(run, arguments.tokenizer, {"train": arguments.data}, 1)
     answerer = Answerer.of(run, [], "last", 0, anyway=True)
     answerer.content["dequantized"] &= not arguments.packed
     rows = [answerer.encoder.encode(row) for row in read_rows(arguments.data)[: max(ROWS)]]

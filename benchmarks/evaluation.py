@@ -54,6 +54,25 @@ def make_checkpoints(recipe: Recipe, run: Path, count: int = CHECKPOINTS) -> Non
         mark_complete(folder, number * 100)
 
 
+def make_run(run: Path, tokenizer: Path, data: dict[str, Path], count: int = CHECKPOINTS) -> Recipe:
+    """A run of the Gemma recipe with random checkpoints, on random weights beside it; what made it is let go of.
+
+    Args:
+        run: the folder to make.
+        tokenizer: for `make_base`.
+        data: files by their key in the recipe's `data` section.
+        count: checkpoints to make.
+    """
+    base = run.with_name("gemma-2-2b-random")
+    make_base(base, tokenizer)
+    overrides = [f"model.pretrained_model_name_or_path={base}", *(f"data.{key}={path}" for key, path in data.items())]
+    recipe = load_recipe(Path(RECIPE), overrides)
+    write_atomically(run / "recipe.yaml", recipe.to_yaml())
+    make_checkpoints(recipe, run, count)
+    release()
+    return recipe
+
+
 @torch.no_grad()
 def course_loop(model: torch.nn.Module, rows: list[EncodedRow]) -> list[float]:
     """The course's metric as its text says: one row at a time, full logits, float32 cross-entropy."""
@@ -197,13 +216,8 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
-    base, run = arguments.scratch / "gemma-2-2b-random", arguments.scratch / "sweep"
-    make_base(base, arguments.tokenizer)
-    overrides = [f"model.pretrained_model_name_or_path={base}", f"data.eval={arguments.data}"]
-    recipe = load_recipe(Path(RECIPE), overrides)
-    write_atomically(run / "recipe.yaml", recipe.to_yaml())
-    make_checkpoints(recipe, run)
-    release()
+    run = arguments.scratch / "sweep"
+    recipe = make_run(run, arguments.tokenizer, {"eval": arguments.data})
     whole = measure_sweep(run, arguments.scratch)
     write_report(arguments.out, "evaluation", machine(), whole, COLUMNS)
     encoder = Encoder(load_tokenizer(recipe.model), recipe.prompt)

@@ -21,14 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bases import make_base
-from evaluation import CHECKPOINTS, make_checkpoints, release
-from gpu_recipe import RECIPE
+from evaluation import CHECKPOINTS, make_run
 from launching import launch, sweep
 from report import kept_rows, machine, write_report
-
-from hw3.files import write_atomically
-from hw3.recipe import load_recipe
 
 NEW_TOKENS = 64
 
@@ -108,7 +103,7 @@ def main() -> int:
         shutil.copytree(arguments.run, run)
         words = [str(arguments.predict)]
     else:
-        words = make_run(run, arguments)
+        words = random_run(run, arguments)
     sweeps: list[list[dict[str, Any]]] = []
     tries: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for _ in range(arguments.repeats):
@@ -136,19 +131,10 @@ def main() -> int:
     return 0
 
 
-def make_run(run: Path, arguments: argparse.Namespace) -> list[str]:
+def random_run(run: Path, arguments: argparse.Namespace) -> list[str]:
     """A run with random checkpoints; returns the words that `hw3 predict` takes for it."""
-    base = arguments.scratch / "gemma-2-2b-random"
-    make_base(base, arguments.tokenizer)
-    overrides = {
-        "model.pretrained_model_name_or_path": base,
-        "data.eval": arguments.data,
-        "data.train": arguments.predict,
-    }
-    recipe = load_recipe(Path(RECIPE), [f"{key}={value}" for key, value in overrides.items()])
-    write_atomically(run / "recipe.yaml", recipe.to_yaml())
-    make_checkpoints(recipe, run, 1 if arguments.only == "predict" else CHECKPOINTS)
-    release()
+    data = {"eval": arguments.data, "train": arguments.predict}
+    make_run(run, arguments.tokenizer, data, 1 if arguments.only == "predict" else CHECKPOINTS)
     some = arguments.scratch / "rows.json"
     rows = json.loads(arguments.predict.read_text(encoding="utf-8"))[: arguments.rows]
     some.write_text(json.dumps(rows, ensure_ascii=False))

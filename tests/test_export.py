@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_folder_is_a_model_of_plain_transformers(exported: Path, scored_run:
     generation = json.loads((exported / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"], generation["pad_token_id"]) == (2, [1], 0)
 
-    hw3("predict", scored_run, "--output", tmp_path / "own.json")
+    hw3("predict", shutil.copytree(scored_run, tmp_path / "run"), "--output", tmp_path / "own.json")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     rows = read_rows(scored_run.parent / "eval.json")
     for row, own in zip(rows, json.loads((tmp_path / "own.json").read_text(encoding="utf-8")), strict=True):

@@ -236,8 +236,6 @@ def test_a_mistake_is_said_once(mini_recipe: Path, tmp_path: Path) -> None:
 def test_scores_and_answers_of_two_processes_are_those_of_one(scored_run: Path, tmp_path: Path) -> None:
     one, two = (shutil.copytree(scored_run, tmp_path / name / "run") for name in ("one", "two"))
     shutil.rmtree(two / "eval")
-    for run in (one, two):
-        shutil.rmtree(run / "predictions", ignore_errors=True)  # of other tests that use the fixture
     hw3("predict", one)
     (tmp_path / "both.py").write_text(EVAL_AND_PREDICT)
     done = launch(tmp_path / "both.py", two)

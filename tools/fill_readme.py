@@ -220,9 +220,10 @@ def decoding() -> str:
             f"| {alone_4['seconds']:.1f} | {captured_4['peak_gib']:.1f} |"
         )
     answers = "The answers are the same" if same else "Not all answers are the same"
+    tries = len(plain["rows"][0]["seconds_all"])
     about = (
-        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {len(plain['rows'][0]['seconds_all'])}, "
-        f"once where not captured. {answers}, captured or not."
+        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {tries}, once where not captured. "
+        f"{answers}, captured or not."
     )
     return "\n".join([*lines, "", about])
 
@@ -409,7 +410,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 DOCUMENTS = {
     "docs/recipe.md": ("recipe_keys", "decided_keys"),
-    "README.md": ("tiny", "recipes", "train_step", "scaling", "evaluation", "exactness", "decoding", "homework", "costs"),
+    "README.md": (
+        "tiny",
+        "recipes",
+        "train_step",
+        "scaling",
+        "evaluation",
+        "exactness",
+        "decoding",
+        "homework",
+        "costs",
+    ),
     "docs/several-gpus.md": ("same_result", "scaling", "shared_out", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
 }

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from hw3.lora_linear import LoraLinear, LoraLinears, adapter_weights, replaceable
 
 # Backbones that take finished masks, so that no code that depends on data runs: one for each kind of layer, or one 4-D
-# mask for all.
+# mask for all. `hw3.decoding` captures these as well: there is nothing else in them that looks at values.
 MASKS_BY_KIND = {"gemma2": True, "qwen3": True, "llama": False}
 TOKENS = (1152, 768, 384)  # most of one replay: more are hardly faster, and activations grow with them
 HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat16 for Gemma's vocabulary

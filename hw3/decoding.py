@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, StaticLayer
@@ -90,9 +92,10 @@ class Decoder:
             rows: shape (B,), true where a row stays.
         """
         self._changed()
-        self._mask, self._positions, self._tokens = self._mask[rows], self._positions[rows], self._tokens[rows]
+        numbers = rows.nonzero().squeeze(1)
+        self._mask, self._positions, self._tokens = self._mask[numbers], self._positions[numbers], self._tokens[numbers]
         for layer in self._cache.layers:
-            layer.batch_select_indices(rows.to(layer.keys.device))  # layers may be spread over GPUs
+            layer.batch_select_indices(numbers.to(layer.keys.device))  # layers may be spread over GPUs
 
     def _changed(self) -> None:
         # The graph's memory goes with it.
@@ -113,11 +116,17 @@ def run(
 
 
 def can_capture(model: PreTrainedModel) -> bool:
-    """Whether a step of this model can be a CUDA graph: on one GPU, and nothing in it looks at values."""
+    """Whether a step of this model can be a CUDA graph: on one GPU, and nothing in it looks at values.
+
+    A rope that grows with the positions does, and so do some adapters that are not LoRA.
+    """
     config = model.config.get_text_config()
-    devices = {parameter.device for parameter in model.parameters()}
     known = config.model_type in MASKS_BY_KIND and config._attn_implementation in ("eager", "sdpa")
-    return known and len(devices) == 1 and model.device.type == "cuda"
+    rope = getattr(config, "rope_parameters", None) or {}
+    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    plain = rope.get("rope_type") != "dynamic" and all(isinstance(module, LoraLayer) for module in adapters)
+    devices = {parameter.device for parameter in model.parameters()}
+    return known and plain and len(devices) == 1 and devices.pop().type == "cuda"
 
 
 def grouped_attention(
@@ -185,6 +194,10 @@ class RoomyLayer(StaticLayer):
         self.cumulative_length = torch.tensor(length, device=self.device)
         self._hold([part.keys for part in parts], [part.values for part in parts])
         self.is_initialized = True
+
+    def get_seq_length(self) -> torch.Tensor:
+        """Not the tensor that `update` adds to: a mask that is worked out later (flex) would see the sum."""
+        return self.cumulative_length.clone()
 
     def make_room(self) -> None:
         """For `ROOM` more tokens."""

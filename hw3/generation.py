@@ -92,8 +92,8 @@ def generate(
 
     Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
     prompts begin with runs through the model once. Prompts need more memory than answers: without beams they run in
-    parts of a batch, so that it may have as many rows as answers allow. Without beams rows leave their batch some time
-    after they have ended, so that one that never ends holds up no other.
+    parts of a batch, so that it may have as many rows as answers allow. Under plain greedy search rows leave their
+    batch some time after they have ended, so that one that never ends holds up no other.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
@@ -116,9 +116,9 @@ def generate(
         if config.num_beams > 1:
             # `generate` runs all prompts at once.
             costs = [config.num_beams * (kept + more) for kept, more in zip(costs, at_once, strict=True)]
-        for chosen in batches(costs, memory if config.num_beams > 1 else memory - at_work):
-            parts = list(batches([at_once[index] for index in chosen], at_work))
-            batch = [chosen[place] for part in parts for place in part]
+        for batch in batches(costs, memory if config.num_beams > 1 else memory - at_work):
+            parts = list(batches([at_once[index] for index in batch], at_work))
+            batch = [batch[place] for part in parts for place in part]
             answer = _Batch([limits[index] for index in batch], batch, on_answer, [len(part) for part in parts])
             _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
 
@@ -268,7 +268,10 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, mask: torch.Tensor) -
 
 
 def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
-    """Memory of one row to its end: keys and values, a layer's once more and repeated for all heads, and logits."""
+    """Memory of one row to its end: keys and values, a layer's once more and for all heads, and logits.
+
+    Attention that is not known to read them in place makes copies for all heads.
+    """
     config = model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)

@@ -1,7 +1,7 @@
 """How long a run will take: a few of its steps on a base of the same shape with fewer decoder layers, random weights.
 
-Time grows by the same amount with every decoder layer, so a run of one layer and a run of some tell that of all. They
-are runs of the real trainer on the run's own rows, in the way that `choose_speed` chose. The captured step is not
+Time grows by the same amount with every decoder layer, so a run of one layer and one of a few more tell that of all.
+They are runs of the real trainer on the run's own rows, in the way that `choose_speed` chose. The captured step is not
 compiled here, which takes a minute: its graphs are timed as they are, matrix products on their own, and `FUSED` says
 what compiling leaves of the rest.
 """

@@ -1,21 +1,28 @@
 """Answers in any batch against one prompt at a time without a cache; limits, stops, ways to generate."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CHARACTERS, character_tokenizer, write_rows
+from peft import BOFTConfig, LoraConfig, PeftConfig, get_peft_model
+from recorded_graph import on_a_gpu
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
 )
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from hw3.decoding import Decoder, can_capture, grouped_attention, with_room
+from hw3.decoding import Decoder, RoomyLayer, can_capture, grouped_attention, with_room
 from hw3.encoding import EncodedRow, Encoder
 from hw3.generation import Answer, AnswerLengths, generate, generation_config, stop_ids
 from hw3.prompt import Prompt
@@ -148,7 +155,6 @@ def test_rows_leave_their_batch_some_at_a_time(
     """An eighth of a batch; half of it where the step is captured again for those that are left."""
     limits = [4 + number for number in range(len(rows))]
     wanted = [one_by_one(model, row, limit) for row, limit in zip(rows, limits, strict=True)]
-    assert not can_capture(model)
     if share == 1 / 2:
         monkeypatch.setattr(Decoder, "least_leaving", share)
     sizes.clear()
@@ -163,6 +169,80 @@ def test_rows_leave_their_batch_some_at_a_time(
     assert sizes == [1, 24, *expected] and len(set(expected)) > 3
 
 
+# By architecture and tokens of room: steps that run as they are, captures, replays.
+CAPTURED = {("gemma2", 64): (5, 4, 13), ("gemma2", 5): (6, 5, 12), ("llama", 64): (5, 5, 19), ("llama", 5): (8, 5, 16)}
+
+
+@pytest.mark.parametrize("room", [64, 5])
+def test_a_captured_step(
+    model: PreTrainedModel, rows: list[EncodedRow], room: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of each shape runs as it is, the next is captured; room is made and rows leave in between."""
+    monkeypatch.setattr("hw3.decoding.ROOM", room)
+    graphs = on_a_gpu(monkeypatch)
+    limits = [6 + number % 20 for number in range(len(rows))]
+    wanted = [one_by_one(model, row, limit) for row, limit in zip(rows, limits, strict=True)]
+    sizes.clear()
+    assert answers(model, rows, limits) == wanted
+    alone, captures, replays = CAPTURED[model.config.model_type, room]
+    assert (graphs.captures, graphs.replays) == (captures, replays)
+    assert alone + replays == max(len(answer.ids) + answer.finished for answer in wanted) - 1
+    assert len(sizes) == 2 + alone + captures  # the common beginning, prompts, steps, what is captured
+    apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
+    assert answers(model, apart, limits) == [
+        one_by_one(model, row, limit) for row, limit in zip(apart, limits, strict=True)
+    ]
+
+
+def test_what_can_be_captured() -> None:
+    """A known architecture and attention on one GPU, a rope of fixed length, LoRA or no adapter."""
+
+    def found(
+        base: PreTrainedModel,
+        adapter: PeftConfig | None = None,
+        devices: tuple[str, ...] = ("cuda:0",),
+        **config: object,
+    ) -> bool:
+        for name, value in config.items():
+            setattr(base.config, name, value)
+        if adapter is not None:
+            get_peft_model(base, adapter)
+        placed = [SimpleNamespace(device=torch.device(device)) for device in devices]
+        return can_capture(SimpleNamespace(config=base.config, modules=base.modules, parameters=lambda: placed))
+
+    assert not can_capture(llama()) and found(llama()) and found(gemma())
+    assert found(llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
+    assert not found(llama(), BOFTConfig(target_modules=["q_proj"], boft_block_size=4))
+    assert not found(llama(), devices=("cuda:0", "cuda:1")) and not found(llama(), devices=("cpu",))
+    assert not found(llama(), _attn_implementation="flash_attention_2")
+    assert not found(llama(), rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    assert not found(MistralForCausalLM._from_config(MistralConfig(**SMALL, num_attention_heads=4)))
+
+
+@pytest.mark.slow
+def test_a_mask_that_is_worked_out_late(rows: list[EncodedRow]) -> None:
+    """`flex_attention` asks where a window ends when keys have been written."""
+    model = gemma()
+    wanted = [one_by_one(model, row, 6) for row in rows[:3]]
+    model.set_attn_implementation("flex_attention")
+    assert answers(model, rows[:3], [6] * 3) == wanted
+
+
+def test_grouped_attention_takes_the_place_of_eager(rows: list[EncodedRow], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a layer and new token; prompts as they are."""
+    model, shapes = gemma(), []
+    real = ALL_ATTENTION_FUNCTIONS["eager_grouped"]
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS._global_mapping,
+        "eager_grouped",
+        lambda module, query, *rest, **settings: shapes.append(query.shape) or real(module, query, *rest, **settings),
+    )
+    found = answers(model, rows, [5] * len(rows))
+    steps = max(len(answer.ids) + answer.finished for answer in found) - 1
+    assert len(shapes) == 2 * steps and shapes[0] == (24, 2, 1, 32)
+    assert model.config._attn_implementation == "eager"
+
+
 def test_rows_with_room() -> None:
     """Two rows of one token and one of three, two numbers a token."""
     short, long = torch.full((2, 1, 1, 2), 5.0), torch.arange(1.0, 7).reshape(1, 1, 3, 2)
@@ -170,6 +250,16 @@ def test_rows_with_room() -> None:
     assert room.shape == (3, 1, 3 + 64, 2)
     assert room[:, 0, :3].tolist() == [[[0, 0], [0, 0], [5, 5]]] * 2 + [[[1, 2], [3, 4], [5, 6]]]
     assert room[:, :, 3:].abs().max() == 0
+    cache = DynamicLayer()
+    cache.update(long, long)
+    layer = RoomyLayer([cache])
+    before = layer.get_seq_length()
+    keys, _ = layer.update(long[:, :, :1] + 10, long[:, :, :1])
+    assert (int(before), int(layer.get_seq_length())) == (3, 4) and keys[0, 0, 2:5].tolist() == [
+        [5, 6],
+        [11, 12],
+        [0, 0],
+    ]
 
 
 @torch.no_grad()

@@ -148,9 +148,9 @@ def train_step() -> str:
         "still held.",
         "",
         f"- `auto` is {by_hand['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as TRL tuned by hand, "
-        f"on Llama-3-8B's shape {times['TRL tuned']:.1f} times; there {times['lean']:.0f} times as fast as `lean`, "
-        f"{times['defaults']:.0f} times as TRL's defaults, {times['script']:.0f} times as the course's settings. A CPU "
-        "sets the pace of all but `auto`, and it was not the same one in all runs.",
+        f"on Llama-3-8B's shape {times['TRL tuned']:.1f} times; there {times['script']:.0f} times as fast as the "
+        f"course's settings on the same machine, {times['lean']:.0f} and {times['defaults']:.0f} times as `lean` and "
+        "TRL's defaults on another. A CPU sets the pace of all but `auto`, and differs by as much from machine to machine.",
         "- `lean` is TRL's step at the script's settings, and takes as long: "
         f"{_row(report, 'lean')['seconds_per_step']:.2f} s against {_row(report, 'script')['seconds_per_step']:.2f} s "
         f"in the first run, {lean['seconds_per_step']:.2f} s against {script['seconds_per_step']:.2f} s in the later.",
@@ -207,7 +207,7 @@ def decoding() -> str:
     """Seconds that answers take, with the captured step and without."""
     plain, packed = (read(f"docs/benchmarks/decoding{name}.json") for name in ("", "_packed"))
     lines = [
-        "| rows | s | s, not captured | tokens/s | peak GiB | 4-bit base packed: s | s, not captured | peak GiB |",
+        "| rows | s | s, not captured | tokens/s | peak | 4-bit base packed: s | s, not captured | peak |",
         "|---|---|---|---|---|---|---|---|",
     ]
     same = True
@@ -216,14 +216,15 @@ def decoding() -> str:
         same &= alone["same_answers"] == alone["rows"] and alone_4["same_answers"] == alone_4["rows"]
         lines.append(
             f"| {captured['rows']} | {captured['seconds']:.1f} | {alone['seconds']:.1f} "
-            f"| {captured['tokens_per_second']:,} | {captured['peak_gib']:.1f} | {captured_4['seconds']:.1f} "
-            f"| {alone_4['seconds']:.1f} | {captured_4['peak_gib']:.1f} |"
+            f"| {captured['tokens_per_second']:,} | {_peak(captured)} | {captured_4['seconds']:.1f} "
+            f"| {alone_4['seconds']:.1f} | {_peak(captured_4)} |"
         )
     answers = "The answers are the same" if same else "Not all answers are the same"
     tries = len(plain["rows"][0]["seconds_all"])
     about = (
-        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {tries}, once where not captured. "
-        f"{answers}, captured or not."
+        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {tries}, once where not captured; "
+        f"before adapters computed in TF32. {answers}, captured or not. What is reserved beyond the peak is given back "
+        "where memory is short."
     )
     return "\n".join([*lines, "", about])
 

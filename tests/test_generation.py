@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CHARACTERS, character_tokenizer, write_rows
-from peft import BOFTConfig, LoraConfig, PeftConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from recorded_graph import on_a_gpu
 from transformers import (
     Gemma2Config,
@@ -212,7 +212,7 @@ def test_what_can_be_captured() -> None:
 
     assert not can_capture(llama()) and found(llama()) and found(gemma())
     assert found(llama(), LoraConfig(target_modules=["q_proj"], use_dora=True))
-    assert not found(llama(), BOFTConfig(target_modules=["q_proj"], boft_block_size=4))
+    assert not found(llama(), IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
     assert not found(llama(), devices=("cuda:0", "cuda:1")) and not found(llama(), devices=("cpu",))
     assert not found(llama(), _attn_implementation="flash_attention_2")
     assert not found(llama(), rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})

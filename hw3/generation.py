@@ -112,7 +112,7 @@ def generate(
         memory = batch_bytes or _free_bytes(model)
         at_work = memory // PROMPTS_SHARE
         at_once = [_prompt_bytes(model, common, len(ids)) for ids in prompts]
-        costs = [_bytes(model, len(ids), limit) for ids, limit in zip(prompts, limits, strict=True)]
+        costs = row_costs(model, [len(ids) for ids in prompts], limits)
         if config.num_beams > 1:
             # `generate` runs all prompts at once.
             costs = [config.num_beams * (kept + more) for kept, more in zip(costs, at_once, strict=True)]
@@ -265,6 +265,25 @@ def _shifted(model: PreTrainedModel, prefix: Cache | None, mask: torch.Tensor) -
         keys, values = (states[0, :, index].transpose(0, 1) for states in (layer.keys, layer.values))
         cache.update(keys, values, number)
     return cache
+
+
+def row_costs(model: PreTrainedModel, prompts: Sequence[int], limits: Sequence[int]) -> list[int]:
+    """Memory of each row in any batch with rows that cost no more: as wide as their longest prompt and longest limit.
+
+    Args:
+        model: the model.
+        prompts: tokens of each prompt.
+        limits: most new tokens of each row.
+
+    Returns:
+        Bytes.
+    """
+    costs = [0] * len(prompts)
+    widest = longest = 0
+    for index in sorted(range(len(prompts)), key=lambda index: prompts[index] + limits[index]):
+        widest, longest = max(widest, prompts[index]), max(longest, limits[index])
+        costs[index] = _bytes(model, widest, longest)
+    return costs
 
 
 def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CHARACTERS, character_tokenizer, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from recorded_graph import on_a_gpu
 from transformers import (
@@ -24,7 +26,8 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from hw3.decoding import Decoder, RoomyLayer, can_capture, grouped_attention, with_room
 from hw3.encoding import EncodedRow, Encoder
-from hw3.generation import Answer, AnswerLengths, generate, generation_config, stop_ids
+from hw3.generation import Answer, AnswerLengths, generate, generation_config, row_costs, stop_ids
+from hw3.perplexity import batches
 from hw3.prompt import Prompt
 from hw3.rows import Row, read_rows
 from hw3.schema import GenerationSection
@@ -61,6 +64,9 @@ def llama() -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)
     return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+
+
+GEMMA = gemma()
 
 
 @pytest.fixture(params=["gemma", "llama"])
@@ -276,6 +282,17 @@ def test_grouped_attention_is_eager_attention() -> None:
     assert attention.num_key_value_groups == 2
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert (found[:, :, 0] - wanted[:, :, 1]).abs().max() > 0.1  # heads are not alike
+
+
+@given(lengths=st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=30))
+def test_a_batch_fits_with_its_longest_prompt_and_longest_limit(lengths: list[tuple[int, int]]) -> None:
+    """Keys and values of two layers and one more, and of two heads: 2 x 32 numbers of 4 bytes a token each."""
+    prompts, limits = map(list, zip(*lengths, strict=True))
+    memory = 3_000_000
+    for batch in batches(row_costs(GEMMA, prompts, limits), memory):
+        tokens = max(prompts[index] for index in batch) + max(limits[index] for index in batch) + 64
+        assert len(batch) == 1 or len(batch) * (2 * 32 * 4 * (3 + 2) * tokens + 3 * 4 * 64) <= memory
+    assert row_costs(GEMMA, [100], [28]) == [2 * 32 * 4 * 5 * 192 + 768]
 
 
 def test_prompts_without_a_common_beginning(model: PreTrainedModel, rows: list[EncodedRow]) -> None:

@@ -62,6 +62,9 @@ def make_run(run: Path, tokenizer: Path, data: dict[str, Path], count: int = CHE
         tokenizer: for `make_base`.
         data: files by their key in the recipe's `data` section.
         count: checkpoints to make.
+
+    Returns:
+        Its recipe.
     """
     base = run.with_name("gemma-2-2b-random")
     make_base(base, tokenizer)

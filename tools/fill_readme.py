@@ -150,8 +150,7 @@ def train_step() -> str:
         f"- `auto` is {by_hand['seconds_per_step'] / auto['seconds_per_step']:.1f} times as fast as TRL tuned by hand, "
         f"on Llama-3-8B's shape {times['TRL tuned']:.1f} times; there {times['script']:.0f} times as fast as the "
         f"course's settings on the same machine, {times['lean']:.0f} and {times['defaults']:.0f} times as `lean` and "
-        "TRL's defaults on another. A CPU sets the pace of all but `auto`, and differs by as much from machine to "
-        "machine.",
+        "TRL's defaults on another. A CPU sets the pace of all but `auto`, and the machines' differ.",
         "- `lean` is TRL's step at the script's settings, and takes as long: "
         f"{_row(report, 'lean')['seconds_per_step']:.2f} s against {_row(report, 'script')['seconds_per_step']:.2f} s "
         f"in the first run, {lean['seconds_per_step']:.2f} s against {script['seconds_per_step']:.2f} s in the later.",
@@ -223,9 +222,8 @@ def decoding() -> str:
     answers = "The answers are the same" if same else "Not all answers are the same"
     tries = len(plain["rows"][0]["seconds_all"])
     about = (
-        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {tries}, once where not captured; "
-        f"before adapters computed in TF32. {answers}, captured or not. What is reserved beyond the peak is given back "
-        "where memory is short."
+        f"{_where(plain)}; answers of 64 tokens, prompts counted in; medians of {tries}, once where not captured. "
+        f"{answers}, captured or not. What is reserved beyond the peak is given back where memory is short."
     )
     return "\n".join([*lines, "", about])
 

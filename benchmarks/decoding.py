@@ -20,10 +20,10 @@ import torch
 from evaluation import make_run
 from report import machine, write_report
 
-from hw3.answerer import Answerer
-from hw3.encoding import EncodedRow
-from hw3.generation import Answer, generate
-from hw3.rows import read_rows
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import EncodedRow
+from hw3.generation.batch_generate import Answer, generate
+from hw3.generation.generator import Answerer
 
 ROWS, NEW_TOKENS, REPEATS = (1, 16, 64, 256, 1024), 64, 3
 
@@ -41,7 +41,7 @@ def answers(answerer: Answerer, rows: list[EncodedRow], tokens: int) -> tuple[fl
 def measure(answerer: Answerer, rows: list[EncodedRow], captured: bool) -> tuple[dict[str, Any], list[Answer]]:
     """One row of the report, and the answers."""
     times, prompts = [], []
-    with mock.patch("hw3.decoding.can_capture", return_value=captured):
+    with mock.patch("hw3.generation.decoder.can_capture", return_value=captured):
         for _ in range(REPEATS if captured else 1):
             prompts.append(answers(answerer, rows, 1)[0])
             torch.cuda.reset_peak_memory_stats()

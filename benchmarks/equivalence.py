@@ -22,11 +22,12 @@ from logs import logs_of, loss_differences
 from report import machine
 from safetensors.torch import load_file
 
-from hw3.checkpoints import evaluate_run
-from hw3.files import write_json
-from hw3.recipe import load_recipe
-from hw3.run_folder import complete_checkpoints, environment, read_manifest
-from hw3.train import train
+from hw3.common.atomic_io import write_json
+from hw3.config.recipe import load_recipe
+from hw3.evaluation.evaluate import evaluate_run
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.runs.run_dir import environment, read_manifest
+from hw3.training.train import train
 
 RECIPE = "recipes/tiny/qlora.yaml"
 STEPS = 300

@@ -26,15 +26,17 @@ from launching import sweep
 from peft import get_peft_model
 from report import machine, write_report
 
-from hw3.adapter_files import read_adapter
-from hw3.checkpoints import GPU_TOKENS_PER_BATCH
-from hw3.encoding import EncodedRow, Encoder
-from hw3.files import write_atomically
-from hw3.model import AdapterSlot, dequantize, load_base, load_tokenizer, lora_config
-from hw3.perplexity import score_rows
-from hw3.recipe import Recipe, load_recipe
-from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints, mark_complete
+from hw3.common.atomic_io import write_atomically
+from hw3.config.recipe import Recipe, load_recipe
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import EncodedRow, Encoder
+from hw3.evaluation.batch_size import GPU_TOKENS_PER_BATCH
+from hw3.evaluation.perplexity import score_rows
+from hw3.modeling.adapter_io import read_adapter
+from hw3.modeling.adapter_slot import AdapterSlot, lora_config
+from hw3.modeling.loading import load_base, load_tokenizer
+from hw3.modeling.quantization import dequantize
+from hw3.runs.checkpoints import complete_checkpoints, mark_complete
 
 CHECKPOINTS = 35
 COURSE_ROWS = 25

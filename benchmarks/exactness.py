@@ -17,11 +17,14 @@ import torch
 from report import machine, write_report
 from transformers import PreTrainedModel
 
-from hw3.encoding import EncodedRow, Encoder
-from hw3.model import AdapterSlot, dequantize, device_of, load_base, load_tokenizer
-from hw3.perplexity import score_rows
-from hw3.recipe import load_recipe
-from hw3.rows import read_rows
+from hw3.config.recipe import load_recipe
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import EncodedRow, Encoder
+from hw3.evaluation.perplexity import score_rows
+from hw3.modeling.adapter_slot import AdapterSlot
+from hw3.modeling.devices import device_of
+from hw3.modeling.loading import load_base, load_tokenizer
+from hw3.modeling.quantization import dequantize
 
 BF16 = ["model.dtype=bfloat16", "quantization.bnb_4bit_compute_dtype=bfloat16"]
 

@@ -21,7 +21,7 @@ from bases import make_base
 from logs import logs_of, seconds_per_step
 from report import machine, write_report
 
-from hw3.model import NO_BF16_SETTINGS
+from hw3.modeling.devices import NO_BF16_SETTINGS
 
 RECIPE = "recipes/gemma/qlora.yaml"
 SETTINGS = {"as the recipe stands": "", "without bfloat16": NO_BF16_SETTINGS}
@@ -33,10 +33,11 @@ OVERRIDES = (
 
 def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
     """Train and score under one setting, in this process; returns one row of the report."""
-    from hw3.checkpoints import evaluate_run
-    from hw3.recipe import load_recipe
-    from hw3.run_folder import complete_checkpoints, read_manifest
-    from hw3.train import train
+    from hw3.config.recipe import load_recipe
+    from hw3.evaluation.evaluate import evaluate_run
+    from hw3.runs.checkpoints import complete_checkpoints
+    from hw3.runs.run_dir import read_manifest
+    from hw3.training.train import train
 
     run = scratch / setting.replace(" ", "-")
     overrides = [f"model.pretrained_model_name_or_path={base}", *OVERRIDES.split(), *SETTINGS[setting].split()]

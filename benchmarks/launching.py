@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from logs import logs_of, seconds_per_step
 
-from hw3.run_folder import read_manifest
+from hw3.runs.run_dir import read_manifest
 
 STOPPING = 20  # seconds that processes have to end when they are told to
 

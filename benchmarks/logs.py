@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hw3.run_folder import complete_checkpoints
+from hw3.runs.checkpoints import complete_checkpoints
 
 
 def logs_of(run: Path) -> list[dict[str, Any]]:

@@ -38,13 +38,16 @@ from transformers import (
 )
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from hw3.encoding import EncodedRow, Encoder, lengths_of
-from hw3.files import write_atomically, write_json
-from hw3.model import load_config, load_tokenizer, parameter_counts
-from hw3.recipe import load_recipe, step_layout
-from hw3.rows import read_rows
-from hw3.sampler import StepSampler
-from hw3.speed import GIB, PARTS, Speed, choose_speed, sharded_as
+from hw3.common.atomic_io import write_atomically, write_json
+from hw3.config.recipe import load_recipe
+from hw3.data.rows import read_rows
+from hw3.data.sampler import StepSampler
+from hw3.data.tokenization import EncodedRow, Encoder, lengths_of
+from hw3.modeling.loading import load_config, load_tokenizer, parameter_counts
+from hw3.training.batch_layout import step_layout
+from hw3.training.memory_estimate import GIB, PARTS
+from hw3.training.sharding import sharded_as
+from hw3.training.step_strategy import Speed, choose_speed
 
 STEPS, ROWS_TAKEN = 6, 48
 STORED = "quantization.bnb_4bit_quant_storage=bfloat16"

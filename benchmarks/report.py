@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hw3.files import write_atomically, write_json
-from hw3.run_folder import environment
+from hw3.common.atomic_io import write_atomically, write_json
+from hw3.runs.run_dir import environment
 
 # Of an optimizer step.
 STEP_COLUMNS = {

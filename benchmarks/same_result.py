@@ -22,7 +22,7 @@ from launching import RunEnded, launch, train
 from logs import logs_of, loss_differences
 from report import kept_rows, machine, write_report
 
-from hw3.run_folder import read_manifest
+from hw3.runs.run_dir import read_manifest
 
 RECIPE = "recipes/tiny/qlora.yaml"
 STEPS = 40

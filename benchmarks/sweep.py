@@ -11,24 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from hw3.cli import main
-from hw3.garbage import uncollected
+from hw3.common.gc_control import uncollected
 
 with uncollected():  # as `hw3.cli` imports them
-    from hw3 import adapter_files, checkpoints, processes
-    from hw3.model import AdapterSlot
+    from hw3.common import distributed
+    from hw3.evaluation import evaluate, scorer
+    from hw3.modeling import adapter_io
+    from hw3.modeling.adapter_slot import AdapterSlot
 
 PARTS = {
-    "opening: tokenizer read, base hashed": [(checkpoints, "open_run")],
-    "loading the base, checking its head": [(checkpoints, "load_for_inference"), (checkpoints, "check_head")],
-    "waiting for adapters to be read": [(adapter_files.ReadAhead, "take")],
+    "opening: tokenizer read, base hashed": [(evaluate, "open_run")],
+    "loading the base, checking its head": [(evaluate, "load_for_inference"), (evaluate, "check_head")],
+    "waiting for adapters to be read": [(adapter_io.ReadAhead, "take")],
     "putting adapters into the base": [(AdapterSlot, "put")],
-    "scoring": [(checkpoints, "score_rows")],
-    "tables": [(checkpoints, "print_results")],
+    "scoring": [(scorer, "score_rows")],
+    "tables": [(evaluate, "print_results")],
 }
 # In threads beside all this.
 BESIDE = {
-    "statistics, results written after each entry": [(checkpoints, "_keep")],
-    "reading and hashing adapters": [(adapter_files, "read_adapter")],
+    "statistics, results written after each entry": [(evaluate, "_keep")],
+    "reading and hashing adapters": [(adapter_io, "read_adapter")],
 }
 
 
@@ -50,7 +52,7 @@ def clocked(work: Callable[..., Any], times: list[float], inside: list[int]) -> 
 
 # From the loaded base to the last entry, the work that processes share out.
 shared: list[float] = []
-begin, close = checkpoints._Scorer.__init__, adapter_files.ReadAhead.close
+begin, close = scorer.Scorer.__init__, adapter_io.ReadAhead.close
 
 
 def begun(*arguments: Any) -> None:
@@ -65,7 +67,7 @@ def closed(*arguments: Any) -> None:
     shared.append(time.perf_counter())
 
 
-checkpoints._Scorer.__init__, adapter_files.ReadAhead.close = begun, closed
+scorer.Scorer.__init__, adapter_io.ReadAhead.close = begun, closed
 found: dict[str, list[float]] = {"starting Python, imports": [time.time() - float(sys.argv[3])]}
 for part, places in (PARTS | BESIDE).items():
     inside = [0]
@@ -76,6 +78,6 @@ ended = time.time()
 beside = {part: sum(found.pop(part)) for part in BESIDE}
 parts = {part: sum(times) for part, times in found.items()}
 report = {"ended": ended, "parts": parts, "beside": beside, "shared": shared[-1] - shared[0]}
-if processes.rank() == 0:
+if distributed.rank() == 0:
     Path(sys.argv[2]).write_text(json.dumps(report))
 sys.exit(status)

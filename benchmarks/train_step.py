@@ -27,17 +27,20 @@ from bases import make_base
 from logs import held_gib, logs_of, seconds_per_step
 from report import STEP_COLUMNS, kept_rows, machine, write_report
 
-import hw3.train
-from hw3.encoding import Encoder
-from hw3.model import load_config, load_tokenizer
-from hw3.probe import Timing, in_all, probe
-from hw3.recipe import Recipe, load_recipe
-from hw3.rows import read_rows
-from hw3.run_folder import read_manifest
-from hw3.sampler import StepSampler
-from hw3.speed import CONTEXT, GIB, weight_counts
-from hw3.train import plan_run, train
-from hw3.trainer import CompletionTrainer
+import hw3.training.plan
+import hw3.training.train
+from hw3.config.recipe import Recipe, load_recipe
+from hw3.data.rows import read_rows
+from hw3.data.sampler import StepSampler
+from hw3.data.tokenization import Encoder
+from hw3.modeling.loading import load_config, load_tokenizer
+from hw3.runs.run_dir import read_manifest
+from hw3.training.memory_estimate import GIB, weight_counts
+from hw3.training.plan import plan_run
+from hw3.training.step_strategy import CONTEXT
+from hw3.training.time_estimate import Timing, in_all, probe
+from hw3.training.train import train
+from hw3.training.trainer import CompletionTrainer
 
 LOGGED = 10  # steps between two times, as in the recipe; 5 in short runs
 PROFILED = (10, 6)  # steps from the end where kernels are recorded, and how many; those are not timed
@@ -154,15 +157,17 @@ def card_of(title: str) -> Iterator[None]:
     if size is None:
         yield
         return
-    whole, real = torch.cuda.mem_get_info()[1], hw3.train._least_memory
+    whole, real = torch.cuda.mem_get_info()[1], hw3.training.plan.least_memory
     held = int(size[1]) * GIB
     torch.cuda.set_per_process_memory_fraction(held / whole)
-    hw3.train._least_memory = lambda recipe, device: (held - int(CONTEXT), held)
+    for module in (hw3.training.plan, hw3.training.train):
+        module.least_memory = lambda recipe, device: (held - int(CONTEXT), held)
     try:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-        hw3.train._least_memory = real
+        for module in (hw3.training.plan, hw3.training.train):
+            module.least_memory = real
 
 
 def error(told: float, measured: float) -> float:
@@ -171,7 +176,7 @@ def error(told: float, measured: float) -> float:
 
 
 def left_by_compiling(timing: Timing, layers: int, measured: float) -> float | None:
-    """What `hw3.probe.FUSED` would have to be for the probe to tell what was measured; None for TRL's own step."""
+    """What `time_estimate.FUSED` would have to be for the probe to tell what was measured; None for TRL's own step."""
     if not timing.graphs:
         return None
     products = timing.products[0] * layers + timing.products[1]

@@ -104,11 +104,11 @@ def measure(base: Path, file: Path, number: int) -> dict[str, Any]:
 
 def work_of(shape: str, base: Path, data: Path) -> dict[str, Any]:
     """A recipe's adapters, and the rows of its first steps, in order, as ids and labels."""
-    from hw3.encoding import Encoder
-    from hw3.model import load_tokenizer
-    from hw3.recipe import load_recipe
-    from hw3.rows import read_rows
-    from hw3.sampler import StepSampler
+    from hw3.config.recipe import load_recipe
+    from hw3.data.rows import read_rows
+    from hw3.data.sampler import StepSampler
+    from hw3.data.tokenization import Encoder
+    from hw3.modeling.loading import load_tokenizer
 
     overrides = [f"model.pretrained_model_name_or_path={base}", f"data.train={data}", "data.eval=data/eval.json"]
     recipe = load_recipe(Path(f"recipes/{shape}/qlora.yaml"), overrides)

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from hw3.errors import RunFailed, UserError
-from hw3.garbage import uncollected
+from hw3.common.errors import RunFailed, UserError
+from hw3.common.gc_control import uncollected
 
 FIRST_PROCESS_SPEAKS = 20  # seconds
 
@@ -228,9 +228,9 @@ def _command(
 
 def _train(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.processes import failures_named
-        from hw3.recipe import load_recipe
-        from hw3.train import train
+        from hw3.common.distributed import failures_named
+        from hw3.config.recipe import load_recipe
+        from hw3.training.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     with failures_named(
@@ -242,8 +242,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.checkpoints import evaluate_run
-        from hw3.processes import failures_named, joined
+        from hw3.common.distributed import failures_named, joined
+        from hw3.evaluation.evaluate import evaluate_run
 
     smaller = f"a smaller evaluation.tokens_per_batch in {arguments.run}/recipe.yaml needs less; what is scored is kept"
     with failures_named(smaller), joined():
@@ -263,9 +263,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.lines import answer_lines, lines_are_meant, one_file
-        from hw3.predict import predict_run
-        from hw3.processes import failures_named, joined, world_size
+        from hw3.common.distributed import failures_named, joined, world_size
+        from hw3.generation.interactive import answer_lines, lines_are_meant, one_file
+        from hw3.generation.predict import predict_run
 
     file, overrides = one_file(arguments.overrides)
     options = {
@@ -285,7 +285,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.compare import compare_runs
+        from hw3.generation.compare import compare_runs
 
     return compare_runs(arguments.runs, ids=arguments.id, data=arguments.data, most=arguments.rows)
 
@@ -299,9 +299,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.check import check
-        from hw3.recipe import load_recipe
-        from hw3.speed import sharded_as
+        from hw3.config.recipe import load_recipe
+        from hw3.training.preflight import check
+        from hw3.training.sharding import sharded_as
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     run = arguments.run or Path("outputs") / recipe.name
@@ -312,7 +312,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _pack(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.pack import pack_run
+        from hw3.submission.pack import pack_run
 
     return pack_run(
         arguments.run,
@@ -326,14 +326,14 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     with uncollected():
-        from hw3.export import export_run
+        from hw3.export.merge import export_run
 
     return export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out)
 
 
 def _data_build(arguments: argparse.Namespace) -> int:
     from hw3.corpus.build import Settings, build
-    from hw3.corpus.source import HOW_TO_GET
+    from hw3.corpus.niutrans import HOW_TO_GET
 
     if arguments.corpus is None:
         raise UserError(*HOW_TO_GET)
@@ -343,7 +343,7 @@ def _data_build(arguments: argparse.Namespace) -> int:
 
 
 def _data_rows(arguments: argparse.Namespace) -> int:
-    from hw3.corpus.own import write_own_rows
+    from hw3.corpus.import_rows import write_own_rows
 
     return write_own_rows(
         arguments.source,
@@ -357,6 +357,6 @@ def _data_rows(arguments: argparse.Namespace) -> int:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    from hw3.corpus.check import check_files
+    from hw3.corpus.audit import check_files
 
     return check_files(arguments.files, recipe=arguments.recipe, report=arguments.json, picture=arguments.picture)

@@ -75,7 +75,7 @@ def recording(graph: RecordedGraph) -> Iterator[None]:
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> type[RecordedGraph]:
     """Have steps captured; returns the counts of captures and replays, which begin at 0."""
     RecordedGraph.captures = RecordedGraph.replays = 0
-    monkeypatch.setattr("hw3.decoding.can_capture", lambda model: True)
+    monkeypatch.setattr("hw3.generation.decoder.can_capture", lambda model: True)
     monkeypatch.setattr("torch.cuda.CUDAGraph", RecordedGraph)
     monkeypatch.setattr("torch.cuda.graph", recording)
     return RecordedGraph

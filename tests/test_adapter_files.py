@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from hw3 import checkpoints
-from hw3.adapter_files import AdapterFiles, BadAdapter, ReadAhead, read_adapter, tensors_of
 from hw3.cli import main
-from hw3.run_folder import complete_checkpoints
-from hw3.train import train
+from hw3.evaluation import scorer
+from hw3.modeling.adapter_io import AdapterFiles, BadAdapter, ReadAhead, read_adapter, tensors_of
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.training.train import train
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -113,7 +113,7 @@ def test_an_adapter_overwritten_while_a_sweep_runs_is_never_scored_as_the_one_be
             one.write_bytes(other.read_bytes())
         return read_adapter(folder, pinned=pinned)
 
-    monkeypatch.setattr("hw3.adapter_files.read_adapter", overwrite)
+    monkeypatch.setattr("hw3.modeling.adapter_io.read_adapter", overwrite)
     assert main(["eval", str(run)]) == 0
     assert "checkpoint-8: its weights are not those that were hashed" in capsys.readouterr().out
     scored = entries_of(run)
@@ -133,7 +133,7 @@ def test_an_adapter_overwritten_after_it_was_read_changes_no_score(
     run = shutil.copytree(scored_run, tmp_path / "run")
     before = entries_of(run)
     shutil.rmtree(run / "eval")
-    score_rows = checkpoints.score_rows
+    score_rows = scorer.score_rows
 
     def spoil(*arguments: object, **options: object) -> object:
         for folder in run.glob("checkpoint-*"):
@@ -148,8 +148,8 @@ def test_an_adapter_overwritten_after_it_was_read_changes_no_score(
         read.add(folder)
         return files
 
-    monkeypatch.setattr("hw3.adapter_files.read_adapter", watched)
-    monkeypatch.setattr("hw3.checkpoints.score_rows", spoil)
+    monkeypatch.setattr("hw3.modeling.adapter_io.read_adapter", watched)
+    monkeypatch.setattr("hw3.evaluation.scorer.score_rows", spoil)
     assert main(["eval", str(run)]) == 0
     assert {name: entry["mean_perplexity"] for name, entry in entries_of(run).items()} == {
         name: entry["mean_perplexity"] for name, entry in before.items()
@@ -159,7 +159,7 @@ def test_an_adapter_overwritten_after_it_was_read_changes_no_score(
 def test_full_weights_written_to_since_are_left_out(
     mini_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hw3.recipe import load_recipe
+    from hw3.config.recipe import load_recipe
 
     run = tmp_path / "full"
     train(load_recipe(mini_recipe, ["lora=null", "quantization=null", "training.max_steps=8"]), run)

@@ -26,17 +26,20 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import hw3.captured_step
-from hw3.captured_step import SUMS, TOKENS, CapturedStep, head_step, masks_for, rows_at_once, widths_for
-from hw3.collator import CompletionOnlyCollator
-from hw3.encoding import IGNORE_INDEX
-from hw3.lora_linear import LoraLinear, LoraLinears, adapter_weights, can_replace, replaceable
-from hw3.recipe import StepLayout, load_recipe, step_layout
-from hw3.run_folder import complete_checkpoints
-from hw3.sft_config import as_states_of
-from hw3.speed import GIB, Speed, choose_speed
-from hw3.train import train
-from hw3.trainer import CompletionTrainer, NonFiniteLoss
+import hw3.cuda_graphs.training_step
+from hw3.config.recipe import load_recipe
+from hw3.cuda_graphs.fused_lora import LoraLinear, LoraLinears, adapter_weights, can_replace, replaceable
+from hw3.cuda_graphs.training_step import SUMS, TOKENS, CapturedStep, head_step, rows_at_once, widths_for
+from hw3.data.collator import CompletionOnlyCollator
+from hw3.data.tokenization import IGNORE_INDEX
+from hw3.modeling.attention_masks import masks_for
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.training.batch_layout import StepLayout, step_layout
+from hw3.training.memory_estimate import GIB
+from hw3.training.optimizer_state import as_states_of
+from hw3.training.step_strategy import Speed, choose_speed
+from hw3.training.train import train
+from hw3.training.trainer import CompletionTrainer, NonFiniteLoss
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 50,
@@ -142,7 +145,7 @@ def test_sums_and_gradients_are_those_of_autograd(
 ) -> None:
     """Several replays a step, an uneven last one, several pieces of the head, and what an earlier batch left behind."""
     for constant, value in (("HEAD_POSITIONS", 64), ("HEAD_STEP", 16)):
-        monkeypatch.setattr(hw3.captured_step, constant, value)
+        monkeypatch.setattr(hw3.cuda_graphs.training_step, constant, value)
     torch.manual_seed(0)
     model = get_peft_model(MODELS[name](), LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **lora)).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -179,9 +182,10 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     def check_at_once(trainer: CompletionTrainer, value: torch.Tensor, name: str) -> None:
         trainer._check_finite(trainer.state.global_step, value, name)
 
-    monkeypatch.setattr("hw3.trainer.CapturedStep", Uncaptured)
-    monkeypatch.setattr("hw3.train.choose_speed", choose)
-    monkeypatch.setattr("hw3.train._least_memory", lambda recipe, device: None)
+    monkeypatch.setattr("hw3.training.trainer.CapturedStep", Uncaptured)
+    for module in ("plan", "train"):
+        monkeypatch.setattr(f"hw3.training.{module}.choose_speed", choose)
+        monkeypatch.setattr(f"hw3.training.{module}.least_memory", lambda recipe, device: None)
     monkeypatch.setattr(CompletionTrainer, "_short_of_memory", lambda trainer: None)
     monkeypatch.setattr(CompletionTrainer, "_check_finite_later", check_at_once)
 
@@ -228,7 +232,7 @@ def test_a_step_that_is_wrong_is_not_taken(
             super().backward(hidden)
             self.buffer[:-SUMS] *= 1.2
 
-    monkeypatch.setattr("hw3.trainer.CapturedStep", Wrong)
+    monkeypatch.setattr("hw3.training.trainer.CapturedStep", Wrong)
     train(load_recipe(mini_recipe, PLAIN), tmp_path / "run")
     shown = capsys.readouterr().out
     assert "the captured one has a gradient in the first step that is 20.0% from TRL's" in shown

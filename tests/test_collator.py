@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.collator import CompletionOnlyCollator
+from hw3.data.collator import CompletionOnlyCollator
 
 # Padding is EOS, as with Llama-3: a mask by id would lose the EOS label.
 COLLATOR = CompletionOnlyCollator(pad_id=1, eos_id=1)

@@ -16,10 +16,10 @@ import pytest
 from conftest import REPOSITORY, write_rows
 
 from hw3.cli import main
-from hw3.model import device_problems
-from hw3.recipe import load_recipe
-from hw3.run_folder import complete_checkpoints, torn_checkpoints
-from hw3.train import train
+from hw3.config.recipe import load_recipe
+from hw3.modeling.devices import device_problems
+from hw3.runs.checkpoints import complete_checkpoints, torn_checkpoints
+from hw3.training.train import train
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 # Ends itself with SIGKILL while checkpoint 8 is being written: weights and optimizer are there, the rest is not.
@@ -33,14 +33,14 @@ def killed(self, folder):
     save(self, folder)
 Trainer._save_rng_state = killed
 from hw3.cli import main
-from hw3.model import device_problems
+from hw3.modeling.devices import device_problems
 sys.exit(main(sys.argv[1:]))
 """
 
 # Ends itself with SIGKILL when the third entry has been scored and not yet written.
 KILLED_IN_A_SWEEP = """
 import os, signal, sys
-from hw3.results import Results
+from hw3.evaluation.results import Results
 add = Results.add
 def killed(self, entry, scores):
     if len(self.entries) == 2:
@@ -173,7 +173,7 @@ def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(
 def test_a_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from hw3.callbacks import StopOnSignal\n"
+        "from hw3.training.callbacks import StopOnSignal\n"
         "stop = StopOnSignal(None)\n"
         "with stop.installed():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -270,7 +270,7 @@ def test_a_gpu_without_bfloat16_gets_the_settings_that_work(mini_recipe: Path, m
     (problem,) = device_problems(recipe, 1)
     assert problem.startswith("Old GPU has no bfloat16")
     settings = problem.partition('SET="')[2].rstrip('"').split()
-    monkeypatch.setattr("hw3.model.torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("hw3.modeling.loading.torch.cuda.device_count", lambda: 4)
     fitting = load_recipe(mini_recipe, ["training.use_cpu=false", "training.bf16=true", *settings])
     assert device_problems(fitting, 4) == []
     assert device_problems(fitting, 8) == ["8 processes, but 4 GPUs here; set GPUS to that or less"]

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_commands import hw3
 
-from hw3.compare import COLOURS, STUDY_ROW, compare_runs, disagreement_of, harmless, mark
-from hw3.files import write_json
-from hw3.perplexity import RowScore
-from hw3.quality import copy_input, quality
-from hw3.results import Results
-from hw3.rows import Row, file_sha256, read_rows
-from hw3.run_folder import complete_checkpoints, mark_complete
+from hw3.common.atomic_io import write_json
+from hw3.common.hashing import file_sha256
+from hw3.data.rows import Row, read_rows
+from hw3.evaluation.perplexity import RowScore
+from hw3.evaluation.results import Results
+from hw3.evaluation.translation_metrics import copy_input, quality
+from hw3.generation.compare import COLOURS, STUDY_ROW, compare_runs, disagreement_of, harmless, mark
+from hw3.runs.checkpoints import complete_checkpoints, mark_complete
 
 DATA = [
     {"id": "rain", "instruction": "今日無雨。\n翻譯成現代文：", "output": "今天沒有下雨。"},

@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw3.cli import main
-from hw3.corpus.clean import RULES, fault
-from hw3.corpus.convert import converter
-from hw3.corpus.near import (
+from hw3.common.hashing import file_sha256
+from hw3.corpus.dedup import (
     INSIDE,
     NEAR,
     NEARLY,
@@ -31,10 +30,12 @@ from hw3.corpus.near import (
     join_near_duplicates,
     similarity,
 )
-from hw3.corpus.source import read_corpus
-from hw3.corpus.templates import match
-from hw3.corpus.text import fold, script_of, skeletons, without_punctuation
-from hw3.rows import file_sha256, read_rows
+from hw3.corpus.filters import RULES, fault
+from hw3.corpus.niutrans import read_corpus
+from hw3.corpus.normalize import fold, script_of, skeletons, without_punctuation
+from hw3.corpus.script_conversion import converter
+from hw3.data.rows import read_rows
+from hw3.data.templates import match
 
 WHO = "赵钱孙李周吴郑王冯陈"
 WHERE = ["东门", "南山", "西湖", "北原", "旧城", "长桥", "古寺", "江楼", "海市", "孤村"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.curve import _draw, own_entries, spread
-from hw3.results import Results
+from hw3.evaluation.learning_curve import _draw, own_entries, spread
+from hw3.evaluation.results import Results
 
 
 def entry(step: int, mean: float, *, shots: int = 0, checkpoint: str | None = None, prompt: str = "ours") -> dict:

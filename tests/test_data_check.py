@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY
 
 from hw3.cli import main
-from hw3.corpus.check import check_files
-from hw3.rows import read_rows
+from hw3.corpus.audit import check_files
+from hw3.data.rows import read_rows
 
 
 def write(path: Path, rows: list[tuple[str, str | None]]) -> Path:

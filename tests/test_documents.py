@@ -52,9 +52,10 @@ def test_links_and_pictures_exist() -> None:
 def test_kept_results_are_of_the_recipe_in_the_repository() -> None:
     results = json.loads((REPOSITORY / "docs/tiny/results.json").read_text(encoding="utf-8"))
     manifest = json.loads((REPOSITORY / "docs/tiny/manifest.json").read_text(encoding="utf-8"))
-    from hw3.model import base_sha256, load_config
-    from hw3.recipe import load_recipe
-    from hw3.rows import file_sha256
+    from hw3.common.hashing import file_sha256
+    from hw3.config.recipe import load_recipe
+    from hw3.modeling.fingerprint import base_sha256
+    from hw3.modeling.loading import load_config
 
     recipe = load_recipe(REPOSITORY / "docs/tiny/recipe.yaml")
     assert recipe.training == load_recipe(REPOSITORY / "recipes/tiny/qlora.yaml").training

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hw3.encoding import Encoder, apply_max_length, count_unknown
-from hw3.errors import UserError
-from hw3.prompt import Example, Prompt, render
-from hw3.recipe import load_prompt
-from hw3.rows import Row
+from hw3.common.errors import UserError
+from hw3.config.recipe import load_prompt
+from hw3.data.prompt import Example, Prompt, render
+from hw3.data.rows import Row
+from hw3.data.tokenization import Encoder, apply_max_length, count_unknown
 
 PROMPT = Prompt(system="天地", turn="問：{instruction}\n答：")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

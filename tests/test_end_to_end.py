@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from hw3.cli import main
-from hw3.run_folder import complete_checkpoints
+from hw3.runs.checkpoints import complete_checkpoints
 
 BIN = Path(sys.executable).parent
 

@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hw3.cli import main
-from hw3.encoding import Encoder
-from hw3.export import prompt_as_template, public_recipe
-from hw3.model import AdapterSlot, load_base
-from hw3.prompt import Example, Prompt
-from hw3.recipe import load_recipe
-from hw3.rows import read_rows
+from hw3.config.recipe import load_recipe
+from hw3.data.prompt import Example, Prompt
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import Encoder
+from hw3.export.merge import prompt_as_template
+from hw3.export.model_card import public_recipe
+from hw3.modeling.adapter_slot import AdapterSlot
+from hw3.modeling.loading import load_base
 
 
 def hw3(*words: object, expected: int = 0) -> None:

@@ -24,13 +24,14 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from hw3.decoding import Decoder, RoomyLayer, can_capture, grouped_attention, with_room
-from hw3.encoding import EncodedRow, Encoder
-from hw3.generation import Answer, AnswerLengths, generate, generation_config, row_costs, stop_ids
-from hw3.perplexity import batches
-from hw3.prompt import Prompt
-from hw3.rows import Row, read_rows
-from hw3.schema import GenerationSection
+from hw3.config.schema import GenerationSection
+from hw3.data.batching import batches
+from hw3.data.prompt import Prompt
+from hw3.data.rows import Row, read_rows
+from hw3.data.tokenization import EncodedRow, Encoder
+from hw3.generation.batch_generate import Answer, generate, generation_config, row_costs, stop_ids
+from hw3.generation.decoder import Decoder, RoomyLayer, can_capture, grouped_attention, with_room
+from hw3.generation.output_limits import AnswerLengths
 
 STOPS = [1, 9, 23, 30]  # a random model seldom writes EOS: a few more, so that rows end at different times
 
@@ -135,7 +136,7 @@ def test_prompts_run_in_parts_of_a_batch(
     model: PreTrainedModel, rows: list[EncodedRow], sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers of 24 rows fit where a few prompts do; keys and values outgrow their room several times."""
-    monkeypatch.setattr("hw3.decoding.ROOM", 4)
+    monkeypatch.setattr("hw3.generation.decoder.ROOM", 4)
     limits = [6 + number % 20 for number in range(len(rows))]
     apart = [EncodedRow(row.id, row.prompt_ids[number:], [], 0) for number, row in enumerate(rows)]
     wanted, wanted_apart = (
@@ -184,7 +185,7 @@ def test_a_captured_step(
     model: PreTrainedModel, rows: list[EncodedRow], room: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of each shape runs as it is, the next is captured; room is made and rows leave in between."""
-    monkeypatch.setattr("hw3.decoding.ROOM", room)
+    monkeypatch.setattr("hw3.generation.decoder.ROOM", room)
     graphs = on_a_gpu(monkeypatch)
     limits = [6 + number % 20 for number in range(len(rows))]
     wanted = [one_by_one(model, row, limit) for row, limit in zip(rows, limits, strict=True)]

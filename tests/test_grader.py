@@ -12,12 +12,12 @@ from conftest import REPOSITORY
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hw3.grader import grade, main
-from hw3.perplexity import RowScore, summarize
-from hw3.recipe import load_recipe
-from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints
-from hw3.train import train
+from hw3.config.recipe import load_recipe
+from hw3.data.rows import read_rows
+from hw3.evaluation.perplexity import RowScore, summarize
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.submission.grader import grade, main
+from hw3.training.train import train
 
 UTILS = """
 from transformers import BitsAndBytesConfig
@@ -90,5 +90,7 @@ def test_the_metric_loads_offline_and_gives_the_evaluators_figures() -> None:
 
 
 def test_grader_runs_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "hw3.grader"], capture_output=True, text=True, cwd=REPOSITORY)
+    done = subprocess.run(
+        [sys.executable, "-m", "hw3.submission.grader"], capture_output=True, text=True, cwd=REPOSITORY
+    )
     assert done.returncode == 2 and "--base_model_path" in done.stderr

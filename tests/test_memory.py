@@ -9,9 +9,11 @@ from conftest import REPOSITORY
 from memory import STRATEGIES
 from transformers import AutoConfig
 
-from hw3.model import parameter_counts
-from hw3.recipe import load_recipe, step_layout
-from hw3.speed import GIB, choose_speed, memory_of, weight_counts
+from hw3.config.recipe import load_recipe
+from hw3.modeling.loading import parameter_counts
+from hw3.training.batch_layout import step_layout
+from hw3.training.memory_estimate import GIB, memory_of, weight_counts
+from hw3.training.step_strategy import choose_speed
 
 
 def row_of(report: str, setting: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 from conftest import REPOSITORY
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hw3.errors import UserError
-from hw3.model import load_config, load_tokenizer
-from hw3.schema import ModelSection
+from hw3.common.errors import UserError
+from hw3.config.schema import ModelSection
+from hw3.modeling.loading import load_config, load_tokenizer
 
 RESPONSE = SimpleNamespace(status_code=403, headers={}, request=None)
 
@@ -64,7 +64,9 @@ def test_code_from_a_repository_is_never_run(monkeypatch: pytest.MonkeyPatch, mi
 
 
 def test_telemetry_is_off() -> None:
-    code = "import hw3.trainer; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    code = (
+        "import hw3.training.trainer; from huggingface_hub import constants; print(constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.stdout == "True\n"
 
@@ -73,13 +75,13 @@ def test_scoring_imports_neither_pandas_nor_matplotlib_nor_collects_meanwhile() 
     """Hundreds of files each; a sweep starts in seconds, and draws its picture when all is kept."""
     code = """
 import gc, sys
-from hw3.garbage import uncollected
+from hw3.common.gc_control import uncollected
 with uncollected():
     assert not gc.isenabled()
-    import hw3.checkpoints
+    import hw3.evaluation.evaluate
 assert gc.isenabled()
 import pyarrow
-from hw3.results import _column
+from hw3.evaluation.results import _column
 print(_column(["甲", "b"], pyarrow.string()).to_pylist(), _column([1, 2], pyarrow.int64()).to_pylist())
 print(_column([0.1, 2.5], pyarrow.float64()).to_pylist(), {"pandas", "matplotlib"} & sys.modules.keys())
 """

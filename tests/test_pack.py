@@ -22,16 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw3.cli import main
-from hw3.encoding import Encoder, encode_as_grader
-from hw3.errors import RunFailed, UserError
-from hw3.generation import AnswerLengths
-from hw3.pack import TEMPLATES, fill_python, fill_shell, prompt_settings, reduced_config
-from hw3.pack_answers import compare_answers, own_answers
-from hw3.pack_check import _read_otherwise
-from hw3.prompt import Prompt
-from hw3.recipe import load_recipe
-from hw3.rows import Row, read_rows
-from hw3.scored import scored_checkpoint
+from hw3.common.errors import RunFailed, UserError
+from hw3.config.recipe import load_recipe
+from hw3.data.prompt import Prompt
+from hw3.data.rows import Row, read_rows
+from hw3.data.tokenization import Encoder
+from hw3.evaluation.selection import scored_checkpoint
+from hw3.generation.output_limits import AnswerLengths
+from hw3.submission.grader_encoding import encode_as_grader
+from hw3.submission.output_agreement import compare_answers, own_answers
+from hw3.submission.pack import TEMPLATES, fill_python, fill_shell, prompt_settings, reduced_config
+from hw3.submission.verify import _read_otherwise
 
 FILES = [
     "README.md",
@@ -193,7 +194,7 @@ def test_other_answers_than_ours_are_not_packed(
     with pytest.raises(RunFailed, match=f"{found} in bfloat16, more than 1.0: row row-109; not packed") as refused:
         compare_answers(scored, rows, own, others)
     gap = float(re.search(found, str(refused.value))[1])
-    monkeypatch.setattr("hw3.pack_answers.NEAR_TIE", gap + 0.01)
+    monkeypatch.setattr("hw3.submission.output_agreement.NEAR_TIE", gap + 0.01)
     assert re.match(f"answers: {found} in bfloat16$", compare_answers(scored, rows, own, others))
 
 

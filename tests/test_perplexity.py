@@ -14,16 +14,21 @@ from conftest import write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hw3.encoding import EncodedRow, Encoder
-from hw3.errors import UserError
-from hw3.model import AdapterSlot, BadAdapter, dequantize, load_base, load_tokenizer, scores_dequantized
-from hw3.perplexity import RowScore, batches, check_head, common_prefix, score_rows, summarize
-from hw3.prompt import Prompt
-from hw3.recipe import load_recipe
-from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints
-from hw3.statistics import bootstrap_interval
-from hw3.train import train
+from hw3.common.errors import UserError
+from hw3.config.recipe import load_recipe
+from hw3.data.batching import batches, common_prefix
+from hw3.data.prompt import Prompt
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import EncodedRow, Encoder
+from hw3.evaluation.bootstrap import bootstrap_interval
+from hw3.evaluation.perplexity import RowScore, score_rows, summarize
+from hw3.modeling.adapter_io import BadAdapter
+from hw3.modeling.adapter_slot import AdapterSlot
+from hw3.modeling.loading import load_base, load_tokenizer
+from hw3.modeling.logits import check_head
+from hw3.modeling.quantization import dequantize, scores_dequantized
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.training.train import train
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ def test_interval_drawn_in_pieces_is_that_of_one_resample_after_another(monkeypa
     means = [values[generator.integers(0, 251, 251)].mean() for _ in range(100)]
     expected = tuple(np.quantile(means, (0.025, 0.975)))
     for at_once in (1, 251 * 7, 10**6):
-        monkeypatch.setattr("hw3.statistics._DRAWN_AT_ONCE", at_once)
+        monkeypatch.setattr("hw3.evaluation.bootstrap._DRAWN_AT_ONCE", at_once)
         assert bootstrap_interval(list(values), samples=100, seed=9) == expected
 
 

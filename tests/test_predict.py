@@ -16,10 +16,11 @@ import pytest
 from conftest import REPOSITORY
 from test_commands import ENVIRONMENT, hw3
 
-from hw3.answerer import Answerer, choose_checkpoint
-from hw3.inference import recipe_of
-from hw3.lines import lines_are_meant, one_file
-from hw3.rows import read_rows
+from hw3.data.rows import read_rows
+from hw3.evaluation.selection import choose_checkpoint
+from hw3.generation.generator import Answerer
+from hw3.generation.interactive import lines_are_meant, one_file
+from hw3.runs.open_run import recipe_of
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,12 +7,12 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import Gemma2Config
 
-from hw3.check import check
-from hw3.encoding import EncodedRow
-from hw3.model import load_config, load_tokenizer, random_base
-from hw3.probe import FUSED, STEPS, Timing, duration, in_all, in_words, like_steps, probe
-from hw3.recipe import load_recipe
-from hw3.train import plan_run
+from hw3.config.recipe import load_recipe
+from hw3.data.tokenization import EncodedRow
+from hw3.modeling.loading import load_config, load_tokenizer
+from hw3.training.plan import plan_run
+from hw3.training.preflight import check
+from hw3.training.time_estimate import FUSED, STEPS, Timing, duration, in_all, in_words, like_steps, probe, random_base
 
 CPU = torch.device("cpu")
 

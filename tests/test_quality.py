@@ -5,9 +5,9 @@ import json
 import pytest
 from conftest import SHARED
 
-from hw3.corpus.templates import TEMPLATES
-from hw3.quality import copy_input, print_quality, quality
-from hw3.rows import Row, read_rows
+from hw3.data.rows import Row, read_rows
+from hw3.data.templates import TEMPLATES
+from hw3.evaluation.translation_metrics import copy_input, print_quality, quality
 
 ROWS = [
     Row("a", "今天下雨。\n翻譯成文言文：", "今日雨。"),

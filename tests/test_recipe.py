@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BitsAndBytesConfig
 
-from hw3.errors import UserError
-from hw3.model import lora_config, quantization_config
-from hw3.recipe import load_prompt, load_recipe, step_layout
-from hw3.schema import DECIDED_TRAINING_KEYS, LoraSection, TrainingSection
-from hw3.sft_config import sft_config
-from hw3.speed import Speed
+from hw3.common.errors import UserError
+from hw3.config.recipe import load_prompt, load_recipe
+from hw3.config.schema import DECIDED_TRAINING_KEYS, LoraSection, TrainingSection
+from hw3.modeling.adapter_slot import lora_config
+from hw3.modeling.quantization import quantization_config
+from hw3.training.batch_layout import step_layout
+from hw3.training.sft_arguments import sft_config
+from hw3.training.step_strategy import Speed
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "prompts")

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hw3.cli import main
-from hw3.recipe import load_recipe
-from hw3.report.answers import evenly, marked
+from hw3.config.recipe import load_recipe
+from hw3.evaluation.results import _SCHEMA
+from hw3.report.predictions import evenly, marked
 from hw3.report.render import fence, markdown, visible
-from hw3.results import _SCHEMA
 
 HOSTILE = "<script>alert(1)</script></script>{{7*7}}{% raw %}\"'`|](javascript:x)<!--\u202eevil"
 SHOWN = HOSTILE.replace("\u202e", "\\u202e")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.errors import UserError
-from hw3.rows import Row, read_rows
+from hw3.common.errors import UserError
+from hw3.data.rows import Row, read_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
 GOOD = {"id": "a", "instruction": "甲", "output": "乙"}

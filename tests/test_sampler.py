@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from hw3.sampler import StepSampler
+from hw3.data.sampler import StepSampler
 
 LENGTHS = [5, 9, 3, 7, 8, 2, 6, 4, 1, 10, 12]
 

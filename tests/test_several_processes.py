@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_commands import ENVIRONMENT, hw3
 
-from hw3.errors import RunFailed, UserError
-from hw3.processes import check_same, failures_named, own_share
-from hw3.recipe import load_recipe, step_layout
-from hw3.run_folder import complete_checkpoints
-from hw3.sft_config import TIMEOUT, sft_config
-from hw3.speed import Speed
+from hw3.common.distributed import check_same, failures_named, own_share
+from hw3.common.errors import RunFailed, UserError
+from hw3.config.recipe import load_recipe
+from hw3.runs.checkpoints import complete_checkpoints
+from hw3.training.batch_layout import step_layout
+from hw3.training.sft_arguments import TIMEOUT, sft_config
+from hw3.training.step_strategy import Speed
 
 # Float32 and no dropout, whose draws differ between processes.
 SETTINGS = [
@@ -35,7 +36,7 @@ CPU2 = ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2",
 DIES = """
 import os, signal, sys, time
 import torch
-from hw3.trainer import CompletionTrainer
+from hw3.training.trainer import CompletionTrainer
 step, way = CompletionTrainer.training_step, sys.argv.pop(1)
 def dying(self, *arguments, **named):
     if self.state.global_step == 5 and os.environ["RANK"] == "1":
@@ -60,7 +61,7 @@ sys.exit(main(["eval", run, "--base-only"]) or main(["eval", run]) or main(["pre
 # waits: the launcher would end it too.
 DIES_ANSWERING = """
 import glob, os, signal, sys, time
-from hw3.encoding import Encoder
+from hw3.data.tokenization import Encoder
 decode, answers = Encoder.decode, []
 def dying(self, ids):
     answers.append(ids)
@@ -312,7 +313,7 @@ def test_what_is_said_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_processes_that_see_other_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [{"outputs/a": "step 8", "data": "1f"}, {"outputs/a": "no checkpoint", "data": "1f"}]
-    monkeypatch.setattr("hw3.processes.gather", lambda value: seen)
+    monkeypatch.setattr("hw3.common.distributed.gather", lambda value: seen)
     with pytest.raises(UserError, match=r"\noutputs/a: process 1 reads no checkpoint, process 0 step 8$"):
         check_same(seen[0])
 

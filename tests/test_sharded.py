@@ -18,13 +18,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Gemma2Config, LlamaConfig
 
-from hw3.errors import UserError
-from hw3.model import GatheredLinear4bit, load_base, lora_config
-from hw3.recipe import load_recipe
-from hw3.run_folder import check_state, complete_checkpoints, drop_old_state, mark_complete
-from hw3.speed import Memory, memory_of, sharded_as, sharded_by, weight_counts
-from hw3.train import plan_run
-from hw3.trainer import SHARDED_POLICY
+from hw3.common.errors import UserError
+from hw3.config.recipe import load_recipe
+from hw3.modeling.adapter_slot import lora_config
+from hw3.modeling.loading import load_base
+from hw3.modeling.quantization import GatheredLinear4bit
+from hw3.runs.checkpoints import complete_checkpoints, drop_old_state, mark_complete
+from hw3.runs.resume import check_state
+from hw3.training.memory_estimate import Memory, memory_of, weight_counts
+from hw3.training.plan import plan_run
+from hw3.training.sharding import sharded_as, sharded_by
+from hw3.training.trainer import SHARDED_POLICY
 
 # 4,096,000 weights in linear layers, 10 layers of them; 2 * 640,000 in embedding and head; norms 2,688.
 SHAPE = LlamaConfig(
@@ -43,7 +47,7 @@ def as_another(self, *arguments, **named):
         self.distributed_type = DistributedType.MULTI_XPU
 PartialState.__init__ = as_another
 from torch.nn import Linear
-from hw3.trainer import CompletionTrainer
+from hw3.training.trainer import CompletionTrainer
 train = CompletionTrainer.train
 def tell_dtypes(self, *arguments, **named):
     dtypes = set()
@@ -96,7 +100,7 @@ def test_what_shards_is_read_from_environment_and_file(monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be_sharded_is_refused(mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hw3.train.find_spec", lambda name: None)
+    monkeypatch.setattr("hw3.training.sharding.find_spec", lambda name: None)
     recipe = load_recipe(mini_recipe, ["training.optim=paged_adamw_8bit", "model.dtype=bfloat16"])
     with pytest.raises(UserError) as refused:
         plan_run(recipe, tmp_path / "run", 2, "DeepSpeed")

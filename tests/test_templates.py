@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.corpus.templates import TEMPLATES, direction_of, match, slots, text_of
+from hw3.data.templates import TEMPLATES, direction_of, match, slots, text_of
 
 WORDINGS = [
     ("今日無雨。\n翻譯成現代文：", "c2m", "今日無雨。"),

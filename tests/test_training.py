@@ -12,15 +12,16 @@ from safetensors.torch import load_file
 from transformers import Gemma2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from hw3.encoding import Encoder
-from hw3.model import load_base, load_config, load_tokenizer
-from hw3.recipe import load_recipe, step_layout
-from hw3.rows import read_rows
-from hw3.run_folder import complete_checkpoints, mark_complete
-from hw3.sft_config import sft_config
-from hw3.speed import choose_speed
-from hw3.train import train
-from hw3.trainer import CompletionTrainer, NonFiniteLoss
+from hw3.config.recipe import load_recipe
+from hw3.data.rows import read_rows
+from hw3.data.tokenization import Encoder
+from hw3.modeling.loading import load_base, load_config, load_tokenizer
+from hw3.runs.checkpoints import complete_checkpoints, mark_complete
+from hw3.training.batch_layout import step_layout
+from hw3.training.sft_arguments import sft_config
+from hw3.training.step_strategy import choose_speed
+from hw3.training.train import train
+from hw3.training.trainer import CompletionTrainer, NonFiniteLoss
 
 
 def run(recipe_path: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -226,7 +227,7 @@ def test_a_checkpoint_that_cannot_be_completed_ends_the_run(
             raise OSError(28, "No space left on device")
         mark_complete(checkpoint, step)
 
-    monkeypatch.setattr("hw3.callbacks.mark_complete", full)
+    monkeypatch.setattr("hw3.training.callbacks.mark_complete", full)
     with pytest.raises(OSError, match="No space left"):
         train(load_recipe(mini_recipe, ["training.save_steps=1", "training.max_steps=40"]), tmp_path / "run")
     assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path / "run")] == [1]

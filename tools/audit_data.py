@@ -18,13 +18,14 @@ from pathlib import Path
 
 from check_sample import GRAM, Sides
 
+from hw3.common.atomic_io import write_atomically, write_json
+from hw3.common.errors import UserError
+from hw3.common.hashing import file_sha256
 from hw3.corpus.build import REPORT, SPLITS, sides
-from hw3.corpus.clean import RULES
-from hw3.corpus.near import LONG_RUN, NEAR, compare_all
-from hw3.corpus.text import fold, without_punctuation
-from hw3.errors import UserError
-from hw3.files import write_atomically, write_json
-from hw3.rows import file_sha256, read_rows
+from hw3.corpus.dedup import LONG_RUN, NEAR, compare_all
+from hw3.corpus.filters import RULES
+from hw3.corpus.normalize import fold, without_punctuation
+from hw3.data.rows import read_rows
 
 
 def read_sides(path: Path) -> list[str]:

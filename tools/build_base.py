@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hw3.corpus.convert import converter
-from hw3.corpus.source import read_parts
-from hw3.errors import UserError
+from hw3.common.errors import UserError
+from hw3.corpus.niutrans import read_parts
+from hw3.corpus.script_conversion import converter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>"]

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from hw3.corpus.templates import draw, slots
+from hw3.data.templates import draw, slots
 
 SEED = 20241103
 EVAL_PAIRS_PER_GENRE = 12

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hw3.cli import main as hw3
-from hw3.files import write_json
-from hw3.run_folder import environment
+from hw3.common.atomic_io import write_json
+from hw3.runs.run_dir import environment
 
 REPOSITORY = Path(__file__).parent.parent
 THERE = Path(__file__).with_name("check_pack_there.py")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import ahocorasick
 from build_sample import Pair, read_pairs
 
-from hw3.corpus.text import fold, without_punctuation
+from hw3.corpus.normalize import fold, without_punctuation
 
 SHORTEST_SIDE = 8
 # Common substrings are found by their first GRAM characters; what is shorter counts as "shorter".

@@ -20,11 +20,9 @@ from typing import Any
 from transformers import AutoConfig
 from trl import SFTConfig
 
-from hw3.model import parameter_counts
-from hw3.prompt import Prompt
-from hw3.recipe import load_recipe
-from hw3.run_folder import gib
-from hw3.schema import (
+from hw3.common.disk import gib
+from hw3.config.recipe import load_recipe
+from hw3.config.schema import (
     DECIDED_TRAINING_KEYS,
     DataSection,
     EvaluationSection,
@@ -32,7 +30,9 @@ from hw3.schema import (
     ModelSection,
     QuantizationSection,
 )
-from hw3.sft_config import disk_needed
+from hw3.data.prompt import Prompt
+from hw3.modeling.loading import parameter_counts
+from hw3.training.sft_arguments import disk_needed
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

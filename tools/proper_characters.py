@@ -15,9 +15,9 @@ from pathlib import Path
 
 from opencc import OpenCC
 
-from hw3.errors import UserError
-from hw3.files import write_atomically
-from hw3.rows import read_rows
+from hw3.common.atomic_io import write_atomically
+from hw3.common.errors import UserError
+from hw3.data.rows import read_rows
 
 
 def main() -> int:

@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hw3.corpus import near
-from hw3.corpus.clean import RULES, fault
-from hw3.corpus.convert import converter
-from hw3.corpus.near import Groups, Unseen, band_keys, compare_all, join_equal, join_near_duplicates
-from hw3.corpus.source import Pair, read_corpus
-from hw3.corpus.templates import Template, draw, match, slots, spell
-from hw3.corpus.text import skeletons
-from hw3.errors import UserError
-from hw3.files import write_json, write_rows
-from hw3.rows import Row, file_sha256, read_rows, shorten
+from hw3.common.atomic_io import write_json, write_rows
+from hw3.common.errors import UserError, shorten
+from hw3.common.hashing import file_sha256
+from hw3.corpus import dedup as near
+from hw3.corpus.dedup import Groups, Unseen, band_keys, compare_all, join_equal, join_near_duplicates
+from hw3.corpus.filters import RULES, fault
+from hw3.corpus.niutrans import Pair, read_corpus
+from hw3.corpus.normalize import skeletons
+from hw3.corpus.script_conversion import converter
+from hw3.data.rows import Row, read_rows
+from hw3.data.templates import Template, draw, match, slots, spell
 
 REPORT = "data.json"
 # In the order of drawing: what is drawn first is kept away from all that follows.
@@ -45,7 +46,7 @@ class Settings:
     """What decides the rows, beside the corpus and the excluded files.
 
     Attributes:
-        convert: see `hw3.corpus.convert`.
+        convert: see `hw3.corpus.script_conversion`.
         train, dev, test, private: rows of each split; `train` None: all that are left.
         seed: of every draw.
     """
@@ -345,7 +346,7 @@ def _split_until_unseen(
 ) -> tuple[dict[str, list[int]], int, dict[str, Any]]:
     """Draw, and compare the drawn pairs one by one with what must stay unseen; what is found is drawn no more.
 
-    MinHash misses a near duplicate now and then (see `hw3.corpus.near`); this comparison does not.
+    MinHash misses a near duplicate now and then (see `hw3.corpus.dedup`); this comparison does not.
     """
     refused: set[int] = set()
     found_late = 0

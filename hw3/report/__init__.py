@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hw3.errors import UserError
-from hw3.files import write_atomically
-from hw3.report.contents import lead, sections
-from hw3.report.material import read_run
+from hw3.common.atomic_io import write_atomically
+from hw3.common.errors import UserError
 from hw3.report.render import to_html, to_markdown
-from hw3.run_folder import portable
+from hw3.report.run_data import read_run
+from hw3.report.sections import lead, sections
+from hw3.runs.run_dir import portable
 
 
 def write_report(folders: list[Path], out: Path | None = None) -> int:

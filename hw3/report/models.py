@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hw3.report.blocks import Block, Heading, Missing, Table, Text
-from hw3.report.material import Run, pair_of, same_rows
+from hw3.report.formatting import CI, difference, figure, score, share
 from hw3.report.prompting import scores, untuned_and_best
-from hw3.report.record import evaluate_command
+from hw3.report.provenance import evaluate_command
+from hw3.report.run_data import Run, pair_of, same_rows
 from hw3.report.tuning import final, learning_curve, method
-from hw3.report.words import CI, difference, figure, score, share
 
 
 def models(main: Run, others: list[Run], out: Path) -> list[Block]:

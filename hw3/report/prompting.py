@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hw3.corpus.templates import direction_of
-from hw3.prompt import PLACEHOLDER, Example, Prompt, messages, render
-from hw3.recipe import prompt_file
+from hw3.common.hashing import file_sha256
+from hw3.config.recipe import prompt_file
+from hw3.data.prompt import PLACEHOLDER, Example, Prompt, messages, render
+from hw3.data.rows import read_rows
+from hw3.data.templates import direction_of
+from hw3.evaluation.results import entry_name
 from hw3.report.blocks import Block, Code, Heading, Missing, Table, Text
-from hw3.report.figures import interval_scale
-from hw3.report.material import Run, pair_of
-from hw3.report.record import evaluate_command
-from hw3.report.words import CI, DIRECTIONS, INTO, certain, difference, figure, score, shots
-from hw3.results import entry_name
-from hw3.rows import file_sha256, read_rows
+from hw3.report.formatting import CI, DIRECTIONS, INTO, certain, difference, figure, score, shots
+from hw3.report.provenance import evaluate_command
+from hw3.report.run_data import Run, pair_of
+from hw3.report.svg import interval_scale
 
 
 def prompting(run: Run) -> list[Block]:

@@ -9,14 +9,14 @@ from typing import Any
 
 from trl import SFTConfig
 
-from hw3.curve import own_entries
-from hw3.recipe import Recipe
+from hw3.config.recipe import Recipe
+from hw3.evaluation.learning_curve import own_entries
 from hw3.report.blocks import Block, Curve, Facts, Heading, Missing, Table, Text
-from hw3.report.figures import curve, interval_scale
-from hw3.report.material import Run, pair_of, same_rows
+from hw3.report.formatting import CI, DIRECTIONS, brief, difference, figure, length_group, plural, score, share, shots
 from hw3.report.prompting import prompt_code
-from hw3.report.record import evaluate_command
-from hw3.report.words import CI, DIRECTIONS, brief, difference, figure, length_group, plural, score, share, shots
+from hw3.report.provenance import evaluate_command
+from hw3.report.run_data import Run, pair_of, same_rows
+from hw3.report.svg import curve, interval_scale
 
 WIDE, NARROW = 760, 350
 FOLD_TABLES_FROM = 12  # rows

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import datasets
 import evaluate
 
-from hw3.perplexity import RowScore, summarize
+from hw3.evaluation.perplexity import RowScore, summarize
 
 _DESCRIPTION = """\
 Perplexity of the output tokens alone, their EOS included, given the prompt. `mean_perplexity` is the arithmetic mean

@@ -1,0 +1,1 @@
+"""Errors, atomic files, hashing, disk space and process groups: what every other package builds on."""

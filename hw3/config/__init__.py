@@ -1,0 +1,1 @@
+"""Recipes: YAML with line numbers, the schema of each section, validation."""

@@ -1,0 +1,1 @@
+"""Base models and adapters: loading, devices, quantization, adapter swaps, content hashes."""

@@ -1,0 +1,1 @@
+"""A run folder: its files, its complete checkpoints, what may change on resume."""

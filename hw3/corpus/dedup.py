@@ -1,6 +1,6 @@
 """Near duplicates, by MinHash, and the copies of texts that must stay unseen.
 
-Everything here is about skeletons (see `hw3.corpus.normalize`): one script, no punctuation. Two of them are near duplicates
+Everything here is about skeletons (see `hw3.corpus.normalize`): one script, no punctuation. Two are near duplicates
 when the Jaccard similarity of their character bigrams, the ends of the text included, is at least `NEAR`. MinHash
 proposes the pairs (Broder, "On the resemblance and containment of documents", 1997), the bigrams themselves decide.
 """

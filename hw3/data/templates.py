@@ -61,7 +61,7 @@ def slots(direction: Direction) -> list[Template]:
 
 
 def spell(template: Template, conversion: str) -> Template:
-    """The template in the characters of a text that went through ``conversion`` (see `hw3.corpus.script_conversion`)."""
+    """The template in the characters of a text that went through `conversion` (`hw3.corpus.script_conversion`)."""
     if conversion == "none":
         return template._replace(text=template.text.translate(_TO_SIMPLIFIED))
     if conversion == "hanziconv":

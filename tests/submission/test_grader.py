@@ -8,7 +8,7 @@ from pathlib import Path
 import evaluate
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

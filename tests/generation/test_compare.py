@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY, hw3
 from hypothesis import given
 from hypothesis import strategies as st
-from test_commands import hw3
 
 from hw3.common.atomic_io import write_json
 from hw3.common.hashing import file_sha256

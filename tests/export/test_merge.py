@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHARACTERS, character_tokenizer, with_scores_times
+from helpers import CHARACTERS, character_tokenizer, with_scores_times
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

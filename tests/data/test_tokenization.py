@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SHARED, character_tokenizer
+from helpers import SHARED, character_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers

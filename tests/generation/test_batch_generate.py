@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHARACTERS, character_tokenizer, write_rows
+from helpers import CHARACTERS, character_tokenizer, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from memory import STRATEGIES
 from transformers import AutoConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 ACCELERATE = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
 

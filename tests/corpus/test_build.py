@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,9 +15,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from helpers import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NAMES = "赵钱孙李周吴郑王冯陈"
 PLACES = "京洛晋楚齐鲁燕秦蜀越"
 DEEDS = [

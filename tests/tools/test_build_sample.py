@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from helpers import REPOSITORY as ROOT
 
 
 def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from hw3.cli import main
 from hw3.corpus.audit import check_files

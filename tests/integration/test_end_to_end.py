@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 from hw3.cli import main
 from hw3.runs.checkpoints import complete_checkpoints

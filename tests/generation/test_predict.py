@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-from test_commands import ENVIRONMENT, hw3
+from helpers import ENVIRONMENT, REPOSITORY, hw3
 
 from hw3.data.rows import read_rows
 from hw3.evaluation.selection import choose_checkpoint

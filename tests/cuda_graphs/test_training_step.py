@@ -11,7 +11,7 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import CHARACTERS, REPOSITORY, character_tokenizer, with_scores_times
+from helpers import CHARACTERS, REPOSITORY, character_tokenizer, with_scores_times
 from hypothesis import given
 from hypothesis import strategies as st
 

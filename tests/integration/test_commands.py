@@ -1,9 +1,6 @@
 """The commands as processes: exit statuses, signals, kill -9 in the middle of a write, two processes, results kept."""
 
-import contextlib
-import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +10,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, write_rows
+from helpers import ENVIRONMENT, REPOSITORY, hw3, write_rows
 
 from hw3.cli import main
 from hw3.config.recipe import load_recipe
@@ -21,7 +18,6 @@ from hw3.modeling.devices import device_problems
 from hw3.runs.checkpoints import complete_checkpoints, torn_checkpoints
 from hw3.training.train import train
 
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 # Ends itself with SIGKILL while checkpoint 8 is being written: weights and optimizer are there, the rest is not.
 KILLED_IN_A_CHECKPOINT = """
 import os, signal, sys
@@ -50,15 +46,6 @@ Results.add = killed
 from hw3.cli import main
 main(sys.argv[1:])
 """
-
-
-def hw3(*words: str | Path, expected: int = 0) -> tuple[str, str]:
-    """Run a command in this process, seconds of imports spared; returns what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(word) for word in words])
-    assert status == expected, out.getvalue() + err.getvalue()
-    return out.getvalue(), err.getvalue()
 
 
 def last_weights(run: Path) -> bytes:

@@ -9,11 +9,9 @@ import pytest
 import torch
 import yaml
 from bitsandbytes.nn import Linear4bit
-from conftest import REPOSITORY
+from helpers import REPOSITORY, SETTINGS, assert_same_run, hw3, launch, losses
 from peft import get_peft_model
 from safetensors.torch import load_file
-from test_commands import hw3
-from test_several_processes import SETTINGS, assert_same_run, launch, losses
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Gemma2Config, LlamaConfig

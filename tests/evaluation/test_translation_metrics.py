@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import SHARED
+from helpers import SHARED
 
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import TEMPLATES

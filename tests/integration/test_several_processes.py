@@ -13,11 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import CPU2, ENVIRONMENT, REPOSITORY, SETTINGS, assert_same_run, hw3, launch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from test_commands import ENVIRONMENT, hw3
 
 from hw3.common.distributed import check_same, failures_named, own_share
 from hw3.common.errors import RunFailed, UserError
@@ -27,11 +25,6 @@ from hw3.training.batch_layout import step_layout
 from hw3.training.sft_arguments import TIMEOUT, sft_config
 from hw3.training.step_strategy import Speed
 
-# Float32 and no dropout, whose draws differ between processes.
-SETTINGS = [
-    "training.logging_steps=1", "lora.lora_dropout=0.0", "quantization=null", "training.learning_rate=0.001",
-]  # fmt: skip
-CPU2 = ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2", "--main_process_port", "0"]
 # `hw3`, of which process 1 ends in the middle of step 6, as the first word says.
 DIES = """
 import os, signal, sys, time
@@ -81,31 +74,6 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-
-
-def launch(*words: str | Path, options: list[str] | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` with two CPU processes; returns what it printed, both streams in one."""
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *(options or CPU2), *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT | environment, cwd=REPOSITORY,
-        timeout=300,
-    )  # fmt: skip
-
-
-def losses(run: Path) -> dict[int, tuple[float, float]]:
-    """(loss, tokens so far) by step."""
-    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
-    return {log["step"]: (log["loss"], log["num_tokens"]) for log in state["log_history"] if "loss" in log}
-
-
-def assert_same_run(run: Path, other: Path) -> None:
-    """Losses of every step and weights of the last to 1e-5, token counts exactly."""
-    assert losses(run).keys() == losses(other).keys() and len(losses(run)) == 12
-    for step, (loss, tokens) in losses(run).items():
-        assert losses(other)[step] == (pytest.approx(loss, abs=1e-5), tokens), step
-    one, two = (load_file(complete_checkpoints(r)[-1].path / "adapter_model.safetensors") for r in (run, other))
-    for name, tensor in one.items():
-        assert torch.allclose(two[name], tensor, rtol=0, atol=1e-5), name
 
 
 @pytest.fixture

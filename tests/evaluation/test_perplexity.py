@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import write_rows
+from helpers import write_rows
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 

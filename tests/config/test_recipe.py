@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BitsAndBytesConfig
@@ -18,7 +19,6 @@ from hw3.training.batch_layout import step_layout
 from hw3.training.sft_arguments import sft_config
 from hw3.training.step_strategy import Speed
 
-REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "prompts")
 PROMPTS = sorted((REPOSITORY / "recipes/prompts").rglob("*.yaml"))
 # Model, rows per device and accumulation, steps, LoRA rank, max_length.

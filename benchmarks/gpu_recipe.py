@@ -1,9 +1,9 @@
-"""Runs recipes/gemma/qlora.yaml on one GPU, on random weights of Gemma-2-2B's shape: 50 steps, 2 checkpoints, scores.
+"""Run recipes/gemma/qlora.yaml on one GPU, on random weights of Gemma-2-2B's shape: 50 steps, 2 checkpoints, scores.
 
-Speed and memory do not depend on what the weights are; scores do, and mean nothing here. Once as the recipe stands and
-once with the settings that `hw3` names for a GPU without bfloat16.
+Speed and memory do not depend on the values of the weights; scores do, and mean nothing here. The recipe runs
+unchanged, and with the settings that `hw3` recommends for a GPU without bfloat16.
 
-    python benchmarks/gpu_recipe.py --tokenizer DIR     # the real vocabulary, a folder that AutoTokenizer reads
+    python benchmarks/gpu_recipe.py --tokenizer DIR     # Gemma's tokenizer, a folder that AutoTokenizer reads
 """
 
 from __future__ import annotations
@@ -17,52 +17,53 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bases import make_base
-from logs import logs_of, seconds_per_step
-from report import machine, write_report
+from benchmark_report import describe_machine, write_report
+from random_models import make_random_base
+from training_logs import read_loss_logs, seconds_per_step
 
-from hw3.modeling.devices import NO_BF16_SETTINGS
+from hw3.modeling.devices import NO_BF16_OVERRIDES
 
 RECIPE = "recipes/gemma/qlora.yaml"
-SETTINGS = {"as the recipe stands": "", "without bfloat16": NO_BF16_SETTINGS}
+SETTINGS = {"unchanged recipe": "", "without bfloat16": NO_BF16_OVERRIDES}
 OVERRIDES = (
     "data.train=data/train.json data.eval=data/eval.json training.max_steps=50 training.save_steps=25 "
     "training.logging_steps=1 training.report_to=none"
 )
+WARMUP_STEPS = 5
+COLUMNS = {"setting": "setting", "seconds_per_step": "s/step", "peak_gib": "peak GiB, training"}
 
 
 def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
-    """Train and score under one setting, in this process; returns one row of the report."""
+    """Train and score in this process; return one row of the report."""
     from hw3.config.recipe import load_recipe
     from hw3.evaluation.evaluate import evaluate_run
-    from hw3.runs.checkpoints import complete_checkpoints
-    from hw3.runs.run_dir import read_manifest
+    from hw3.runs.run import Run
     from hw3.training.train import train
 
     run = scratch / setting.replace(" ", "-")
     overrides = [f"model.pretrained_model_name_or_path={base}", *OVERRIDES.split(), *SETTINGS[setting].split()]
-    began = time.monotonic()
+    started = time.monotonic()
     assert train(load_recipe(Path(RECIPE), overrides), run) == 0
-    train_seconds = time.monotonic() - began
-    checkpoints = complete_checkpoints(run)
-    logs = logs_of(run)
-    began = time.monotonic()
-    assert evaluate_run(run, shots=[0]) == 0
-    eval_seconds = time.monotonic() - began
+    seconds_training = time.monotonic() - started
+    checkpoints = Run(run).complete_checkpoints()
+    logs = read_loss_logs(run)
+    started = time.monotonic()
+    assert evaluate_run(Run(run), shots=[0]) == 0
+    seconds_scoring = time.monotonic() - started
     results = json.loads((run / "eval/eval/results.json").read_text())
-    session = read_manifest(run)["sessions"][-1]
+    session = Run(run).read_manifest().sessions[-1]
     return {
         "setting": setting,
         "overrides": SETTINGS[setting],
         "steps": logs[-1]["step"],
         "checkpoints": [checkpoint.path.name for checkpoint in checkpoints],
-        "seconds_training": round(train_seconds, 1),
-        "seconds_per_step": round(statistics.median(seconds_per_step(logs[5:])), 4),
-        "peak_gib": session["peak_gib"],
+        "seconds_training": round(seconds_training, 1),
+        "seconds_per_step": round(statistics.median(seconds_per_step(logs[WARMUP_STEPS:])), 4),
+        "peak_gib": session.peak_gib,
         "first_loss": logs[0]["loss"],
         "last_loss": logs[-1]["loss"],
         "tokens_seen": logs[-1]["num_input_tokens_seen"],
-        "seconds_scoring": round(eval_seconds, 1),
+        "seconds_scoring": round(seconds_scoring, 1),
         "entries": [
             {key: entry[key] for key in ("step", "mean_perplexity", "token_perplexity", "tokens", "seconds")}
             for entry in results["entries"]
@@ -72,11 +73,11 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure every setting, each in a process of its own, and write the report."""
+    """Measure each setting in a separate process and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, default=Path("scratch/gpu_recipe"))
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     base = arguments.scratch / "gemma-2-2b-random"
@@ -84,21 +85,14 @@ def main() -> int:
         row = measure(base, arguments.setting, arguments.scratch)
         (arguments.scratch / "row.json").write_text(json.dumps(row))
         return 0
-    make_base(base, arguments.tokenizer)
+    make_random_base(base, arguments.tokenizer)
     rows = []
     for setting in SETTINGS:
         command = [sys.executable, __file__, "--setting", setting, "--tokenizer", str(arguments.tokenizer)]
         subprocess.run([*command, "--scratch", str(arguments.scratch)], check=True)
         rows.append(json.loads((arguments.scratch / "row.json").read_text()))
-        write_report(arguments.out, "gpu_recipe", machine(), rows, columns=COLUMNS)
+        write_report(arguments.output, "gpu_recipe", describe_machine(), rows, COLUMNS)
     return 0
-
-
-COLUMNS = {
-    "setting": "setting",
-    "seconds_per_step": "s/step",
-    "peak_gib": "peak GiB, training",
-}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs `hw3` as users do, on one GPU or through `accelerate launch`, and reads what the run folder says of it."""
+"""Run `hw3` as users do, on one GPU or through `accelerate launch`, and read the results from the run folder."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from logs import logs_of, seconds_per_step
+from training_logs import read_loss_logs, seconds_per_step
 
-from hw3.runs.run_dir import read_manifest
+from hw3.runs.run import Run
 
-STOPPING = 20  # seconds that processes have to end when they are told to
+SHUTDOWN_TIMEOUT_SECONDS = 20  # between the launcher's SIGTERM to its processes and SIGKILL
+POLL_SECONDS = 0.02
 
 
-class RunEnded(Exception):
-    """The command did not finish; the message is the last that it said."""
+class CommandError(Exception):
+    """The command failed or ran too long; the message is the first error in its output."""
 
 
 def launch(
-    words: list[str],
+    arguments: list[str],
     log: Path,
     *,
     processes: int,
     accelerate: str = "ddp",
-    seconds: float | None = None,
+    timeout_seconds: float | None = None,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Run `python WORDS`; one process goes without a launcher.
+    """Run `python ARGUMENTS`, through `accelerate launch` if there are several processes.
 
-    More processes than the machine has GPUs are started by several launchers, each of which has all GPUs, as on several
-    machines: NCCL takes them for that, and lets several processes use one GPU. Results and memory are those of as many
-    GPUs; times are not.
+    If there are more processes than GPUs, several launchers start them, each with all GPUs, as on several machines.
+    NCCL treats the launchers as machines, and so several processes can use one GPU. Results and memory are those of as
+    many GPUs as processes; times are not.
 
     Args:
-        words: a file, or `-m` and a module, and its arguments.
-        log: what it says; of several launchers each has a file of its own beside it.
-        processes: in all.
-        accelerate: which file of `accelerate_configs/`.
-        seconds: the longest that it may take.
-        environment: added to this process's.
+        arguments: A file, or `-m` and a module, and its arguments.
+        log: Where the output goes. Each further launcher writes to its own file beside it.
+        processes: The number of processes of all launchers.
+        accelerate: The name of a file in `accelerate_configs/`.
+        timeout_seconds: The longest time that the command may take.
+        environment: Variables added to this process's environment.
 
     Raises:
-        RunEnded: it failed, or took longer.
-        ValueError: the processes cannot share the GPUs evenly.
+        CommandError: The command failed, or took longer than `timeout_seconds`.
+        ValueError: The processes cannot be divided evenly among the GPUs.
     """
     gpus = torch.cuda.device_count() or processes
     if processes > gpus and processes % gpus:
-        raise ValueError(f"{processes} processes cannot share {gpus} GPUs evenly")
+        raise ValueError(f"{processes} processes cannot be divided evenly among {gpus} GPUs")
     machines = max(1, processes // gpus)
     command = [sys.executable]
     if processes > 1:
@@ -63,113 +64,123 @@ def launch(
     if machines > 1:
         command += ["--num_machines", str(machines), "--main_process_ip", "127.0.0.1"]
         command += ["--deepspeed_multinode_launcher", "standard"] if accelerate == "zero3" else []
-    own = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(STOPPING)} | (environment or {})
+    variables = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_SECONDS)} | (environment or {})
     log.parent.mkdir(parents=True, exist_ok=True)
     started, logs = [], []
-    for number in range(machines):
-        rank = ["--machine_rank", str(number)] if machines > 1 else []
-        apart = {"NCCL_HOSTID": f"machine-{number}", "NCCL_SOCKET_IFNAME": "lo"} if machines > 1 else {}
-        logs.append(log.with_suffix(f".{number}.log" if number else ".log"))
-        with logs[-1].open("w", encoding="utf-8") as said:
+    for rank in range(machines):
+        options = ["--machine_rank", str(rank)] if machines > 1 else []
+        # NCCL refuses two processes on one GPU, unless they seem to be on different machines.
+        own = {"NCCL_HOSTID": f"machine-{rank}", "NCCL_SOCKET_IFNAME": "lo"} if machines > 1 else {}
+        logs.append(log.with_suffix(f".{rank}.log" if rank else ".log"))
+        with logs[-1].open("w", encoding="utf-8") as output:
             started.append(
-                subprocess.Popen([*command, *rank, *words], stdout=said, stderr=subprocess.STDOUT, env=own | apart)
+                subprocess.Popen(
+                    [*command, *options, *arguments], stdout=output, stderr=subprocess.STDOUT, env=variables | own
+                )
             )
-    failed, status = _wait(started, None if seconds is None else time.monotonic() + seconds)
+    failed, reason = _wait(started, None if timeout_seconds is None else time.monotonic() + timeout_seconds)
     if failed is not None:
         lines = logs[failed].read_text(encoding="utf-8").splitlines()
-        telling = [line for line in lines if "rror" in line or "out of memory" in line or line.startswith("hw3")]
-        raise RunEnded(f"{status}: {(telling or lines or ['nothing said'])[0][:300]}")
+        errors = [line for line in lines if "rror" in line or "out of memory" in line or line.startswith("hw3")]
+        raise CommandError(f"{reason}: {(errors or lines or ['no output'])[0][:300]}")
 
 
 def _wait(started: list[subprocess.Popen], deadline: float | None) -> tuple[int | None, str]:
-    """Wait for all, and end all if one fails or is late.
+    """Wait for all processes; terminate all of them if one fails or the deadline passes.
 
     Returns:
-        The number of the one that failed, None if all are done; and its status in words.
+        The index of the process that failed, None if all succeeded; and the reason of the failure.
     """
-    failed, status = None, ""
+    failed, reason = None, ""
     while failed is None and any(process.returncode is None for process in started):
-        time.sleep(0.02)
-        for number, process in enumerate(started):
+        time.sleep(POLL_SECONDS)
+        for index, process in enumerate(started):
             if process.poll():
-                failed, status = number, f"status {process.returncode}"
+                failed, reason = index, f"exit status {process.returncode}"
                 break
             if process.returncode is None and deadline is not None and time.monotonic() > deadline:
-                failed, status = number, "not done in time"
+                failed, reason = index, "timed out"
                 break
     if failed is not None:
         for process in started:
-            process.terminate()  # a launcher ends its processes; killed itself, it would leave them on the GPUs
+            process.terminate()  # a launcher that is killed instead would leave its processes on the GPUs
         for process in started:
             try:
-                process.wait(2 * STOPPING)
+                process.wait(2 * SHUTDOWN_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-    return failed, status
+    return failed, reason
 
 
 def _free_port() -> str:
-    """A port that nothing listens to; one launcher asks for its own, several need the same one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """Return a free port. One launcher chooses its own; several launchers need the same one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
-def train(recipe: str, overrides: list[str], run: Path, *, processes: int, go_on: bool = False, **options: Any) -> None:
+def train(
+    recipe: str, overrides: list[str], run: Path, *, processes: int, resume: bool = False, **options: Any
+) -> None:
     """Train into a run folder.
 
     Args:
-        recipe: the recipe's file.
+        recipe: The recipe's file.
         overrides: `section.key=value`.
-        run: the run folder.
-        processes: in all.
-        go_on: go on with the run that is there; otherwise it is deleted.
-        options: of `launch`.
+        run: The run folder.
+        processes: The number of processes.
+        resume: Resume the run in the folder; otherwise the folder is deleted first.
+        options: Options of `launch`.
 
     Raises:
-        RunEnded: it failed, or took longer than it may.
+        CommandError: The run failed or timed out.
     """
-    if not go_on:
+    if not resume:
         shutil.rmtree(run, ignore_errors=True)
-    words = ["-m", "hw3", "train", recipe, "--run", str(run), *overrides]
-    launch(words, run.with_suffix(".log"), processes=processes, **options)
+    arguments = ["-m", "hw3", "train", recipe, "--run", str(run), *overrides]
+    launch(arguments, run.with_suffix(".log"), processes=processes, **options)
 
 
 def sweep(run: Path, report: Path, *, processes: int = 1, **options: Any) -> dict[str, Any]:
-    """Score everything of a run anew by `sweep.py`; returns what that says, with `began` and `over`, in `time.time()`.
+    """Score the base model and all checkpoints of a run through `profile_eval.py`.
 
     Args:
-        run: the run folder.
-        report: where `sweep.py` writes.
-        processes: in all.
-        options: of `launch`.
+        run: The run folder.
+        report: Where `profile_eval.py` writes.
+        processes: The number of processes.
+        options: Options of `launch`.
+
+    Returns:
+        The report of `profile_eval.py`, with the times `started` and `finished` as `time.time()` gives them.
 
     Raises:
-        RunEnded: it failed, or took longer than it may.
+        CommandError: The command failed or timed out.
     """
-    shutil.rmtree(run / "eval", ignore_errors=True)  # of an earlier benchmark: nothing would be left to score
-    began = time.time()
-    words = [str(Path(__file__).with_name("sweep.py")), str(run), str(report), str(began)]
-    launch(words, report.with_suffix(".log"), processes=processes, **options)
-    return json.loads(report.read_text()) | {"began": began, "over": time.time()}
+    shutil.rmtree(
+        run / "eval", ignore_errors=True
+    )  # otherwise the entries of an earlier benchmark are not scored again
+    started = time.time()
+    arguments = [str(Path(__file__).with_name("profile_eval.py")), str(run), str(report), str(started)]
+    launch(arguments, report.with_suffix(".log"), processes=processes, **options)
+    return json.loads(report.read_text()) | {"started": started, "finished": time.time()}
 
 
-def figures(run: Path, *, warm_up: int) -> dict[str, Any]:
-    """What a finished run says of itself: seconds a step, losses, memory, how its steps were made.
+def read_run(run: Path, *, warmup_entries: int) -> dict[str, Any]:
+    """Read the step strategy, seconds per step, losses and memory of a finished run from its folder.
 
     Args:
-        run: the run folder.
-        warm_up: log entries to leave out of the seconds.
+        run: The run folder.
+        warmup_entries: Log entries to leave out of the seconds.
     """
-    logs = logs_of(run)
-    windows = seconds_per_step(logs[warm_up:])
-    manifest = read_manifest(run)
-    session = manifest["sessions"][-1]
+    logs = read_loss_logs(run)
+    seconds = seconds_per_step(logs[warmup_entries:])
+    manifest = Run(run).read_manifest()
+    session = manifest.sessions[-1].model_dump()
     return {
-        "speed": manifest["speed"],
-        "layout": manifest["layout"],
-        "seconds_per_step": round(statistics.median(windows), 4),
-        "seconds_per_step_range": [round(min(windows), 4), round(max(windows), 4)],
+        "speed": manifest.speed.model_dump(),
+        "layout": manifest.layout.model_dump(),
+        "seconds_per_step": round(statistics.median(seconds), 4),
+        "seconds_per_step_range": [round(min(seconds), 4), round(max(seconds), 4)],
         **{key: value for key, value in session.items() if key.endswith("_gib") or key == "seconds_capturing"},
-        "losses": [log["loss"] for log in logs],
+        "losses": [entry["loss"] for entry in logs],
     }

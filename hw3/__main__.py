@@ -1,4 +1,4 @@
-"""`python -m hw3`, for launchers."""
+"""`python -m hw3`, which launchers need."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from hw3.cli import main
 
 status = main()
 if status and os.environ.get("WORLD_SIZE", "1") != "1":
-    # On the usual way out, connections to processes that are gone are waited for.
+    # sys.exit would wait for connections to processes that have ended.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What tests share: paths, small tokenizers, rows and recipes, and commands run in this process or as others."""
+"""Helpers for tests: paths, a small tokenizer, rows, recipes, and functions that run commands."""
 
 import os
 
@@ -8,6 +8,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("HW3_TEST_GPU", "")
 import contextlib
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,19 +19,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hw3.cli import main
-from hw3.runs.checkpoints import complete_checkpoints
+from hw3.data.tokenization import EncodedRow
+from hw3.runs.checkpoints import find_complete_checkpoints
+from hw3.runs.results_file import PromptReference, ScoreEntry
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
-# Enough characters for the rows below; ids follow from the order: <pad> 0, <eos> 1, <bos> 2, <unk> 3, 甲 4 ...
+# The characters of all rows below. Their order gives the ids: <pad> 0, <eos> 1, <bos> 2, <unk> 3, 甲 4, ...
 CHARACTERS = "甲乙丙丁戊己庚辛壬癸天地玄黃宇宙洪荒日月盈昃辰宿列張問答：\n。，"
 
 
 def character_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
-    """One token a character, ids in the order of CHARACTERS from 4."""
+    """Return a tokenizer with one token per character; ids follow the order of CHARACTERS, from 4."""
     vocabulary = {token: id for id, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -41,8 +44,8 @@ def character_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
-def with_scores_times(run: Path, copy: Path, factor: float) -> Path:
-    """A copy of a scored run whose results say other mean perplexities."""
+def copy_run_with_scaled_scores(run: Path, copy: Path, factor: float) -> Path:
+    """Copy a scored run and multiply the mean perplexities in its results by a factor; return the copy."""
     file = shutil.copytree(run, copy) / "eval/eval/results.json"
     results = json.loads(file.read_text())
     for entry in results["entries"]:
@@ -52,7 +55,7 @@ def with_scores_times(run: Path, copy: Path, factor: float) -> Path:
 
 
 def write_rows(path: Path, count: int, *, start: int = 0) -> Path:
-    """Rows of 4 to 25 characters, each different, made by counting."""
+    """Write `count` different rows of a few characters each; return the path."""
     rows = []
     for number in range(start, start + count):
         text = "".join(CHARACTERS[(number * 7 + at * (number % 5 + 1)) % 28] for at in range(3 + number % 12))
@@ -62,7 +65,7 @@ def write_rows(path: Path, count: int, *, start: int = 0) -> Path:
 
 
 def write_recipe(folder: Path, mini_base: Path) -> Path:
-    """`mini/qlora.yaml` and its data files in a folder."""
+    """Write `mini/qlora.yaml` and its data files to a folder; return the recipe's path."""
     recipe = {
         "model": {
             "pretrained_model_name_or_path": str(mini_base),
@@ -99,47 +102,97 @@ def write_recipe(folder: Path, mini_base: Path) -> Path:
     return path
 
 
+@torch.no_grad()
+def compute_row_perplexity(model: PreTrainedModel, row: EncodedRow) -> float:
+    """Return the course's metric of one row by its definition, in float64 from the model's own logits."""
+    ids = row.prompt_ids + row.output_ids
+    probabilities = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
+    losses = [-math.log(probabilities[at - 1, ids[at]]) for at in range(len(row.prompt_ids), len(ids))]
+    return math.exp(sum(losses) / len(losses))
+
+
+def make_score_entry(
+    step: int = 0,
+    mean_perplexity: float = 10.0,
+    *,
+    checkpoint: str | None = None,
+    shots: int = 0,
+    prompt: str = "own",
+    adapter_sha256: str | None = None,
+) -> ScoreEntry:
+    """Return a score of 2 rows with an interval of plus and minus 1. `checkpoint` defaults to that of `step`."""
+    checkpoint = checkpoint or (f"checkpoint-{step}" if step else None)
+    return ScoreEntry(
+        key=f"{checkpoint or 'base'}+{shots} {prompt}",
+        step=step,
+        checkpoint=checkpoint,
+        shots=shots,
+        prompt=PromptReference(name=prompt, sha256=prompt),
+        example_ids=None,
+        adapter_sha256=adapter_sha256,
+        mean_perplexity=mean_perplexity,
+        mean_perplexity_ci95=(mean_perplexity - 1, mean_perplexity + 1),
+        token_perplexity=5.5,
+        median_perplexity=6.25,
+        bits_per_character=2.5,
+        rows=2,
+        tokens=7,
+        unknown_tokens=0,
+        by_direction={},
+        by_length={},
+        top_contributors=[],
+        seconds=0.125,
+    )
+
+
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def hw3(*words: str | Path, expected: int = 0) -> tuple[str, str]:
-    """Run a command in this process, seconds of imports spared; returns what it printed."""
+def hw3(*arguments: str | Path, expected: int = 0) -> tuple[str, str]:
+    """Run `hw3` in this process, which saves the seconds of its imports; return its stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([str(word) for word in words])
+        status = main([str(argument) for argument in arguments])
     assert status == expected, out.getvalue() + err.getvalue()
     return out.getvalue(), err.getvalue()
 
 
-# Float32 and no dropout, whose draws differ between processes.
-SETTINGS = [
+# Float32 without dropout, because dropout masks differ between processes.
+DETERMINISTIC_SETTINGS = [
     "training.logging_steps=1", "lora.lora_dropout=0.0", "quantization=null", "training.learning_rate=0.001",
 ]  # fmt: skip
 
 
-CPU2 = ["--config_file", "accelerate_configs/cpu2.yaml", "--num_processes", "2", "--main_process_port", "0"]
+CPU2_LAUNCH_OPTIONS = [
+    "--config_file",
+    "accelerate_configs/cpu2.yaml",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
 
 
-def launch(*words: str | Path, options: list[str] | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` with two CPU processes; returns what it printed, both streams in one."""
+def launch(*arguments: str | Path, options: list[str] | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Run `accelerate launch` with two CPU processes; the result has stdout and stderr in one text."""
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *(options or CPU2), *map(str, words)],
+        [sys.executable, "-m", "accelerate.commands.launch", *(options or CPU2_LAUNCH_OPTIONS), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT | environment, cwd=REPOSITORY,
         timeout=300,
     )  # fmt: skip
 
 
-def losses(run: Path) -> dict[int, tuple[float, float]]:
-    """(loss, tokens so far) by step."""
-    state = json.loads((complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+def read_losses(run: Path) -> dict[int, tuple[float, float]]:
+    """Return (loss, number of tokens so far) by step."""
+    state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
     return {log["step"]: (log["loss"], log["num_tokens"]) for log in state["log_history"] if "loss" in log}
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """Losses of every step and weights of the last to 1e-5, token counts exactly."""
-    assert losses(run).keys() == losses(other).keys() and len(losses(run)) == 12
-    for step, (loss, tokens) in losses(run).items():
-        assert losses(other)[step] == (pytest.approx(loss, abs=1e-5), tokens), step
-    one, two = (load_file(complete_checkpoints(r)[-1].path / "adapter_model.safetensors") for r in (run, other))
+    """Assert that two runs agree: losses of every step and final weights to 1e-5, token counts exactly."""
+    assert read_losses(run).keys() == read_losses(other).keys() and len(read_losses(run)) == 12
+    for step, (loss, tokens) in read_losses(run).items():
+        assert read_losses(other)[step] == (pytest.approx(loss, abs=1e-5), tokens), step
+    one, two = (load_file(find_complete_checkpoints(r)[-1].path / "adapter_model.safetensors") for r in (run, other))
     for name, tensor in one.items():
         assert torch.allclose(two[name], tensor, rtol=0, atol=1e-5), name

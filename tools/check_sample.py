@@ -1,12 +1,12 @@
-"""Checks that the sample is original: no side of 8 or more characters stands in the given collections.
+"""Check that the sample rows are original: no side of 8 or more characters occurs in the given collections.
 
     python tools/check_sample.py --homework DIR --corpus DIR
 
-The homework's DIR holds train.json and public_test.json, rows of {id, instruction, output}; the corpus's DIR
-holds NiuTrans/Classical-Modern as pairs-0*.tsv.xz, lines of book, Classical, modern. Everything is compared
-in simplified characters, as substrings: once with punctuation, once without punctuation and white space.
-Writes docs/sample-check.json, which names our lines and the source but quotes nothing, and ends with status 1
-if there is a match. It needs the packages opencc and pyahocorasick.
+The homework's DIR has train.json and public_test.json, rows of {id, instruction, output}. The corpus's DIR has
+NiuTrans/Classical-Modern as pairs-0*.tsv.xz, lines of book, Classical, modern. Sides are compared as substrings in
+simplified characters: once with punctuation, once without punctuation and white space. The script writes
+docs/sample-check.json, which names lines of the sample and source files but quotes no text. It ends with status 1 if
+there is a match, and with 2 if files are missing. It needs the packages opencc and pyahocorasick.
 """
 
 import argparse
@@ -17,20 +17,20 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ahocorasick
-from build_sample import Pair, read_pairs
+from build_sample import SamplePair, read_pairs
 
-from hw3.corpus.normalize import fold, without_punctuation
+from hw3.corpus.normalize import remove_punctuation, to_simplified
 
-SHORTEST_SIDE = 8
-# Common substrings are found by their first GRAM characters; what is shorter counts as "shorter".
-GRAM = 8
+MIN_SIDE_CHARACTERS = 8
+GRAM_CHARACTERS = 8  # common substrings are found by a gram of this length; shorter ones count as "shorter"
+HOMEWORK_FILES = ("train.json", "public_test.json")
 
 
 class Source(NamedTuple):
-    """One file to compare with: its texts, folded, one a line."""
+    """A file to compare with; `text` has its texts in simplified characters, one per line."""
 
     name: str
     sha256: str
@@ -39,82 +39,93 @@ class Source(NamedTuple):
 
 
 def read_sources(homework: Path, corpus: Path) -> Iterator[Source]:
-    """The files of both folders, one at a time: a corpus part takes some hundred MB of memory."""
-    for name in ("train.json", "public_test.json"):
+    """Yield the files of both folders one at a time, because a corpus part takes some hundred MB of memory."""
+    for name in HOMEWORK_FILES:
         data = (homework / name).read_bytes()
         rows = json.loads(data)
         text = "\n".join(row[key] for row in rows for key in ("instruction", "output"))
-        yield Source(f"homework/{name}", hashlib.sha256(data).hexdigest(), len(rows), fold(text))
-    for path in corpus_parts(corpus):
+        yield Source(f"homework/{name}", hashlib.sha256(data).hexdigest(), len(rows), to_simplified(text))
+    for path in list_corpus_parts(corpus):
         data = path.read_bytes()
         lines = lzma.decompress(data).decode().removesuffix("\n").split("\n")
         text = "\n".join(side for line in lines for side in line.split("\t")[1:])
-        yield Source(f"corpus/{path.name}", hashlib.sha256(data).hexdigest(), len(lines), fold(text))
+        yield Source(f"corpus/{path.name}", hashlib.sha256(data).hexdigest(), len(lines), to_simplified(text))
 
 
-def corpus_parts(corpus: Path) -> list[Path]:
+def list_corpus_parts(corpus: Path) -> list[Path]:
+    """Return the parts of the corpus, sorted by name."""
     return sorted(corpus.glob("pairs-0*.tsv.xz"))
 
 
-def missing(homework: Path, corpus: Path) -> list[str]:
-    """The files that a comparison needs and that are not there."""
-    absent = [str(homework / n) for n in ("train.json", "public_test.json") if not (homework / n).is_file()]
-    return absent + ([] if corpus_parts(corpus) else [str(corpus / "pairs-0*.tsv.xz")])
+def find_missing_files(homework: Path, corpus: Path) -> list[str]:
+    """Return the files that the comparison needs and that do not exist."""
+    missing = [str(homework / name) for name in HOMEWORK_FILES if not (homework / name).is_file()]
+    return missing + ([] if list_corpus_parts(corpus) else [str(corpus / "pairs-0*.tsv.xz")])
 
 
-class Sides:
-    """Sides to look for in texts, in one form; ``longest`` is each one's longest common substring so far."""
+class SubstringSearch:
+    """A search for many sides in long texts, which also measures the longest common substring of each side.
+
+    Args:
+        sides: name to text.
+
+    Attributes:
+        longest: name to the length of the side's longest common substring with any text searched so far.
+    """
 
     def __init__(self, sides: dict[str, str]) -> None:
         self.sides = sides
         self.longest = dict.fromkeys(sides, 0)
-        places: dict[str, list[tuple[str, int]]] = {}
+        occurrences: dict[str, list[tuple[str, int]]] = {}
         for name, side in sides.items():
-            # A side that is shorter than a gram once its punctuation is gone is looked for as a whole.
-            for start in range(max(len(side) - GRAM, 0) + 1):
-                places.setdefault(side[start : start + GRAM], []).append((name, start))
-        self.grams = ahocorasick.Automaton()
-        for gram, where in places.items():
-            self.grams.add_word(gram, (len(gram), where))
-        self.grams.make_automaton()
+            # A side that is shorter than a gram once its punctuation is removed is its own gram.
+            for start in range(max(len(side) - GRAM_CHARACTERS, 0) + 1):
+                occurrences.setdefault(side[start : start + GRAM_CHARACTERS], []).append((name, start))
+        self._grams = ahocorasick.Automaton()
+        for gram, places in occurrences.items():
+            self._grams.add_word(gram, (len(gram), places))
+        self._grams.make_automaton()
 
     def search(self, text: str) -> list[str]:
-        """The names of the sides that stand in ``text``."""
-        found = set()
-        for end, (length, places) in self.grams.iter(text):
-            at = end + 1 - length
+        """Return the names of the sides that occur in `text`, and update `longest`."""
+        matches = set()
+        for end, (length, places) in self._grams.iter(text):
+            text_start = end + 1 - length
             for name, start in places:
                 side = self.sides[name]
                 common = length
-                while start + common < len(side) and text[at + common : at + common + 1] == side[start + common]:
+                while (
+                    start + common < len(side)
+                    and text[text_start + common : text_start + common + 1] == side[start + common]
+                ):
                     common += 1
                 self.longest[name] = max(self.longest[name], common)
                 if common == len(side):
-                    found.add(name)
-        return sorted(found)
+                    matches.add(name)
+        return sorted(matches)
 
-    def lengths(self) -> dict[str, int]:
-        """How many sides have which length of longest common substring, the shortest first."""
+    def count_lengths(self) -> dict[str, int]:
+        """Return the number of sides per length of the longest common substring, shortest first."""
         counts: dict[str, int] = {}
         for length in sorted(self.longest.values()):
-            key = str(length) if length >= GRAM else "shorter"
+            key = str(length) if length >= GRAM_CHARACTERS else "shorter"
             counts[key] = counts.get(key, 0) + 1
         return counts
 
 
-def check(pairs: list[Pair], sources: Iterator[Source]) -> dict:
-    """The report: what was compared, and every match as our line and side and the source's file name."""
+def check_pairs(pairs: list[SamplePair], sources: Iterator[Source]) -> dict[str, Any]:
+    """Return the report: what was compared, and every match as a side of the sample and the source's file name."""
     sides = {
-        f"{pair.name} {column}": fold(side)
+        f"{pair.name} {column}": to_simplified(side)
         for pair in pairs
         for column, side in zip(("classical", "modern"), pair.sides, strict=True)
-        if len(side) >= SHORTEST_SIDE
+        if len(side) >= MIN_SIDE_CHARACTERS
     }
-    forms = {
-        "with_punctuation": Sides(sides),
-        "without_punctuation": Sides({name: without_punctuation(side) for name, side in sides.items()}),
+    searches = {
+        "with_punctuation": SubstringSearch(sides),
+        "without_punctuation": SubstringSearch({name: remove_punctuation(side) for name, side in sides.items()}),
     }
-    matches: dict[str, list[dict[str, str]]] = {form: [] for form in forms}
+    matches: dict[str, list[dict[str, str]]] = {form: [] for form in searches}
     inputs = []
     for source in sources:
         inputs.append(
@@ -125,11 +136,9 @@ def check(pairs: list[Pair], sources: Iterator[Source]) -> dict:
                 "characters": len(source.text) - source.text.count("\n"),
             }
         )
-        for form, text in (
-            ("with_punctuation", source.text),
-            ("without_punctuation", without_punctuation(source.text)),
-        ):
-            matches[form] += [{"side": name, "source": source.name} for name in forms[form].search(text)]
+        texts = {"with_punctuation": source.text, "without_punctuation": remove_punctuation(source.text)}
+        for form, text in texts.items():
+            matches[form] += [{"side": name, "source": source.name} for name in searches[form].search(text)]
     return {
         "pairs": len(pairs),
         "sides_checked": len(sides),
@@ -137,34 +146,35 @@ def check(pairs: list[Pair], sources: Iterator[Source]) -> dict:
         "opencc": version("opencc"),
         "inputs": inputs,
         "matches": matches,
-        "longest_common_substring": {form: searched.lengths() for form, searched in forms.items()},
+        "longest_common_substring": {form: search.count_lengths() for form, search in searches.items()},
     }
 
 
 def main() -> int:
+    """Compare, write the report, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, default=Path("data/pairs"), help="folder of the pairs files")
     parser.add_argument("--homework", type=Path, required=True, help="folder of train.json and public_test.json")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of pairs-0*.tsv.xz")
-    parser.add_argument("--out", type=Path, default=Path("docs/sample-check.json"), help="where the report goes")
+    parser.add_argument("--output", type=Path, default=Path("docs/sample-check.json"), help="the report to write")
     arguments = parser.parse_args()
     try:
         pairs = read_pairs(arguments.pairs)
-        if absent := missing(arguments.homework, arguments.corpus):
-            raise ValueError("not found: " + ", ".join(absent))
+        if missing := find_missing_files(arguments.homework, arguments.corpus):
+            raise ValueError("not found: " + ", ".join(missing))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    report = check(pairs, read_sources(arguments.homework, arguments.corpus))
+    report = check_pairs(pairs, read_sources(arguments.homework, arguments.corpus))
     files = sorted(arguments.pairs.glob("*.tsv"))
     report["sample"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    arguments.out.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    found = sum(map(len, report["matches"].values()))
+    arguments.output.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    match_count = sum(map(len, report["matches"].values()))
     for form, matches in report["matches"].items():
         for match in matches:
-            print(f"{match['side']} stands in {match['source']} ({form.replace('_', ' ')})")
-    print(f"{report['sides_checked']} sides of {report['pairs']} pairs, {found} matches; {arguments.out}")
-    return 1 if found else 0
+            print(f"{match['side']} occurs in {match['source']} ({form.replace('_', ' ')})")
+    print(f"{report['sides_checked']} sides of {report['pairs']} pairs, {match_count} matches; {arguments.output}")
+    return 1 if match_count else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Rewrites rows in proper Traditional characters (OpenCC `s2tw`), whatever map they went through before.
+"""Rewrite rows in proper Traditional characters (OpenCC `s2tw`), whatever map they went through before.
 
-The course's rows went through a one-to-one map that writes 齣 for 出 and 瞭 for 了; scored beside the originals, the
-rewritten ones show what that costs a model that has read proper text.
+The course's rows went through a one-to-one map that writes 齣 for 出 and 瞭 for 了. Scores of the original and the
+rewritten rows show what this map costs a model that was trained on proper text.
 
     python tools/proper_characters.py data/homework/public_test.json outputs/public_test_proper.json
 """
@@ -21,28 +21,28 @@ from hw3.data.rows import read_rows
 
 
 def main() -> int:
-    """Rewrite one file; 2 where it holds no rows."""
+    """Rewrite one file; the exit status is 2 if the file cannot be read as rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("input", type=Path, help="file of rows")
+    parser.add_argument("output", type=Path, help="file to write")
     arguments = parser.parse_args()
-    simplify, proper = OpenCC("t2s"), OpenCC("s2tw")
+    to_simplified, to_traditional = OpenCC("t2s"), OpenCC("s2tw")
 
     def rewrite(text: str) -> str:
-        return proper.convert(simplify.convert(text))
+        return to_traditional.convert(to_simplified.convert(text))
 
     try:
-        rows = read_rows(arguments.source)
+        rows = read_rows(arguments.input)
     except UserError as error:
         print(f"proper_characters: {error}", file=sys.stderr)
         return 2
-    written = [
+    rewritten = [
         {"id": row.id, "instruction": rewrite(row.instruction), "output": rewrite(row.output or "")} for row in rows
     ]
-    write_atomically(arguments.target, json.dumps(written, ensure_ascii=False, indent=1) + "\n")
+    write_atomically(arguments.output, json.dumps(rewritten, ensure_ascii=False, indent=1) + "\n")
     changed = sum(
         a != b
-        for row, new in zip(rows, written, strict=True)
+        for row, new in zip(rows, rewritten, strict=True)
         for a, b in zip(row.output or "", new["output"], strict=False)
     )
     total = sum(len(row.output or "") for row in rows)

@@ -1,1 +1,1 @@
-"""Errors, atomic files, hashing, disk space and process groups: what every other package builds on."""
+"""Helpers that every other package builds on: errors, atomic file writes, hashing, disk space, process groups."""

@@ -1,4 +1,4 @@
-"""Files replaced as a whole: a reader, or a crash, finds the old content or the new."""
+"""Atomic writes: a reader sees either the old content of a file or the new one, even after a crash."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, finds either the old content or the new."""
+    """Write a UTF-8 text file atomically, and create its parent folders.
+
+    The text goes to a temporary file beside `path`, is flushed to disk, and then replaces `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    os.replace(temporary, path)
 
 
-def open_to_others(folder: Path) -> None:
-    """Give a folder's files the permissions that the user's umask asks for; safetensors writes for the owner alone."""
+def apply_umask(folder: Path) -> None:
+    """Set the permissions of a folder's files to those that the user's umask allows.
+
+    safetensors writes files that only their owner can read.
+    """
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
@@ -30,11 +36,14 @@ def open_to_others(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, readable and with a last newline."""
+    """Write a value atomically as indented JSON with a final newline."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON list atomically, one row a line: ten times as fast as an indented one, and read line by line."""
+def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON list atomically, with one row per line.
+
+    This is ten times as fast as indented JSON, and line-based tools can read the file.
+    """
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     write_atomically(path, f"[\n{lines}\n]\n")

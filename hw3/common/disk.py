@@ -1,4 +1,4 @@
-"""Disk space, and whether a folder can be written."""
+"""Checks of output folders: do they exist, can they be written, is there enough disk space?"""
 
 from __future__ import annotations
 
@@ -9,51 +9,63 @@ from pathlib import Path
 from hw3.common.errors import UserError
 
 
-def check_new(folder: Path, option: str) -> None:
-    """Refuse to write over anything, or where nothing can be written.
+def check_folder_is_new(folder: Path, option: str) -> None:
+    """Check that `folder` does not exist yet and can be created.
+
+    Args:
+        folder: the folder to create.
+        option: what the user can set to choose another folder, for the message.
 
     Raises:
-        UserError: says what is in the way.
+        UserError: the folder exists, or it cannot be created.
     """
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{folder}: exists already, and nothing is written over it; delete it, or give {option}")
+        raise UserError(
+            f"{folder}: already exists, and existing files are never overwritten; delete it or set {option}"
+        )
     check_writable(folder)
 
 
-def check_writable(run: Path) -> None:
-    """Refuse a run folder that cannot be made or written.
+def check_writable(folder: Path) -> None:
+    """Check that `folder` can be written, or created where it does not exist.
 
     Raises:
-        UserError: says what is in the way.
+        UserError: a parent is a file, or it is not writable.
     """
-    folder = run
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise UserError(f"{run}: {folder} is a file; give a folder: RUN= (--run)")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{run}: {folder} cannot be written to; give another folder: RUN= (--run)")
+    parent = _nearest_existing(folder)
+    if not parent.is_dir():
+        raise UserError(f"{folder}: {parent} is a file, but a folder is needed; set another one with RUN= (--run)")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{folder}: {parent} is not writable; set another folder with RUN= (--run)")
 
 
-def check_disk(run: Path, needed: int) -> str:
-    """One line on the disk that a run needs and has.
+def check_disk_space(run: Path, needed: int) -> str:
+    """Return a line with the disk space that a run needs and that is free.
+
+    Args:
+        run: the run folder, which need not exist.
+        needed: bytes that the run will write.
 
     Raises:
-        UserError: there is less free than needed.
+        UserError: less is free than needed.
     """
-    folder = run
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    line = f"disk: checkpoints take {gib(needed)}, {gib(free)} free"
+    free = shutil.disk_usage(_nearest_existing(run)).free
+    line = f"disk: checkpoints need {format_bytes(needed)}, {format_bytes(free)} free"
     if needed > free:
         raise UserError(
-            f"{run}: {line}; free some, raise training.save_steps, or set training.save_total_limit, or give RUN= on "
-            "another disk"
+            f"{run}: {line}; free some space, raise training.save_steps, set training.save_total_limit, or set RUN= to "
+            "a folder on another disk"
         )
     return line
 
 
-def gib(size: int) -> str:
-    """Bytes for people."""
+def format_bytes(size: int) -> str:
+    """Return a number of bytes as text: GiB from 128 MiB upwards, else MiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    return path

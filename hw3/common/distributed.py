@@ -1,7 +1,8 @@
-"""The processes of one command: which one this is, work shared out among them, and what is said when one ends.
+"""Helpers for commands that run in several processes.
 
-A launcher (`accelerate launch`, `torchrun`) starts them and sets RANK, LOCAL_RANK and WORLD_SIZE. Training leaves their
-collectives to the Trainer; scoring and prediction use the few functions here, which do nothing with one process.
+A launcher (`accelerate launch` or `torchrun`) starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE. In
+training, the Trainer handles all communication. Scoring and prediction use the functions below, which do nothing in a
+single process.
 """
 
 from __future__ import annotations
@@ -16,35 +17,36 @@ from typing import Any
 
 import torch
 
-from hw3.common.errors import RunFailed, UserError, first_line
+from hw3.common.errors import RunError, UserError, first_line
 
-# The first to be done waits for the slowest one's share. A process that dies closes its connections, which the others
-# notice at once: this is for one that hangs.
-PATIENCE = datetime.timedelta(hours=1)
+# A process that finishes first waits for the slowest one. If a process dies, its connections close and the others
+# notice at once; this timeout is for a process that hangs.
+PROCESS_GROUP_TIMEOUT = datetime.timedelta(hours=1)
 
 
-def rank() -> int:
-    """This process's number among all of the command; 0 without a launcher."""
+def get_rank() -> int:
+    """Return this process's rank among all processes of the command; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
-def local_rank() -> int:
-    """This process's number on its machine; 0 without a launcher."""
+def get_local_rank() -> int:
+    """Return this process's rank on its machine; 0 without a launcher."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def world_size() -> int:
-    """Processes of the command; 1 without a launcher."""
+def get_world_size() -> int:
+    """Return the number of processes of the command; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def connect(timeout: datetime.timedelta) -> None:
-    """Connect the processes by gloo, if they are not connected yet.
+def ensure_process_group(timeout: datetime.timedelta) -> None:
+    """Initialize the gloo process group, unless there is one already.
 
-    They part as Python ends, and no later: a thread of gloo's that lets go of a Python object then aborts the process.
+    The group is destroyed only when Python exits. A gloo thread that releases a Python object after the group is
+    destroyed would abort the process.
 
     Args:
-        timeout: how long one waits for another.
+        timeout: how long a process waits for the others in one operation.
     """
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timeout)
@@ -52,94 +54,98 @@ def connect(timeout: datetime.timedelta) -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Connect the processes for `gather`; only the first one prints."""
-    if world_size() == 1:
+def process_group() -> Iterator[None]:
+    """Run the block in a process group, so that `gather_objects` works; only rank 0 prints."""
+    if get_world_size() == 1:
         yield
         return
-    # Python objects travel, no tensors: gloo, on GPUs as well. Once a process: whoever joins again after leaving finds
-    # addresses of the first time in the launcher's store, and hangs.
-    connect(PATIENCE)
+    # gloo also on GPUs: only Python objects are exchanged, no tensors. The group is created once per process, because
+    # creating it again hangs on addresses that the first group left in the launcher's store.
+    ensure_process_group(PROCESS_GROUP_TIMEOUT)
     with contextlib.ExitStack() as stack:
-        if rank() != 0:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if get_rank() != 0:
+            devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(devnull))
         yield
 
 
-def gather(value: Any) -> list[Any]:
-    """What every process has given here, by rank, on every process.
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values that all processes passed, in the order of their ranks, on every process.
 
     Raises:
-        UserError: one of them has given a `UserError`; all end with it.
+        UserError: one of the values is a `UserError`; it is raised on every process.
     """
     values = [value]
-    if world_size() > 1:
-        values = [None] * world_size()
+    if get_world_size() > 1:
+        values = [None] * get_world_size()
         torch.distributed.all_gather_object(values, value)
-    for one in values:
-        if isinstance(one, UserError):
-            raise one
+    for gathered in values:
+        if isinstance(gathered, UserError):
+            raise gathered
     return values
 
 
-def own_share(costs: Sequence[float]) -> list[int]:
-    """Indices of the items that this process takes: by falling cost, dealt out one by one.
+def shard_by_cost(costs: Sequence[float]) -> list[int]:
+    """Return the indices of the items that this process handles, most expensive first.
 
-    Every process draws the same order, so that the shares are of like cost and together hold each item once.
+    Items are sorted by falling cost and dealt out one by one. All processes sort alike, so every item belongs to
+    exactly one process, and the shards cost about the same.
     """
     order = sorted(range(len(costs)), key=lambda index: -costs[index])
-    return order[rank() :: world_size()]
+    return order[get_rank() :: get_world_size()]
 
 
-def check_same(values: dict[str, str]) -> None:
-    """Refuse to go on where processes have read different things: machines without a common disk, copies that differ.
+def assert_same_across_ranks(values: dict[str, str]) -> None:
+    """Check that all processes have read the same values.
+
+    They differ where machines do not share a disk, or where their copies of a file differ.
 
     Args:
-        values: what was read, by the name that a user knows it by.
+        values: what this process has read, by the name under which a user knows it.
 
     Raises:
-        UserError: names what differs.
+        UserError: processes have read different values; the message names each of them.
     """
-    first, *others = gather(values)
+    first, *others = gather_objects(values)
     problems = [
-        f"{name}: process {number} reads {other[name]}, process 0 {first[name]}"
-        for number, other in enumerate(others, 1)
+        f"{name}: process {rank} reads {other[name]}, process 0 reads {first[name]}"
+        for rank, other in enumerate(others, 1)
         for name in first
         if other[name] != first[name]
     ]
     if problems:
         raise UserError(
-            "the processes do not work on the same run; RUN, the code and the data must be on a disk that all machines "
-            "share, or the same on each:",
+            "the processes do not work on the same run; put RUN, the code and the data on a disk that all machines "
+            "share, or the same copy on each machine:",
             *problems,
         )
 
 
 @contextlib.contextmanager
-def failures_named(if_out_of_memory: str) -> Iterator[None]:
-    """Say in words what ends a process through no mistake of its own: memory, or another process's end.
+def explain_runtime_errors(out_of_memory_advice: str) -> Iterator[None]:
+    """Raise `RunError` with a readable message where memory runs out or another process is lost.
 
     Args:
-        if_out_of_memory: what would need less.
+        out_of_memory_advice: how the user can reduce the memory that the command needs.
 
     Raises:
-        RunFailed: memory ran out, or another process has ended or does not answer.
+        RunError: memory ran out, or another process has ended or does not respond.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunFailed(f"out of memory: {first_line(error)[:300]}\n{if_out_of_memory}") from error
+        raise RunError(f"out of memory: {first_line(error)[:300]}\n{out_of_memory_advice}") from error
     except RuntimeError as error:
-        # PyTorch has a class for NCCL's and the store's errors; gloo's come as they are.
-        if world_size() == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
+        # PyTorch raises DistError for NCCL and for the store; gloo's errors are plain RuntimeErrors.
+        if get_world_size() == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
             raise
-        raise RunFailed(
-            "another process has ended or does not answer, so this one ends too; what the other one says is the cause. "
-            f"What was complete before is kept: the same command goes on from there. ({_first_sentence(error)})"
+        raise RunError(
+            "another process has ended or does not respond, so this process ends too; that process's message names the "
+            "cause. Completed work is saved: run the same command again to continue. "
+            f"({_first_sentence(error)})"
         ) from error
 
 
 def _first_sentence(error: BaseException) -> str:
-    """Without the place in PyTorch's own source that errors begin with."""
+    """Return the first sentence of an error, without the `[file:line]` of PyTorch's source that it starts with."""
     return re.sub(r"^\[.*?\] ", "", first_line(error)[:300]).partition(". ")[0]

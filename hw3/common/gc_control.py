@@ -1,4 +1,4 @@
-"""When Python's garbage collector had better wait, or stay away."""
+"""Control of Python's garbage collector, which wastes time where many objects are created and none can be freed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# The last collection, as Python ends, would look through everything for memory that the system takes back anyway.
+# When Python exits, a last collection would visit every object, although the system frees the memory anyway.
 atexit.register(gc.freeze)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection meanwhile, for work that makes many objects to keep.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector inside the block.
 
-    Imports and the JSON of a large vocabulary make millions; the collector, which runs by how many there are, looks
-    through them over and over and finds nothing.
+    Imports and the JSON of a large vocabulary create millions of objects. The collector runs after every so many new
+    objects, visits all of them again, and finds nothing to free.
     """
-    before = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if before:
+        if was_enabled:
             gc.enable()

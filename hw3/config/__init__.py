@@ -1,1 +1,1 @@
-"""Recipes: YAML with line numbers, the schema of each section, validation."""
+"""Recipes: YAML with locations, the schema of each section, validation."""

@@ -1,4 +1,4 @@
-"""Read, override, check and print a recipe. Every problem is reported at once, each with its place."""
+"""Read, override, validate and print recipes. All problems are reported together, each with its location."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hw3.common.errors import UserError
 from hw3.config.schema import (
     REQUIRED_SECTIONS,
-    SECTIONS,
+    SECTION_SCHEMAS,
     SPEEDS,
     DataSection,
     EvaluationSection,
@@ -18,16 +18,29 @@ from hw3.config.schema import (
     ModelSection,
     QuantizationSection,
 )
-from hw3.config.validation import check_combinations, check_section, nearest_name, show_value
-from hw3.config.yaml_loader import Source, dump_yaml, read_yaml
+from hw3.config.validation import describe_value, find_conflicts, suggest_name, validate_section
+from hw3.config.yaml_loader import YamlDocument, dump_yaml, read_yaml
 from hw3.data.prompt import Prompt
 
-PROMPTS = Path("recipes/prompts")
+PROMPTS_DIR = Path("recipes/prompts")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `lora` and `training` hold the keys given, ready for `LoraConfig` and `SFTConfig`."""
+    """A valid recipe.
+
+    Attributes:
+        name: `<folder>-<stem>` of the recipe file, which is the name of its default run folder.
+        model: keyword arguments of `AutoModelForCausalLM.from_pretrained`.
+        quantization: keyword arguments of `BitsAndBytesConfig`; None if the base model is not quantized.
+        lora: keyword arguments of `LoraConfig`, as written; None for full fine-tuning.
+        prompt: how an instruction becomes a prompt.
+        data: data files and the length policy.
+        training: keyword arguments of `SFTConfig`, as written.
+        speed: `auto`, `plain` or `lean`.
+        generation: keyword arguments of `GenerationConfig`.
+        evaluation: how checkpoints are scored.
+    """
 
     name: str
     model: ModelSection
@@ -41,7 +54,7 @@ class Recipe:
     evaluation: EvaluationSection
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the order of the sections, keys with their defaults filled in."""
+        """Return the sections as plain values in their order, with the defaults of the project's own sections."""
         values: dict[str, Any] = {"model": self.model.model_dump()}
         if self.quantization is not None:
             values["quantization"] = self.quantization.model_dump()
@@ -58,12 +71,12 @@ class Recipe:
         return values
 
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        """Return the recipe as YAML, from which `load_recipe` reads an equal recipe."""
         return dump_yaml(self.to_dict())
 
     @property
     def rows_per_step(self) -> int:
-        """Rows that one optimizer step sees, whatever the number of processes."""
+        """Rows per optimizer step, for every number of processes."""
         return self.training.get("per_device_train_batch_size", 8) * self.training.get("gradient_accumulation_steps", 1)
 
     @property
@@ -73,105 +86,102 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file, apply `section.key=value` overrides, and check it.
+    """Read a recipe file, apply `section.key=value` overrides, and validate the result.
 
     Args:
-        path: the YAML file. Its name for messages and run folders is `<folder>-<stem>`.
+        path: the YAML file.
         overrides: assignments from the command line, applied in order.
 
     Raises:
-        UserError: every problem found, each with file and line (or "command line"), key, and what would be right.
+        UserError: the recipe is invalid. Every problem is reported, with its file and line (or "command line"), its
+            key, and what was expected.
     """
-    source = read_yaml(path)
-    problems = list(source.problems)
-    _inline_prompt_file(source, problems)
+    document = read_yaml(path)
+    problems = list(document.problems)
+    _insert_prompt_file(document, problems)
     for assignment in overrides or []:
         try:
-            source.override(assignment)
+            document.override(assignment)
             if assignment.partition("=")[0].strip() == "prompt":
-                _inline_prompt_file(source, problems)
+                _insert_prompt_file(document, problems)
         except UserError as error:
             problems += error.problems
-    return _check(source, f"{path.resolve().parent.name}-{path.stem}", problems)
+    return _build_recipe(document, f"{path.resolve().parent.name}-{path.stem}", problems)
 
 
-def prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
-    """The file of `recipes/prompts/` whose prompt has this hash; None where there is none."""
-    for file in sorted(PROMPTS.glob("*.yaml")):
-        with contextlib.suppress(UserError):  # a broken prompt file is not this run's business
+def load_prompt(path: Path) -> Prompt:
+    """Read a prompt file, whose top level has the keys of a recipe's `prompt` section.
+
+    Raises:
+        UserError: the file cannot be read, or a key is wrong.
+    """
+    document = read_yaml(path)
+    if document.problems:
+        raise UserError(*document.problems)
+    return validate_section(document, Prompt, document.values, ())
+
+
+def find_prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
+    """Return the file of `recipes/prompts/` whose prompt has this hash, and the prompt; None if there is none."""
+    for file in sorted(PROMPTS_DIR.glob("*.yaml")):
+        with contextlib.suppress(UserError):  # an invalid file cannot be the prompt that is searched for
             prompt = load_prompt(file)
             if prompt.sha256 == sha256:
                 return file, prompt
     return None
 
 
-def load_prompt(path: Path) -> Prompt:
-    """Read a prompt file: the keys of a recipe's `prompt` section at its top level.
-
-    Raises:
-        UserError: the file or a key is wrong.
-    """
-    source = read_yaml(path)
-    problems = list(source.problems)
-    prompt = check_section(source, Prompt, source.values, (), problems)
-    if problems or prompt is None:
-        raise UserError(*problems)
-    return prompt
-
-
-def _inline_prompt_file(source: Source, problems: list[str]) -> None:
-    """`prompt: recipes/prompts/study.yaml` stands for that file's content."""
-    name = source.values.get("prompt")
-    if not isinstance(name, str):
+def _insert_prompt_file(document: YamlDocument, problems: list[str]) -> None:
+    """Replace `prompt: recipes/prompts/study.yaml` by the content of that file; append what is wrong to `problems`."""
+    file_name = document.values.get("prompt")
+    if not isinstance(file_name, str):
         return
-    place = source.place(("prompt",))
     try:
-        prompt = read_yaml(Path(name))
+        prompt = read_yaml(Path(file_name))
     except UserError as error:
-        problems += [f"{place}: prompt: {problem}" for problem in error.problems]
-        source.values["prompt"] = None
+        problems += [document.problem(("prompt",), problem) for problem in error.problems]
+        document.values["prompt"] = None
         return
     problems += prompt.problems
-    source.values["prompt"] = prompt.values
-    source.places |= {("prompt", *path): place for path, place in prompt.places.items() if path}
+    document.values["prompt"] = prompt.values
+    document.locations |= {("prompt", *key_path): place for key_path, place in prompt.locations.items() if key_path}
 
 
-def _check(source: Source, name: str, problems: list[str]) -> Recipe:
-    known = [*SECTIONS, "speed"]
-    for key in source.values:
+def _build_recipe(document: YamlDocument, name: str, problems: list[str]) -> Recipe:
+    """Validate all sections and build the recipe; raise `UserError` with `problems` and all others that are found."""
+    known = [*SECTION_SCHEMAS, "speed"]
+    for key in document.values:
         if key not in known:
-            problems.append(f"{source.place((key,))}: {key}: no such section{nearest_name(key, known)}")
-    built: dict[str, Any] = {}
-    broken = set()
-    for section, schema in SECTIONS.items():
-        values = source.values.get(section)
-        if values is None:
-            if section in REQUIRED_SECTIONS and section not in source.values:
-                problems.append(f"{source.name}: {section}: the section is missing")
-            elif section in REQUIRED_SECTIONS and not (section == "prompt" and problems):
-                problems.append(f"{source.place((section,))}: {section}: the section is empty")
-            continue
-        before = len(problems)
-        built[section] = check_section(source, schema, values, (section,), problems)
-        if len(problems) > before:
-            broken.add(section)
-    speed = source.values.get("speed", "auto")
+            problems.append(document.problem((key,), f"no such section{suggest_name(key, known)}"))
+    sections: dict[str, Any] = {}
+    for section, schema in SECTION_SCHEMAS.items():
+        values = document.values.get(section)
+        if values is not None:
+            try:
+                sections[section] = validate_section(document, schema, values, (section,))
+            except UserError as error:
+                problems += error.problems
+        elif section in REQUIRED_SECTIONS and section not in document.values:
+            problems.append(f"{document.path}: {section}: the section is missing")
+        # A prompt file that cannot be read leaves an empty section, and has been reported.
+        elif section in REQUIRED_SECTIONS and not (section == "prompt" and problems):
+            problems.append(document.problem((section,), "the section is empty"))
+    speed = document.values.get("speed", "auto")
     if speed not in SPEEDS:
-        problems.append(f"{source.place(('speed',))}: speed: {show_value(speed)}: one of {', '.join(SPEEDS)} is needed")
-    sound = {section: value for section, value in built.items() if section not in broken}
-    check_combinations(source, sound, problems)
+        problems.append(document.problem(("speed",), f"{describe_value(speed)}, expected one of {', '.join(SPEEDS)}"))
+    problems += find_conflicts(document, sections)
     if problems:
         raise UserError(*problems)
     return Recipe(
         name=name,
-        model=built["model"],
-        quantization=built.get("quantization"),
-        # The values as written: strict sections convert nothing, and `save_steps: 20` stays a whole number.
-        lora=source.values.get("lora"),
-        prompt=built["prompt"],
-        data=built["data"],
-        training=source.values["training"],
+        model=sections["model"],
+        quantization=sections.get("quantization"),
+        # The values as written: strict validation converts nothing, and `save_steps: 20` stays a whole number.
+        lora=document.values.get("lora"),
+        prompt=sections["prompt"],
+        data=sections["data"],
+        training=document.values["training"],
         speed=speed,
-        generation=built.get("generation") or GenerationSection(),
-        evaluation=built.get("evaluation") or EvaluationSection(),
+        generation=sections.get("generation") or GenerationSection(),
+        evaluation=sections.get("evaluation") or EvaluationSection(),
     )

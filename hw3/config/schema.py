@@ -1,4 +1,4 @@
-"""What each section of a recipe may hold: the keyword arguments of the object that it builds."""
+"""The schema of each section of a recipe: the keyword arguments of the object that the section builds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trl import SFTConfig
 from hw3.data.prompt import Prompt
 
 DType = Literal["bfloat16", "float16", "float32"]
-Positive = Annotated[int, Field(ge=1)]
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+PositiveInt = Annotated[int, Field(ge=1)]
+_STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
 
 class ModelSection(BaseModel):
-    """`AutoModelForCausalLM.from_pretrained`."""
+    """Keyword arguments of `AutoModelForCausalLM.from_pretrained`."""
 
-    model_config = ConfigDict(**_STRICT, protected_namespaces=())
+    model_config = ConfigDict(**_STRICT_CONFIG, protected_namespaces=())
 
     pretrained_model_name_or_path: Annotated[str, Field(min_length=1)]
     revision: str | None = None
@@ -34,9 +34,9 @@ class ModelSection(BaseModel):
 
 
 class QuantizationSection(BaseModel):
-    """`transformers.BitsAndBytesConfig`, its 4-bit part."""
+    """Keyword arguments of `transformers.BitsAndBytesConfig` for 4-bit weights."""
 
-    model_config = _STRICT
+    model_config = _STRICT_CONFIG
 
     load_in_4bit: Literal[True]
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
@@ -46,9 +46,9 @@ class QuantizationSection(BaseModel):
 
 
 class DataSection(BaseModel):
-    """Files of rows, and what to do with long ones."""
+    """Data files, and what happens to rows that are too long."""
 
-    model_config = _STRICT
+    model_config = _STRICT_CONFIG
 
     train: Annotated[str, Field(min_length=1)]
     eval: Annotated[str, Field(min_length=1)]
@@ -60,22 +60,22 @@ class DataSection(BaseModel):
 class EvaluationSection(BaseModel):
     """How checkpoints are scored."""
 
-    model_config = _STRICT
+    model_config = _STRICT_CONFIG
 
-    tokens_per_batch: Positive | None = None
-    bootstrap_samples: Positive = 2000
+    tokens_per_batch: PositiveInt | None = None
+    bootstrap_samples: PositiveInt = 2000
     bootstrap_seed: Annotated[int, Field(ge=0)] = 0
     examples_seed: Annotated[int, Field(ge=0)] = 0
 
 
 class GenerationSection(BaseModel):
-    """`transformers.GenerationConfig`. Greedy search unless told otherwise."""
+    """Keyword arguments of `transformers.GenerationConfig`. Greedy search by default."""
 
-    model_config = _STRICT
+    model_config = _STRICT_CONFIG
 
-    max_new_tokens: Positive | None = None
+    max_new_tokens: PositiveInt | None = None
     do_sample: bool = False
-    num_beams: Positive = 1
+    num_beams: PositiveInt = 1
     temperature: Annotated[float, Field(gt=0)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -85,14 +85,14 @@ class GenerationSection(BaseModel):
     early_stopping: bool | None = None
 
 
-_SCORER = "checkpoints are scored apart from training, by `make eval`"
-_ROWS = "rows are tokenized here; see the `prompt` and `data` sections"
-_PADDED = "one row is one sequence, padded; batches are grouped by length"
-_UPLOAD = "a run is kept here: `hw3 export` writes a model, `hf upload` puts it on the hub"
-_LAUNCHER = "use an accelerate configuration: make train GPUS=4 ACCELERATE=fsdp2"
+EVALUATED_AFTER_TRAINING = "checkpoints are scored after training, with `make eval`"
+_ROWS = "use the `prompt` and `data` sections; hw3 tokenizes the rows"
+_PADDED = "each row is one padded sequence; batches are grouped by length"
+_UPLOAD = "runs stay local; use `hw3 export` to write a model and `hf upload` to publish it"
+_LAUNCHER = "use an accelerate configuration, such as make train GPUS=4 ACCELERATE=fsdp2"
 
-# Keys of SFTConfig that the project decides, each with what to use instead.
-DECIDED_TRAINING_KEYS: dict[str, str] = {
+# Keys of SFTConfig that a recipe cannot set, each with what to use instead or what always holds.
+RESERVED_TRAINING_KEYS: dict[str, str] = {
     "output_dir": "use --run DIR (make: RUN=DIR)",
     "max_length": "use data.max_length",
     "truncation_mode": "use data.too_long",
@@ -104,30 +104,30 @@ DECIDED_TRAINING_KEYS: dict[str, str] = {
     "dataset_text_field": _ROWS,
     "dataset_kwargs": _ROWS,
     "dataset_num_proc": _ROWS,
-    "shuffle_dataset": "rows are always shuffled, by training.seed",
-    "completion_only_loss": "the loss is always on the output and its EOS alone",
-    "assistant_only_loss": "the loss is always on the output and its EOS alone",
+    "shuffle_dataset": "rows are always shuffled, with training.seed",
+    "completion_only_loss": "the loss always covers only the output and its EOS",
+    "assistant_only_loss": "the loss always covers only the output and its EOS",
     "chat_template_path": "use prompt.chat_template",
-    "eos_token": "EOS is the tokenizer's own",
-    "pad_token": "padding is masked by length, any id will do",
+    "eos_token": "EOS is always the tokenizer's",
+    "pad_token": "padding is masked by length, so any id works",
     "model_init_kwargs": "use the `model` section",
-    "trust_remote_code": "code from a model repository is never run",
+    "trust_remote_code": "code from a model repository is never executed",
     "train_sampling_strategy": "rows are always grouped by length within shuffled blocks",
     "length_column_name": "rows are always grouped by length within shuffled blocks",
     "data_seed": "use training.seed",
     "remove_unused_columns": _ROWS,
     "label_names": _ROWS,
-    "label_smoothing_factor": "not offered: it would need the full logits of every position",
+    "label_smoothing_factor": "not supported, because it needs the full logits of every position",
     "logging_nan_inf_filter": "a non-finite loss always stops the run",
-    "include_num_input_tokens_seen": "tokens are always counted, padding left out",
-    "resume_from_checkpoint": "an interrupted run resumes by itself from its last complete checkpoint",
-    "ignore_data_skip": "a resumed run always sees the rows it would have seen",
-    "restore_callback_states_from_checkpoint": "an interrupted run resumes by itself, exactly",
-    "save_only_model": "the last two checkpoints keep the optimizer's state, older ones drop it by themselves",
-    "dataloader_drop_last": "rows that do not fill a step are left out of an epoch, other ones each time",
-    "accelerator_config": "every number of processes sees the same rows in the same step",
+    "include_num_input_tokens_seen": "tokens are always counted, without padding",
+    "resume_from_checkpoint": "an interrupted run always resumes from its last complete checkpoint",
+    "ignore_data_skip": "a resumed run always continues with the same rows",
+    "restore_callback_states_from_checkpoint": "an interrupted run always resumes exactly",
+    "save_only_model": "the optimizer state is saved in the last two checkpoints only",
+    "dataloader_drop_last": "rows that do not fill a step are left out of an epoch, different ones in each epoch",
+    "accelerator_config": "each step sees the same rows with every number of processes",
     "average_tokens_across_devices": "the loss is always the mean over all output tokens of a step",
-    "auto_find_batch_size": "rows per step are fixed by the recipe; raise gradient_accumulation_steps instead",
+    "auto_find_batch_size": "the recipe fixes the rows per step; raise gradient_accumulation_steps instead",
     "gradient_checkpointing": "use training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "use training.activation_checkpointing_kwargs",
     "torch_compile": "use speed",
@@ -148,16 +148,16 @@ DECIDED_TRAINING_KEYS: dict[str, str] = {
     "parallelism_config": _LAUNCHER,
     "local_rank": _LAUNCHER,
     "do_train": "use `hw3 train`",
-    "do_eval": _SCORER,
+    "do_eval": EVALUATED_AFTER_TRAINING,
     "do_predict": "use `hw3 predict`",
-    "load_best_model_at_end": _SCORER,
-    "metric_for_best_model": _SCORER,
-    "greater_is_better": _SCORER,
-    "prediction_loss_only": _SCORER,
-    "batch_eval_metrics": _SCORER,
-    "include_for_metrics": _SCORER,
-    "bf16_full_eval": _SCORER,
-    "fp16_full_eval": _SCORER,
+    "load_best_model_at_end": EVALUATED_AFTER_TRAINING,
+    "metric_for_best_model": EVALUATED_AFTER_TRAINING,
+    "greater_is_better": EVALUATED_AFTER_TRAINING,
+    "prediction_loss_only": EVALUATED_AFTER_TRAINING,
+    "batch_eval_metrics": EVALUATED_AFTER_TRAINING,
+    "include_for_metrics": EVALUATED_AFTER_TRAINING,
+    "bf16_full_eval": EVALUATED_AFTER_TRAINING,
+    "fp16_full_eval": EVALUATED_AFTER_TRAINING,
 }
 
 _TRAINING_RANGES: dict[str, Any] = {
@@ -176,7 +176,7 @@ _TRAINING_RANGES: dict[str, Any] = {
 }
 _TRAINING_CHOICES: dict[str, Any] = {
     "loss_type": Literal["nll", "dft"],
-    # A run that keeps nothing, or what an evaluation in the loop calls best, is no run to score.
+    # `no` would save no checkpoint to score, and `best` needs an evaluation inside the training loop.
     "save_strategy": Literal["steps", "epoch"],
 }
 _LORA_RANGES: dict[str, Any] = {
@@ -184,8 +184,8 @@ _LORA_RANGES: dict[str, Any] = {
     "lora_alpha": Field(gt=0),
     "lora_dropout": Field(ge=0, lt=1),
 }
-# Keys that PEFT fills in by itself.
-_LORA_OWN = {
+# Keys that PEFT fills in itself.
+_LORA_INTERNAL_KEYS = {
     "auto_mapping",
     "peft_version",
     "base_model_name_or_path",
@@ -195,19 +195,27 @@ _LORA_OWN = {
 }
 
 
-def _choices(annotation: Any) -> Any:
-    """The annotation with each enumeration as a choice of its words; `Enum | str` would take any word."""
+def is_evaluation_key(key: str) -> bool:
+    """Return whether a key of SFTConfig configures the evaluation inside the training loop."""
+    return key.startswith(("eval_", "per_device_eval"))
+
+
+def _enums_to_literals(annotation: Any) -> Any:
+    """Return an annotation with each enumeration replaced by a literal of its values.
+
+    Libraries annotate fields with `Enum | str`, which would accept every text.
+    """
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return Literal[tuple(str(member.value) for member in annotation)]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = typing.get_args(annotation)
         if any(isinstance(part, type) and issubclass(part, Enum) for part in parts):
             parts = tuple(part for part in parts if part is not str)
-        return typing.Union[tuple(_choices(part) for part in parts)]  # noqa: UP007  (built at run time)
+        return typing.Union[tuple(_enums_to_literals(part) for part in parts)]  # noqa: UP007  (built at run time)
     return annotation
 
 
-def _section_of(
+def _section_from_dataclass(
     config: type,
     name: str,
     *,
@@ -215,30 +223,40 @@ def _section_of(
     ranges: dict[str, Any],
     choices: dict[str, Any],
 ) -> type[BaseModel]:
-    """A strict section with the fields of a library's configuration dataclass; all optional, none with a default."""
+    """Create a strict section with the fields of a library's configuration class; all are optional, without a default.
+
+    Args:
+        config: the dataclass, such as `SFTConfig`.
+        name: name of the section's class.
+        leave_out: fields that a recipe cannot set.
+        ranges: limits of numbers, by field.
+        choices: annotations that replace the library's, by field.
+    """
     hints = typing.get_type_hints(config)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         if field.name in leave_out or not field.init:
             continue
-        annotation = choices.get(field.name, _choices(hints[field.name]))
+        annotation = choices.get(field.name, _enums_to_literals(hints[field.name]))
         if field.name in ranges:
             annotation = Annotated[annotation, ranges[field.name]]
         fields[field.name] = (annotation, None)
-    return create_model(name, __config__=_STRICT, **fields)
+    return create_model(name, __config__=_STRICT_CONFIG, **fields)
 
 
-TrainingSection = _section_of(
+TrainingSection = _section_from_dataclass(
     SFTConfig,
     "TrainingSection",
-    leave_out={key.name for key in dataclasses.fields(SFTConfig) if key.name.startswith(("eval_", "per_device_eval"))}
-    | set(DECIDED_TRAINING_KEYS),
+    leave_out={field.name for field in dataclasses.fields(SFTConfig) if is_evaluation_key(field.name)}
+    | set(RESERVED_TRAINING_KEYS),
     ranges=_TRAINING_RANGES,
     choices=_TRAINING_CHOICES,
 )
-LoraSection = _section_of(LoraConfig, "LoraSection", leave_out=_LORA_OWN, ranges=_LORA_RANGES, choices={})
+LoraSection = _section_from_dataclass(
+    LoraConfig, "LoraSection", leave_out=_LORA_INTERNAL_KEYS, ranges=_LORA_RANGES, choices={}
+)
 
-SECTIONS: dict[str, type[BaseModel]] = {
+SECTION_SCHEMAS: dict[str, type[BaseModel]] = {
     "model": ModelSection,
     "quantization": QuantizationSection,
     "lora": LoraSection,

@@ -1,148 +1,202 @@
-"""Check a recipe's sections and their combinations; every message names file, line and key."""
+"""Validate the sections of a recipe and their combinations. Every message names file, line and key."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from hw3.config.schema import DECIDED_TRAINING_KEYS, ModelSection
-from hw3.config.yaml_loader import KeyPath, Source
+from hw3.common.errors import UserError
+from hw3.config.schema import EVALUATED_AFTER_TRAINING, RESERVED_TRAINING_KEYS, ModelSection, is_evaluation_key
+from hw3.config.yaml_loader import KeyPath, YamlDocument
+
+# What was expected, by pydantic's error type.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "lines of `key: value`",
+    "none_required": "null",
+    "string_too_short": "text that is not empty",
+}
 
 
-def check_section(
-    source: Source, schema: type[BaseModel], values: Any, path: KeyPath, problems: list[str]
-) -> BaseModel | None:
-    name = ".".join(map(str, path)) or "the file"
+def validate_section(document: YamlDocument, schema: type[BaseModel], values: Any, key_path: KeyPath) -> BaseModel:
+    """Return a section that is valid according to its schema.
+
+    Args:
+        document: the document that the values are from, for their locations.
+        schema: the section's schema.
+        values: the section's values.
+        key_path: where the section stands in the document; empty for the whole document.
+
+    Raises:
+        UserError: the section is invalid; every problem of it is reported.
+    """
     if not isinstance(values, dict):
-        problems.append(f"{source.place(path)}: {name}: {show_value(values)}: lines of `key: value` are needed")
-        return None
-    if path == ("training",):
-        for key in list(values):
-            instead = DECIDED_TRAINING_KEYS.get(key)
-            if instead is None and key.startswith(("eval_", "per_device_eval")):
-                instead = "checkpoints are scored apart from training, by `make eval`"
-            if instead is not None:
-                problems.append(f"{source.place((*path, key))}: training.{key}: decided by the project: {instead}")
-        values = {key: value for key, value in values.items() if key not in DECIDED_TRAINING_KEYS}
-        values = {key: value for key, value in values.items() if not key.startswith(("eval_", "per_device_eval"))}
+        raise UserError(document.problem(key_path, f"{describe_value(values)}, expected lines of `key: value`"))
+    problems: list[str] = []
+    if key_path == ("training",):
+        allowed = {}
+        for key, value in values.items():
+            alternative = RESERVED_TRAINING_KEYS.get(key) or (
+                EVALUATED_AFTER_TRAINING if is_evaluation_key(key) else None
+            )
+            if alternative is None:
+                allowed[key] = value
+            else:
+                problems.append(document.problem((*key_path, key), f"cannot be set in a recipe: {alternative}"))
+        values = allowed
     try:
-        return schema.model_validate(values)
+        section = schema.model_validate(values)
     except ValidationError as error:
-        problems += _messages(source, schema, path, error)
-        return None
+        problems += _describe_errors(document, schema, key_path, error)
+    if problems:
+        raise UserError(*problems)
+    return section
 
 
-def _messages(source: Source, schema: type[BaseModel], path: KeyPath, error: ValidationError) -> list[str]:
-    """One message a key: a union's several complaints are about one value."""
-    by_key: dict[KeyPath, list[Any]] = {}
+def _describe_errors(
+    document: YamlDocument, schema: type[BaseModel], section_path: KeyPath, error: ValidationError
+) -> list[str]:
+    """Return one message per key; for a union, pydantic reports one error for each of its types."""
+    errors_by_key: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors():
-        keys = tuple(part for part in detail["loc"] if (*path, part) in source.places or isinstance(part, int))
+        # Without the names of a union's types, which pydantic adds to the location.
+        keys = tuple(
+            part for part in detail["loc"] if (*section_path, part) in document.locations or isinstance(part, int)
+        )
         if detail["type"] in ("missing", "extra_forbidden"):
             keys = tuple(detail["loc"])
-        by_key.setdefault(keys or tuple(detail["loc"][:1]), []).append(detail)
-    found = []
-    for keys, details in by_key.items():
-        place, name, first = source.place((*path, *keys)), ".".join(map(str, (*path, *keys))), details[0]
-        if first["type"] == "missing":
-            found.append(f"{place}: {name}: the key is missing")
-        elif first["type"] == "extra_forbidden":
-            known = [*schema.model_fields, *(DECIDED_TRAINING_KEYS if path == ("training",) else ())]
-            found.append(f"{place}: {name}: no such key{nearest_name(str(keys[-1]), known)}")
+        errors_by_key.setdefault(keys or tuple(detail["loc"][:1]), []).append(detail)
+    messages = []
+    for keys, details in errors_by_key.items():
+        if details[0]["type"] == "missing":
+            message = "the key is missing"
+        elif details[0]["type"] == "extra_forbidden":
+            known = [*schema.model_fields, *(RESERVED_TRAINING_KEYS if section_path == ("training",) else ())]
+            message = f"no such key{suggest_name(str(keys[-1]), known)}"
         else:
-            wanted = list(dict.fromkeys(_wanted(detail) for detail in details))
-            found.append(f"{place}: {name}: {show_value(first['input'])}: {' or '.join(wanted)}")
-    return found
+            expected = list(dict.fromkeys(_describe_expected(detail) for detail in details))
+            message = f"{describe_value(details[0]['input'])}, expected {' or '.join(expected)}"
+        messages.append(document.problem((*section_path, *keys), message))
+    return messages
 
 
-def _wanted(detail: Any) -> str:
-    context = detail.get("ctx", {})
-    plain = {
-        "int_type": "a whole number is needed",
-        "int_from_float": "a whole number is needed",
-        "float_type": "a number is needed",
-        "bool_type": "true or false is needed",
-        "string_type": "text is needed",
-        "list_type": "a list is needed",
-        "dict_type": "lines of `key: value` are needed",
-        "none_required": "null",
-        "string_too_short": "text is needed, this is empty",
-    }
-    if detail["type"] in plain:
-        return plain[detail["type"]]
+def _describe_expected(detail: ErrorDetails) -> str:
+    """Return what pydantic expected in place of the value that it found."""
+    if detail["type"] in _EXPECTED:
+        return _EXPECTED[detail["type"]]
     if detail["type"] == "literal_error":
-        expected = re.findall(r"'([^']*)'|(True|False)", context["expected"])
-        words = [word or flag.lower() for word, flag in expected]
-        near = difflib.get_close_matches(str(detail["input"]), words, n=1)
-        return (f"did you mean {near[0]}? " if near else "") + f"one of {', '.join(words)} is needed"
+        literals = re.findall(r"'([^']*)'|(True|False)", detail["ctx"]["expected"])
+        choices = [text or flag.lower() for text, flag in literals]
+        nearest = difflib.get_close_matches(str(detail["input"]), choices, n=1)
+        expected = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        return expected + (f" (did you mean {nearest[0]}?)" if nearest else "")
     if detail["msg"].startswith("Input should be "):
-        return f"a number {detail['msg'].removeprefix('Input should be ')} is needed"
-    return detail["msg"].removeprefix("Value error, ")
+        return f"a number {detail['msg'].removeprefix('Input should be ')}"
+    return detail["msg"].removeprefix("Value error, ").removeprefix("expected ")
 
 
-def nearest_name(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}" if len(known) <= 12 else ""
+def suggest_name(name: str, known: list[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or all if they are few."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
 
 
-def show_value(value: Any) -> str:
+def describe_value(value: Any) -> str:
+    """Return "found" and a value as JSON, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return f"found {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def is_gemma2(model: ModelSection) -> bool:
-    """Whether the base is Gemma-2, from a local `config.json` or the name; nothing is fetched."""
+    """Return whether the base model is Gemma-2, by its local `config.json` or else its name; nothing is downloaded."""
     config = Path(model.pretrained_model_name_or_path) / "config.json"
     if config.is_file():
         return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "gemma2"
     return re.search(r"gemma-?2\b", model.pretrained_model_name_or_path, re.IGNORECASE) is not None
 
 
-def check_combinations(source: Source, sections: dict[str, Any], problems: list[str]) -> None:
-    """Combinations that cannot work, found without loading anything."""
-    model, lora, training = sections.get("model"), sections.get("lora"), sections.get("training")
-    if model is not None and model.attn_implementation == "sdpa" and is_gemma2(model):
-        problems.append(
-            f"{source.place(('model', 'attn_implementation'))}: model.attn_implementation: found sdpa: Gemma-2 caps "
-            "its attention scores, which sdpa cannot; use eager"
+def find_conflicts(document: YamlDocument, sections: dict[str, Any]) -> Iterator[str]:
+    """Yield a message for each combination of values that cannot work; nothing is loaded.
+
+    Args:
+        document: the recipe, for locations.
+        sections: the valid sections by name.
+    """
+    if model := sections.get("model"):
+        yield from _find_attention_conflicts(document, model)
+    if sections.get("quantization"):
+        yield from _find_quantization_conflicts(document)
+    if lora := sections.get("lora"):
+        yield from _find_lora_conflicts(document, lora)
+    if training := sections.get("training"):
+        yield from _find_training_conflicts(document, training)
+
+
+def _find_attention_conflicts(document: YamlDocument, model: ModelSection) -> Iterator[str]:
+    if model.attn_implementation == "sdpa" and is_gemma2(model):
+        yield document.problem(
+            ("model", "attn_implementation"),
+            "found sdpa, which cannot soft-cap attention scores as Gemma-2 does; use eager",
         )
-    if sections.get("quantization") is not None and "lora" in source.values and source.values["lora"] is None:
-        place = source.place(("lora",))
-        problems.append(f"{place}: lora: 4-bit weights cannot be trained; add a lora section or set quantization=null")
-    elif sections.get("quantization") is not None and "lora" not in source.values:
-        place = source.place(("quantization",))
-        problems.append(f"{place}: quantization: 4-bit weights cannot be trained; add a lora section or drop this one")
-    if lora is not None:
-        if lora.init_lora_weights not in (None, True, False, "gaussian", "orthogonal"):
-            problems.append(
-                f"{source.place(('lora', 'init_lora_weights'))}: lora.init_lora_weights: found "
-                f"{lora.init_lora_weights}: it changes the base's weights, which a checkpoint does not hold; use true, "
-                "false, gaussian or orthogonal"
-            )
-        for key in ("target_modules", "modules_to_save", "target_parameters"):
-            names = getattr(lora, key)
-            if names is not None and names != "all-linear" and _touches_head(names):
-                problems.append(
-                    f"{source.place(('lora', key))}: lora.{key}: found lm_head: the loss reads its weight directly, so "
-                    "an adapter there would never be trained; leave it out"
-                )
-    if training is not None:
-        if training.bf16 and training.fp16:
-            problems.append(f"{source.place(('training', 'fp16'))}: training.fp16: bf16 and fp16 cannot both be true")
-        if training.max_steps is not None and training.max_steps < 1 and training.max_steps != -1:
-            place = source.place(("training", "max_steps"))
-            problems.append(
-                f"{place}: training.max_steps: found {training.max_steps}: 1 or more is needed, or -1 for epochs"
-            )
-        elif training.max_steps in (None, -1) and training.num_train_epochs is None:
-            problems.append(f"{source.place(('training',))}: training: give max_steps or num_train_epochs")
 
 
-def _touches_head(names: str | list[str]) -> bool:
+def _find_quantization_conflicts(document: YamlDocument) -> Iterator[str]:
+    if document.values.get("lora") is not None:
+        return
+    if "lora" in document.values:
+        yield document.problem(
+            ("lora",), "4-bit weights cannot be trained; add a lora section or set quantization=null"
+        )
+    else:
+        yield document.problem(
+            ("quantization",), "4-bit weights cannot be trained; add a lora section or remove this section"
+        )
+
+
+def _find_lora_conflicts(document: YamlDocument, lora: Any) -> Iterator[str]:
+    if lora.init_lora_weights not in (None, True, False, "gaussian", "orthogonal"):
+        yield document.problem(
+            ("lora", "init_lora_weights"),
+            f"found {lora.init_lora_weights}, which changes the base model's weights, but checkpoints contain only the "
+            "adapter; use true, false, gaussian or orthogonal",
+        )
+    for key in ("target_modules", "modules_to_save", "target_parameters"):
+        names = getattr(lora, key)
+        if names is not None and names != "all-linear" and _matches_lm_head(names):
+            yield document.problem(
+                ("lora", key),
+                "found lm_head, which would never be trained, because the loss reads its weight directly; remove it",
+            )
+
+
+def _find_training_conflicts(document: YamlDocument, training: Any) -> Iterator[str]:
+    if training.bf16 and training.fp16:
+        yield document.problem(("training", "fp16"), "bf16 and fp16 cannot both be true; set one of them to false")
+    if training.max_steps is not None and training.max_steps < 1 and training.max_steps != -1:
+        yield document.problem(
+            ("training", "max_steps"),
+            f"found {training.max_steps}, expected 1 or more, or -1 to count epochs",
+        )
+    elif training.max_steps in (None, -1) and training.num_train_epochs is None:
+        yield document.problem(("training",), "set max_steps or num_train_epochs")
+
+
+def _matches_lm_head(names: str | list[str]) -> bool:
+    """Return whether module names, or the regular expression that PEFT would read a single text as, match lm_head."""
     if isinstance(names, str):
         try:
             return re.fullmatch(names, "lm_head") is not None

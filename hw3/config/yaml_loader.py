@@ -1,4 +1,4 @@
-"""YAML with line numbers: plain values, plus where each one was written, and duplicate keys found."""
+"""Read YAML as plain values that remember where each one was written, and write YAML."""
 
 from __future__ import annotations
 
@@ -11,30 +11,12 @@ import yaml
 
 from hw3.common.errors import UserError
 
-
-class _Dumper(yaml.SafeDumper):
-    """Writes multi-line text readably."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML quotes what YAML 1.1 would misread; `1e5` is a number in 1.2 alone.
-    quoted = "\n" in text or not reads_as_text(text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def dump_yaml(values: dict[str, Any]) -> str:
-    """YAML as this project writes it: keys in order, one line a text."""
-    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**6)
-
-
+# Where a value stands in a document, such as ("training", "learning_rate") or ("prompt", "examples", 0, "output").
 KeyPath = tuple[str | int, ...]
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """The YAML 1.2 core schema. PyYAML's own 1.1 reads `no` as false and `1e-4` as a string."""
+    """Loader for the YAML 1.2 core schema. PyYAML implements YAML 1.1, which reads `no` as false and `1e-4` as text."""
 
 
 _CoreLoader.yaml_implicit_resolvers = {}
@@ -53,7 +35,7 @@ _CoreLoader.add_implicit_resolver(
 
 
 def _construct_decimal_int(loader: _CoreLoader, node: yaml.ScalarNode) -> int:
-    # PyYAML reads a leading zero as octal; the core schema does not.
+    # PyYAML reads a number with a leading zero as octal; the core schema reads it as decimal.
     return int(loader.construct_scalar(node))
 
 
@@ -61,69 +43,85 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_decimal_int)
 
 
 @dataclass
-class Source:
-    """Values read from one or more places.
+class YamlDocument:
+    """The values of a YAML file, with overrides applied, and the location of each key.
 
     Attributes:
-        name: the file's path as the user gave it.
+        path: the file's path as the user wrote it.
         values: plain dicts, lists, strings and numbers.
-        places: key path to `"file:line"` or `"command line"`.
-        problems: duplicate keys and keys that are no text.
+        locations: `"file:line"` or `"command line"` by key path.
+        problems: keys that are repeated or are not text.
     """
 
-    name: str
+    path: str
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[KeyPath, str] = field(default_factory=dict)
+    locations: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> str:
-        """Where the key at `path` was written, or its nearest parent that was."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, self.name)
+    def locate(self, key_path: KeyPath) -> str:
+        """Return the location of a key, or of its nearest parent that was written."""
+        while key_path and key_path not in self.locations:
+            key_path = key_path[:-1]
+        return self.locations.get(key_path, self.path)
+
+    def problem(self, key_path: KeyPath, message: str) -> str:
+        """Return a message about a key that begins with its location and its name."""
+        return f"{self.locate(key_path)}: {'.'.join(map(str, key_path)) or 'the file'}: {message}"
 
     def override(self, assignment: str) -> None:
-        """Apply one `section.key=value` from the command line; the value is read as YAML.
+        """Apply one `section.key=value` assignment from the command line; its value is parsed as YAML.
 
         Raises:
-            UserError: there is no `=`, an empty key, or a value that is no YAML.
+            UserError: the assignment has no `=` or an empty key, or its value is not YAML.
         """
         dotted, equals, text = assignment.partition("=")
         keys = tuple(dotted.strip().split("."))
         if not equals or not all(keys):
-            raise UserError(f"command line: {assignment!r} is not of the form section.key=value")
+            raise UserError(f"command line: found {assignment!r}, expected section.key=value")
         try:
             value = yaml.load(text, _CoreLoader)
         except yaml.YAMLError as error:
-            raise UserError(f"command line: {dotted}: {text!r} is not a YAML value: {_one_line(error)}") from error
+            raise UserError(f"command line: {dotted}: {text!r} is not valid YAML: {_to_one_line(error)}") from error
         parent = self.values
         for depth, key in enumerate(keys[:-1]):
             if not isinstance(parent.get(key), dict):
                 parent[key] = {}
-                self.places[keys[: depth + 1]] = "command line"
+                self.locations[keys[: depth + 1]] = "command line"
             parent = parent[key]
         parent[keys[-1]] = value
-        for path in [path for path in self.places if path[: len(keys)] == keys]:
-            del self.places[path]
-        self.places[keys] = "command line"
+        for key_path in [key_path for key_path in self.locations if key_path[: len(keys)] == keys]:
+            del self.locations[key_path]
+        self.locations[keys] = "command line"
 
 
-def reads_as_text(text: str) -> bool:
-    """Whether an unquoted `text` would be read back as text, not as a number or a truth value."""
-    node = _CoreLoader.resolve(_CoreLoader(""), yaml.ScalarNode, text, (True, False))
-    return node == "tag:yaml.org,2002:str"
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    return " ".join(str(error).split())
-
-
-def read_text(path: Path) -> str:
-    """A file's text, strictly UTF-8, without a byte-order mark.
+def read_yaml(path: Path) -> YamlDocument:
+    """Read a YAML file whose top level is a mapping.
 
     Raises:
-        UserError: there is no such file, or it is not UTF-8.
+        UserError: the file is missing, not UTF-8, not YAML, or not a mapping.
     """
+    document = YamlDocument(str(path))
+    try:
+        node = yaml.compose(_read_utf8(path), _CoreLoader)
+        if isinstance(node, yaml.MappingNode):
+            document.values = _build_value(node, (), document)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: invalid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: invalid YAML: {_to_one_line(error)}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: found no keys at the top level, expected lines of `key: value`")
+    return document
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Return values as YAML, with keys in their order and each text on one line."""
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=10**6)
+
+
+def _read_utf8(path: Path) -> str:
+    """Return a file's text; a byte-order mark is accepted. Raise `UserError` if it is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -131,50 +129,51 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
+        raise UserError(
+            f"{path}: invalid UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; save the file as "
+            "UTF-8"
+        ) from None
 
 
-def read_yaml(path: Path) -> Source:
-    """Read one YAML mapping.
-
-    Raises:
-        UserError: the file is missing, not UTF-8, not YAML, or not a mapping.
-    """
-    source = Source(str(path))
-    try:
-        node = yaml.compose(read_text(path), _CoreLoader)
-        if isinstance(node, yaml.MappingNode):
-            source.values = _build(node, (), source)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {_one_line(error)}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}: holds no `key: value` lines at the top level")
-    return source
-
-
-def _build(node: yaml.Node, path: KeyPath, source: Source) -> Any:
-    source.places.setdefault(path, f"{source.name}:{node.start_mark.line + 1}")
+def _build_value(node: yaml.Node, key_path: KeyPath, document: YamlDocument) -> Any:
+    """Return the value of a node; record the locations and problems of its keys in `document`."""
+    document.locations.setdefault(key_path, f"{document.path}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            place = f"{source.name}:{key_node.start_mark.line + 1}"
+            location = f"{document.path}:{key_node.start_mark.line + 1}"
             key = key_node.value
             if not isinstance(key, str):
-                source.problems.append(f"{place}: a key must be a word")
+                document.problems.append(f"{location}: found a key that is not text")
                 continue
             if key in values:
-                source.problems.append(f"{place}: {'.'.join(map(str, (*path, key)))}: given a second time")
+                document.problems.append(f"{location}: {'.'.join(map(str, (*key_path, key)))}: repeated key")
                 continue
-            source.places[(*path, key)] = place
-            values[key] = _build(value_node, (*path, key), source)
+            document.locations[(*key_path, key)] = location
+            values[key] = _build_value(value_node, (*key_path, key), document)
         return values
     if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*path, index), source) for index, item in enumerate(node.value)]
+        return [_build_value(item, (*key_path, index), document) for index, item in enumerate(node.value)]
     loader = _CoreLoader("")
     try:
         return loader.construct_object(node)
     finally:
         loader.dispose()
+
+
+def _to_one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper that quotes a text if it has several lines or would be read as something else than text."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML quotes what YAML 1.1 would misread; `1e5` is a number only in YAML 1.2.
+    is_text = _CoreLoader.resolve(_CoreLoader(""), yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+    style = None if is_text and "\n" not in text else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

@@ -1,283 +1,349 @@
-"""Near duplicates, by MinHash, and the copies of texts that must stay unseen.
+"""Near duplicates by MinHash, and copies of texts that must not leak into a split.
 
-Everything here is about skeletons (see `hw3.corpus.normalize`): one script, no punctuation. Two are near duplicates
-when the Jaccard similarity of their character bigrams, the ends of the text included, is at least `NEAR`. MinHash
-proposes the pairs (Broder, "On the resemblance and containment of documents", 1997), the bigrams themselves decide.
+Every text in this module is normalized (`hw3.corpus.normalize.normalize_texts`): simplified characters, no punctuation.
+
+Two texts are near duplicates when the Jaccard similarity of their character bigrams, with marks for the ends of the
+text, is at least `NEAR_DUPLICATE_SIMILARITY`. MinHash proposes the pairs (Broder, "On the resemblance and containment
+of documents", 1997). The exact similarity then decides.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from functools import lru_cache
 from operator import add
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from rensa import RMinHash
 
-NEAR = 0.6
-# Proposed with probability 1 - (1 - s^3)^16 at similarity s: 98 % at 0.6, 99.8 % at 0.7, all but sure above.
-BANDS, ROWS = 16, 3
-SEED = 1
-SAME, INSIDE, NEARLY = 1, 2, 3  # how a text is a copy
-RUN = 8  # characters: of two texts, one inside the other, the shorter has at least so many
-LONG_RUN = 16  # characters in a row that two texts have in common: one has a part of the other inside
-_CHUNK = 50_000  # texts whose digests are Python numbers at one time
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: Knuth's multiplicative hash
+NEAR_DUPLICATE_SIMILARITY = 0.6  # Jaccard similarity of bigrams, 0 to 1
+# A pair of similarity s is proposed with probability 1 - (1 - s^3)^16: 98 % at 0.6, 99.8 % at 0.7, and more above.
+NUM_BANDS, ROWS_PER_BAND = 16, 3
+MINHASH_SEED = 1
+MIN_CONTAINED_CHARACTERS = 8  # a shorter text inside a longer one is no copy
+SHARED_RUN_CHARACTERS = 16  # two texts with a common substring of this length are copies
+_TEXTS_PER_CHUNK = 50_000  # limits how many MinHash digests exist as Python integers at once
+_HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: Knuth's multiplicative hash
+
+
+class CopyKind(IntEnum):
+    """How a text copies another one, the closest kind first."""
+
+    NONE = 0
+    SAME = 1
+    CONTAINED = 2  # one text inside the other, or a common substring of SHARED_RUN_CHARACTERS
+    NEAR = 3
 
 
 @lru_cache(maxsize=2**16)
-def bigrams(skeleton: str) -> frozenset[str]:
-    """Pairs of neighbouring characters; the first and the last one with an end mark."""
-    marked = f"\n{skeleton}\n"
+def bigrams(text: str) -> frozenset[str]:
+    """Return the pairs of adjacent characters, including a mark at both ends of the text."""
+    marked = f"\n{text}\n"
     return frozenset(map(add, marked, marked[1:]))
 
 
-def similarity(a: str, b: str) -> float:
-    """Jaccard similarity of two skeletons' bigrams, 0 to 1."""
+def bigram_similarity(a: str, b: str) -> float:
+    """Return the Jaccard similarity of two texts' bigrams, 0 to 1."""
     first, second = bigrams(a), bigrams(b)
     shared = len(first & second)
     return shared / (len(first) + len(second) - shared)
 
 
-def band_keys(skeletons: Sequence[str]) -> np.ndarray:
-    """One key a band, uint64 of shape (texts, BANDS): texts that share one may be near duplicates."""
-    keys = [_band_keys(skeletons[at : at + _CHUNK]) for at in range(0, len(skeletons), _CHUNK)]
-    return np.concatenate(keys) if keys else np.empty((0, BANDS), np.uint64)
+def compute_band_keys(texts: Sequence[str]) -> np.ndarray:
+    """Return one MinHash key per band: texts that share a key in any band may be near duplicates.
+
+    Returns:
+        uint64 of shape (texts, NUM_BANDS).
+    """
+    chunks = range(0, len(texts), _TEXTS_PER_CHUNK)
+    keys = [_compute_band_keys(texts[start : start + _TEXTS_PER_CHUNK]) for start in chunks]
+    return np.concatenate(keys) if keys else np.empty((0, NUM_BANDS), np.uint64)
 
 
-def _band_keys(skeletons: Sequence[str]) -> np.ndarray:
-    codes = _codes(skeletons)
-    tokens = (codes[:-1] << np.uint64(32) | codes[1:]) * _MIX
+def _compute_band_keys(texts: Sequence[str]) -> np.ndarray:
+    codes = _code_points(texts)
+    tokens = (codes[:-1] << np.uint64(32) | codes[1:]) * _HASH_MULTIPLIER
     starts = np.flatnonzero(codes == ord("\n")).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        tokens ^ tokens >> np.uint64(29), starts, num_perm=BANDS * ROWS, seed=SEED
+        tokens ^ tokens >> np.uint64(29), starts, num_perm=NUM_BANDS * ROWS_PER_BAND, seed=MINHASH_SEED
     )
-    digests = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, BANDS, ROWS)
+    digests = np.array(matrix.to_rows(), dtype=np.uint64).reshape(-1, NUM_BANDS, ROWS_PER_BAND)
     keys = np.zeros(digests.shape[:2], dtype=np.uint64)
-    for row in range(ROWS):
-        keys = (keys ^ digests[:, :, row]) * _MIX
+    for row in range(ROWS_PER_BAND):
+        keys = (keys ^ digests[:, :, row]) * _HASH_MULTIPLIER
         keys ^= keys >> np.uint64(32)
     return keys
 
 
-def _codes(skeletons: Sequence[str]) -> np.ndarray:
-    """Code points of all texts, uint64, a line end before, between and after them."""
-    text = "\n" + "".join(f"{skeleton}\n" for skeleton in skeletons)
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+def _code_points(texts: Sequence[str]) -> np.ndarray:
+    """Return the code points of all texts as uint64, with a newline before, between and after the texts."""
+    joined = "\n" + "".join(f"{text}\n" for text in texts)
+    return np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
 
 
-class Groups:
-    """Union-find over the numbers 0 to size - 1; a group is known by its smallest number."""
+class UnionFind:
+    """Disjoint sets of the numbers 0 to size - 1. The smallest number of a set represents it."""
 
     def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
+        self._parents = list(range(size))
 
     def find(self, item: int) -> int:
-        """The smallest number of the group of `item`."""
-        parent = self._parent
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
+        """Return the smallest number in the set of `item`."""
+        parents = self._parents
+        while parents[item] != item:
+            parents[item] = parents[parents[item]]
+            item = parents[item]
         return item
 
     def union(self, a: int, b: int) -> None:
-        """Make one group of two."""
+        """Merge the sets of `a` and `b`."""
         a, b = self.find(a), self.find(b)
         if a != b:
-            self._parent[max(a, b)] = min(a, b)
+            self._parents[max(a, b)] = min(a, b)
 
 
-def join_near_duplicates(groups: Groups, skeletons: Sequence[str], keys: np.ndarray) -> None:
-    """Join the groups of texts that are near duplicates.
+def union_near_duplicates(sets: UnionFind, texts: Sequence[str], band_keys: np.ndarray) -> None:
+    """Merge the sets of texts that are near duplicates.
 
     Args:
-        groups: one number a text.
-        skeletons: the texts, none twice.
-        keys: their `band_keys`.
+        sets: one number per text.
+        texts: distinct texts.
+        band_keys: their `compute_band_keys`.
     """
-    for band in range(keys.shape[1]):
-        for bucket in _equal(keys[:, band]):
-            # One of each group stands for it, so a bucket of n copies costs n comparisons.
-            standing: dict[int, int] = {}
+    for band in range(band_keys.shape[1]):
+        for bucket in _indices_of_repeated_keys(band_keys[:, band]):
+            # Each set is compared through one representative, so a bucket of n copies costs n comparisons.
+            representatives: dict[int, int] = {}
             for text in bucket:
-                own = groups.find(text)
-                if own in standing:
+                root = sets.find(text)
+                if root in representatives:
                     continue
-                for root, other in list(standing.items()):
-                    if similarity(skeletons[text], skeletons[other]) >= NEAR:
-                        groups.union(own, root)
-                        del standing[root]
-                        own = groups.find(own)
-                standing[own] = text
+                for other_root, other in list(representatives.items()):
+                    if bigram_similarity(texts[text], texts[other]) >= NEAR_DUPLICATE_SIMILARITY:
+                        sets.union(root, other_root)
+                        del representatives[other_root]
+                        root = sets.find(root)
+                representatives[root] = text
 
 
-def join_equal(groups: Groups, texts: Sequence[str], fewest: int) -> None:
-    """Join the groups of equal texts of at least `fewest` characters."""
-    first: dict[str, int] = {}
-    for number, text in enumerate(texts):
-        if len(text) >= fewest:
-            groups.union(first.setdefault(text, number), number)
+def union_equal_texts(sets: UnionFind, texts: Sequence[str], min_characters: int) -> None:
+    """Merge the sets of equal texts that have at least `min_characters`."""
+    first_index: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        if len(text) >= min_characters:
+            sets.union(first_index.setdefault(text, index), index)
 
 
-def _equal(keys: np.ndarray) -> Iterator[list[int]]:
-    """The places of each key that stands more than once, in order."""
+def _indices_of_repeated_keys(keys: np.ndarray) -> Iterator[list[int]]:
+    """Yield the ascending indices of each key that occurs more than once."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-    several = np.flatnonzero(np.diff(edges) > 1)
-    for start, end in zip(edges[several].tolist(), edges[several + 1].tolist(), strict=True):
+    repeated = np.flatnonzero(np.diff(edges) > 1)
+    for start, end in zip(edges[repeated].tolist(), edges[repeated + 1].tolist(), strict=True):
         yield order[start:end].tolist()
 
 
-class Unseen:
-    """Texts that must stay unseen, and a search for their copies: the same, one inside the other (or a
-    run of `LONG_RUN` characters of it), or nearly the same.
+class LeakageIndex:
+    """An index of texts that must not leak, to find copies of them among other texts.
 
     Args:
-        skeletons: the texts.
+        texts: the texts to protect. Empty and repeated ones are ignored.
     """
 
-    def __init__(self, skeletons: Iterable[str]) -> None:
-        self.texts = sorted({skeleton for skeleton in skeletons if skeleton})
-        self._same = set(self.texts)
-        long = np.array([number for number, text in enumerate(self.texts) if len(text) >= RUN], dtype=np.int64)
-        codes = _codes([self.texts[number] for number in long])
-        runs = _runs(codes)
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = sorted({text for text in texts if text})
+        self._text_set = set(self.texts)
+        long_texts = _indices_of_long_texts(self.texts)
+        codes = _code_points([self.texts[index] for index in long_texts])
+        hashes = _hash_runs(codes, MIN_CONTAINED_CHARACTERS)
         starts = np.flatnonzero(codes == ord("\n"))[:-1] + 1
-        # By its first RUN characters each text is found inside another; by any RUN of its own, another inside it.
-        self._first = _Index(runs[starts[: len(long)]], long)
-        inside = np.flatnonzero(codes != ord("\n"))
-        inside = inside[inside < len(runs)]
-        owner = long[np.searchsorted(starts, inside, side="right") - 1] if len(long) else inside
-        self._any = _Index(runs[inside], owner)
-        long_runs = _runs(codes, LONG_RUN)
-        self._parts = _Index(long_runs[inside[inside < len(long_runs)]], owner[inside < len(long_runs)])
-        self._bands = [_Index(column, np.arange(len(self.texts))) for column in band_keys(self.texts).T]
+        # The hash of its first characters finds a protected text inside a queried one.
+        # The hashes at all its positions find a queried text inside a protected one.
+        self._text_starts = _HashIndex(hashes[starts[: len(long_texts)]], long_texts)
+        positions = np.flatnonzero(codes != ord("\n"))
+        positions = positions[positions < len(hashes)]
+        owners = long_texts[np.searchsorted(starts, positions, side="right") - 1] if len(long_texts) else positions
+        self._all_positions = _HashIndex(hashes[positions], owners)
+        run_hashes = _hash_runs(codes, SHARED_RUN_CHARACTERS)
+        has_run = positions < len(run_hashes)
+        self._shared_runs = _HashIndex(run_hashes[positions[has_run]], owners[has_run])
+        text_indices = np.arange(len(self.texts))
+        self._bands = [_HashIndex(column, text_indices) for column in compute_band_keys(self.texts).T]
 
-    def copies(self, skeletons: Sequence[str], keys: np.ndarray) -> np.ndarray:
-        """How each text is a copy: 0 not at all, `SAME`, `INSIDE` or `NEARLY`; int8 of shape (texts,).
+    def find_copies(self, texts: Sequence[str], band_keys: np.ndarray) -> np.ndarray:
+        """Return how each text copies a protected one.
 
         Args:
-            skeletons: the texts to judge.
-            keys: their `band_keys`.
+            texts: the texts to test.
+            band_keys: their `compute_band_keys`.
+
+        Returns:
+            `CopyKind` values, int8 of shape (texts,).
         """
-        kinds = np.zeros(len(skeletons), dtype=np.int8)
-        if not self.texts or not len(skeletons):
+        kinds = np.full(len(texts), CopyKind.NONE, dtype=np.int8)
+        if not self.texts or not len(texts):
             return kinds
-        for text, other in self._nearly(keys):
-            if not kinds[text] and similarity(skeletons[text], self.texts[other]) >= NEAR:
-                kinds[text] = NEARLY
-        for text, other in self._inside(skeletons):
-            a, b = skeletons[text], self.texts[other]
-            if kinds[text] != INSIDE and min(len(a), len(b)) >= RUN and (a in b or b in a):
-                kinds[text] = INSIDE
-        for text, start, other in self._share_a_part(skeletons):
-            part = skeletons[text][start : start + LONG_RUN]
-            if kinds[text] != INSIDE and len(part) == LONG_RUN and part in self.texts[other]:
-                kinds[text] = INSIDE
-        kinds[[number for number, skeleton in enumerate(skeletons) if skeleton in self._same]] = SAME
+        for text, other in self._near_candidates(band_keys):
+            if not kinds[text] and bigram_similarity(texts[text], self.texts[other]) >= NEAR_DUPLICATE_SIMILARITY:
+                kinds[text] = CopyKind.NEAR
+        for text, other in self._contained_candidates(texts):
+            a, b = texts[text], self.texts[other]
+            is_long = min(len(a), len(b)) >= MIN_CONTAINED_CHARACTERS
+            if kinds[text] != CopyKind.CONTAINED and is_long and (a in b or b in a):
+                kinds[text] = CopyKind.CONTAINED
+        for text, start, other in self._shared_run_candidates(texts):
+            run = texts[text][start : start + SHARED_RUN_CHARACTERS]
+            is_complete = len(run) == SHARED_RUN_CHARACTERS
+            if kinds[text] != CopyKind.CONTAINED and is_complete and run in self.texts[other]:
+                kinds[text] = CopyKind.CONTAINED
+        kinds[[index for index, text in enumerate(texts) if text in self._text_set]] = CopyKind.SAME
         return kinds
 
-    def _nearly(self, keys: np.ndarray) -> Iterator[tuple[int, int]]:
-        for index, column in zip(self._bands, keys.T, strict=True):
-            yield from index.matches(column)
+    def _near_candidates(self, band_keys: np.ndarray) -> Iterator[tuple[int, int]]:
+        for index, column in zip(self._bands, band_keys.T, strict=True):
+            yield from index.find_matches(column)
 
-    def _inside(self, skeletons: Sequence[str]) -> Iterator[tuple[int, int]]:
-        codes = _codes(skeletons)
+    def _contained_candidates(self, texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+        codes = _code_points(texts)
         ends = np.flatnonzero(codes == ord("\n"))
-        runs = _runs(codes)
-        for place, other in self._first.matches(runs):
-            yield int(np.searchsorted(ends, place, side="right")) - 1, other
-        long = np.array([number for number, text in enumerate(skeletons) if len(text) >= RUN], dtype=np.int64)
-        for at, other in self._any.matches(runs[ends[long] + 1]):
-            yield int(long[at]), other
+        hashes = _hash_runs(codes, MIN_CONTAINED_CHARACTERS)
+        for position, other in self._text_starts.find_matches(hashes):
+            yield int(np.searchsorted(ends, position, side="right")) - 1, other
+        long_texts = _indices_of_long_texts(texts)
+        for position, other in self._all_positions.find_matches(hashes[ends[long_texts] + 1]):
+            yield int(long_texts[position]), other
 
-    def _share_a_part(self, skeletons: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-        codes = _codes(skeletons)
+    def _shared_run_candidates(self, texts: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+        """Yield (text, start of the run in it, protected text)."""
+        codes = _code_points(texts)
         ends = np.flatnonzero(codes == ord("\n"))
-        for place, other in self._parts.matches(_runs(codes, LONG_RUN)):
-            text = int(np.searchsorted(ends, place, side="right")) - 1
-            yield text, place - int(ends[text]) - 1, other
+        for position, other in self._shared_runs.find_matches(_hash_runs(codes, SHARED_RUN_CHARACTERS)):
+            text = int(np.searchsorted(ends, position, side="right")) - 1
+            yield text, position - int(ends[text]) - 1, other
 
 
-def _runs(codes: np.ndarray, length: int = RUN) -> np.ndarray:
-    """A hash of the `length` code points from each place on, uint64; the last places, with fewer, are left out."""
+def _indices_of_long_texts(texts: Sequence[str]) -> np.ndarray:
+    long_texts = [index for index, text in enumerate(texts) if len(text) >= MIN_CONTAINED_CHARACTERS]
+    return np.array(long_texts, dtype=np.int64)
+
+
+def _hash_runs(codes: np.ndarray, length: int) -> np.ndarray:
+    """Return a uint64 hash of the `length` code points from each position on; shorter runs at the end have none."""
     count = max(0, len(codes) - length + 1)
     hashes = np.zeros(count, dtype=np.uint64)
-    for at in range(length):
-        hashes = hashes * np.uint64(0x100000001B3) + codes[at : at + count]
-    return hashes * _MIX
+    for offset in range(length):
+        hashes = hashes * np.uint64(0x100000001B3) + codes[offset : offset + count]
+    return hashes * _HASH_MULTIPLIER
 
 
-def compare_all(skeletons: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
-    """Compare every text with every other one by brute force, to check what `Unseen` has left.
+def closest_copy_kind(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the closer `CopyKind` of two arrays, element by element; `NONE` only where both have it."""
+    return np.where((a == CopyKind.NONE) | (b == CopyKind.NONE), np.maximum(a, b), np.minimum(a, b))
 
-    No hashing and nothing in common with `Unseen` but the definition: equal, one (or a long run of it) inside the
-    other, near duplicates.
 
-    Returns:
-        `copies`, the numbers of the texts that are copies, and `largest_similarity` of all the others.
+class ExhaustiveSearchResult(NamedTuple):
+    """The result of `find_copies_exhaustively`.
+
+    Attributes:
+        copies: ascending indices of the texts that are copies.
+        max_similarity: the highest similarity of any other text, rounded to 3 decimals.
     """
-    same, numbers = set(others), {}
-    for number, other in enumerate(others):
-        for bigram in bigrams(other):
-            numbers.setdefault(bigram, []).append(number)
-    posting = {bigram: np.array(list_) for bigram, list_ in numbers.items()}
-    sizes = np.array([len(bigrams(other)) for other in others])
+
+    copies: list[int]
+    max_similarity: float
+
+
+def find_copies_exhaustively(texts: Sequence[str], others: Sequence[str]) -> ExhaustiveSearchResult:
+    """Compare every text with every other one, to verify what `LeakageIndex` has left.
+
+    This search uses no hashing. It shares with `LeakageIndex` only the definition of a copy: equal, contained (or with
+    a long common substring), or near duplicate.
+    """
     all_others = "\n".join(others)
-    copies: set[int] = set()
-    all_texts, places = _joined(skeletons)
-    for other in same:
-        at = all_texts.find(other) if len(other) >= RUN else -1
-        while at >= 0:
-            copies.add(bisect_right(places, at) - 1)
-            at = all_texts.find(other, at + 1)
-    parts = {other[at : at + LONG_RUN] for other in others for at in range(len(other) - LONG_RUN + 1)}
-    largest = 0.0
-    for number, text in enumerate(skeletons):
-        shares = any(text[at : at + LONG_RUN] in parts for at in range(len(text) - LONG_RUN + 1))
-        if shares or text in same or (len(text) >= RUN and text in all_others):
-            copies.add(number)
-        own = bigrams(text)
-        hits = [posting[bigram] for bigram in own if bigram in posting]
-        if number in copies or not hits:
+    other_set = set(others)
+    runs = {
+        other[start : start + SHARED_RUN_CHARACTERS]
+        for other in others
+        for start in range(len(other) - SHARED_RUN_CHARACTERS + 1)
+    }
+    bigram_index = _BigramIndex(others)
+    copies = _find_texts_containing(texts, other_set)
+    max_similarity = 0.0
+    for index, text in enumerate(texts):
+        starts = range(len(text) - SHARED_RUN_CHARACTERS + 1)
+        shares_run = any(text[start : start + SHARED_RUN_CHARACTERS] in runs for start in starts)
+        is_inside = len(text) >= MIN_CONTAINED_CHARACTERS and text in all_others
+        if shares_run or is_inside or text in other_set:
+            copies.add(index)
+        if index in copies:
             continue
-        shared = np.bincount(np.concatenate(hits), minlength=len(others))
-        most = float((shared / (len(own) + sizes - shared)).max())
-        if most >= NEAR:
-            copies.add(number)
+        similarity = bigram_index.max_similarity(text)
+        if similarity >= NEAR_DUPLICATE_SIMILARITY:
+            copies.add(index)
         else:
-            largest = max(largest, most)
-    return {"copies": sorted(copies), "largest_similarity": round(largest, 3)}
+            max_similarity = max(max_similarity, similarity)
+    return ExhaustiveSearchResult(sorted(copies), round(max_similarity, 3))
 
 
-def _joined(texts: Sequence[str]) -> tuple[str, list[int]]:
-    """The texts with line ends between, and where each begins."""
-    starts, at = [], 0
+def _find_texts_containing(texts: Sequence[str], others: Iterable[str]) -> set[int]:
+    """Return the indices of the texts that contain one of `others` (of `MIN_CONTAINED_CHARACTERS` or more)."""
+    joined = "\n".join(texts)
+    starts, start = [], 0
     for text in texts:
-        starts.append(at)
-        at += len(text) + 1
-    return "\n".join(texts), starts
+        starts.append(start)
+        start += len(text) + 1
+    containing: set[int] = set()
+    for other in others:
+        position = joined.find(other) if len(other) >= MIN_CONTAINED_CHARACTERS else -1
+        while position >= 0:
+            containing.add(bisect_right(starts, position) - 1)
+            position = joined.find(other, position + 1)
+    return containing
 
 
-class _Index:
-    """Numbers by key, looked up many at a time."""
+class _BigramIndex:
+    """The texts that have each bigram."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        postings: dict[str, list[int]] = {}
+        for index, text in enumerate(texts):
+            for bigram in bigrams(text):
+                postings.setdefault(bigram, []).append(index)
+        self._postings = {bigram: np.array(indices) for bigram, indices in postings.items()}
+        self._sizes = np.array([len(bigrams(text)) for text in texts])
+
+    def max_similarity(self, text: str) -> float:
+        """Return the highest `bigram_similarity` of `text` with an indexed text."""
+        own = bigrams(text)
+        hits = [self._postings[bigram] for bigram in own if bigram in self._postings]
+        if not hits:
+            return 0.0
+        shared = np.bincount(np.concatenate(hits), minlength=len(self._sizes))
+        return float((shared / (len(own) + self._sizes - shared)).max())
+
+
+class _HashIndex:
+    """A multimap from 64-bit keys to numbers, for looking up many keys at once."""
 
     def __init__(self, keys: np.ndarray, numbers: np.ndarray) -> None:
         order = np.argsort(keys, kind="stable")
         self._keys, self._numbers = keys[order], numbers[order]
-        # A table by the upper 20 bits spares most keys, which are not there, the search.
-        self._maybe = np.zeros(2**20, dtype=bool)
-        self._maybe[self._keys >> np.uint64(44)] = True
+        # Most queried keys are absent. This table of the upper 20 bits spares them the binary search.
+        self._may_contain = np.zeros(2**20, dtype=bool)
+        self._may_contain[self._keys >> np.uint64(44)] = True
 
-    def matches(self, keys: np.ndarray) -> Iterator[tuple[int, int]]:
-        """(place in `keys`, number) for every number that has the key of that place."""
-        places = np.flatnonzero(self._maybe[keys >> np.uint64(44)])
-        start = np.searchsorted(self._keys, keys[places], side="left")
-        end = np.searchsorted(self._keys, keys[places], side="right")
-        found = end > start
-        for place, first, last in zip(places[found].tolist(), start[found].tolist(), end[found].tolist(), strict=True):
-            for number in self._numbers[first:last].tolist():
-                yield place, number
+    def find_matches(self, keys: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Yield (index in `keys`, number) for every number stored under that key."""
+        indices = np.flatnonzero(self._may_contain[keys >> np.uint64(44)])
+        first = np.searchsorted(self._keys, keys[indices], side="left")
+        last = np.searchsorted(self._keys, keys[indices], side="right")
+        present = last > first
+        for index, start, end in zip(
+            indices[present].tolist(), first[present].tolist(), last[present].tolist(), strict=True
+        ):
+            for number in self._numbers[start:end].tolist():
+                yield index, number

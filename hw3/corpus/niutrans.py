@@ -1,8 +1,10 @@
-"""Sentence pairs of NiuTrans/Classical-Modern, from wherever they lie: a clone, an archive of one, a download, parts.
+"""Read the sentence pairs of NiuTrans/Classical-Modern from a clone, an archive, a download or a folder of parts.
 
-A clone has `双语数据/<book>/<chapter...>/bitext.txt`, blocks of `古文：...` and `现代文：...`, with the same sentences
-line by line in `source.txt` and `target.txt`. Parts are `*.tsv.xz` files with lines `book<TAB>classical<TAB>modern`.
-Everything is in simplified characters, as published.
+A clone has `双语数据/<book>/<chapter...>/bitext.txt` with blocks of `古文：...` and `现代文：...`. The same sentences
+are line by line in `source.txt` and `target.txt`.
+
+Parts are `*.tsv.xz` files with lines `book<TAB>classical<TAB>modern`. All texts are in simplified characters, as
+published.
 """
 
 from __future__ import annotations
@@ -16,31 +18,33 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from hw3.common.errors import UserError, shorten
+from hw3.common.errors import UserError, truncate_problems
 from hw3.common.hashing import file_sha256
 
-FOLDER = "双语数据"
-_FILES = ("bitext.txt", "source.txt", "target.txt")
-_CLASSICAL, _MODERN = "古文：", "现代文："
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
-HOW_TO_GET = (
+CORPUS_FOLDER = "双语数据"
+_CHAPTER_FILES = ("bitext.txt", "source.txt", "target.txt")
+_CLASSICAL_LABEL, _MODERN_LABEL = "古文：", "现代文："
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_DOWNLOAD_TIMEOUT_SECONDS = 60
+_DOWNLOAD_CHUNK_BYTES = 2**20
+CORPUS_HELP = (
     "give the corpus: --corpus PATH (make data CORPUS=PATH), one of",
     "  a clone: git clone --depth 1 https://github.com/NiuTrans/Classical-Modern",
-    "  an archive of it, a file or an address: https://github.com/NiuTrans/Classical-Modern/archive/COMMIT.tar.gz, "
-    "held to its checksum by --sha256",
+    "  an archive of it, a file or a URL: https://github.com/NiuTrans/Classical-Modern/archive/COMMIT.tar.gz, "
+    "verified with --sha256",
     "  a folder of *.tsv.xz parts: book, classical, modern",
 )
 
 
-class Pair(NamedTuple):
-    """A sentence and its translation, as published."""
+class SentencePair(NamedTuple):
+    """A Classical sentence and its modern translation, as published."""
 
     book: str
     classical: str
@@ -49,210 +53,210 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was read.
+    """The pairs of a corpus.
 
     Attributes:
         pairs: in the order of the files' names.
-        sha256: of the bytes of all files read, one after another; of the archive itself, if it was one.
-        files: how many were read.
-        left_out: chapters (`book/chapter`) that could not be read as pairs, and why.
+        sha256: of the archive if the corpus is one, else of the bytes of all files read, one after another.
+        files: the number of files read.
+        skipped_chapters: chapters (`book/chapter`) that could not be read as pairs, each with the reason.
     """
 
-    pairs: list[Pair]
+    pairs: list[SentencePair]
     sha256: str
     files: int
-    left_out: list[str] = field(default_factory=list)
+    skipped_chapters: list[str] = field(default_factory=list)
 
 
-def read_corpus(where: str, sha256: str | None, download_to: Path) -> Corpus:
-    """Read the pairs of a folder, an archive or an address.
+def read_corpus(source: str, sha256: str | None, download_folder: Path) -> Corpus:
+    """Read the pairs of a folder, an archive or a URL.
 
     Args:
-        where: a clone, a folder of parts, an archive's path, or an `http(s)://` or `file://` address of an archive.
-        sha256: what an archive must have, in hex; None: not checked.
-        download_to: the folder where a downloaded archive is kept; one that is there already is not fetched again.
+        source: a clone, a folder of parts, the path of an archive, or the `http(s)://` or `file://` URL of an archive.
+        sha256: the expected checksum of an archive, in hex; None skips the check.
+        download_folder: where a downloaded archive is saved. An archive that is already there is not downloaded again.
 
     Raises:
-        UserError: there is no such thing, its checksum is another, or it holds no pairs.
+        UserError: the source does not exist, has another checksum, or has no pairs.
     """
-    if "://" in where:
-        return _read_archive(download(where, download_to, sha256), sha256)
-    path = Path(where)
-    if path.is_file() and path.name.endswith(_ARCHIVES):
+    if "://" in source:
+        return _read_archive(download_archive(source, download_folder, sha256), sha256)
+    path = Path(source)
+    if path.is_file() and path.name.endswith(_ARCHIVE_SUFFIXES):
         return _read_archive(path, sha256)
     if not path.is_dir():
-        raise UserError(f"--corpus {where}: no such folder, and no archive ({', '.join(_ARCHIVES)})", *HOW_TO_GET[1:])
+        raise UserError(
+            f"--corpus {source}: neither a folder nor an archive ({', '.join(_ARCHIVE_SUFFIXES)})", *CORPUS_HELP[1:]
+        )
     if sha256 is not None:
-        raise UserError(f"--sha256 is the checksum of an archive; {where} is a folder")
+        raise UserError(f"--sha256 is the checksum of an archive, but {source} is a folder; leave --sha256 out")
     if sorted(path.glob("*.tsv.xz")):
         return read_parts(path)
-    root = path if path.name == FOLDER else path / FOLDER
+    root = path if path.name == CORPUS_FOLDER else path / CORPUS_FOLDER
     if not root.is_dir():
-        raise UserError(f"{where}: neither {FOLDER}/ nor *.tsv.xz there", *HOW_TO_GET[1:])
+        raise UserError(f"{source}: no {CORPUS_FOLDER}/ and no *.tsv.xz in this folder", *CORPUS_HELP[1:])
     files = {
         PurePosixPath(file.relative_to(root).as_posix()): file.read_bytes()
         for file in root.rglob("*.txt")
-        if file.name in _FILES
+        if file.name in _CHAPTER_FILES
     }
-    return _from_chapters(files, where)
+    return _parse_chapters(files, source)
 
 
 def read_parts(folder: Path) -> Corpus:
-    """Every `*.tsv.xz` of a folder.
+    """Read every `*.tsv.xz` of a folder.
 
     Raises:
-        UserError: there is none, or lines have not three fields; each is named.
+        UserError: there is no such file, or lines do not have three fields; each such line is named.
     """
     files = sorted(folder.glob("*.tsv.xz"))
     if not files:
-        raise UserError(f"{folder}: no *.tsv.xz file there")
+        raise UserError(f"{folder}: no *.tsv.xz file in this folder")
     digest = hashlib.sha256()
-    pairs: list[Pair] = []
+    pairs: list[SentencePair] = []
     problems: list[str] = []
     for file in files:
-        packed = file.read_bytes()
-        digest.update(packed)
+        compressed = file.read_bytes()
+        digest.update(compressed)
         try:
-            text = lzma.decompress(packed).decode()
+            text = lzma.decompress(compressed).decode()
         except (lzma.LZMAError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from None
         for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             fields = line.split("\t")
             if len(fields) == 3:
-                pairs.append(Pair(*fields))
+                pairs.append(SentencePair(*fields))
             else:
-                problems.append(f"{file}:{number}: {len(fields)} fields; three are needed, separated by tabs")
+                problems.append(f"{file}:{number}: found {len(fields)} fields, expected 3 separated by tabs")
     if problems:
-        raise UserError(*shorten(problems))
+        raise UserError(*truncate_problems(problems))
     return Corpus(pairs, digest.hexdigest(), len(files))
 
 
-def download(address: str, folder: Path, sha256: str | None) -> Path:
-    """Fetch an archive to `folder`, with progress; the file is there when it is complete and has the checksum.
+def download_archive(url: str, folder: Path, sha256: str | None) -> Path:
+    """Download an archive to `folder` with a progress bar. Its file appears only complete and with the right checksum.
 
     Raises:
-        UserError: it cannot be fetched, or its checksum is another.
+        UserError: the archive cannot be downloaded or has another checksum.
     """
-    target = folder / PurePosixPath(address.partition("?")[0]).name
-    if not target.name.endswith(_ARCHIVES):
-        raise UserError(f"--corpus {address}: not the address of an archive ({', '.join(_ARCHIVES)})")
+    target = folder / PurePosixPath(url.partition("?")[0]).name
+    if not target.name.endswith(_ARCHIVE_SUFFIXES):
+        raise UserError(f"--corpus {url}: not the URL of an archive ({', '.join(_ARCHIVE_SUFFIXES)})")
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
     try:
-        with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response, partial.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0) or None
             with tqdm.wrapattr(response, "read", total=size, desc=target.name, disable=None) as stream:
-                shutil.copyfileobj(stream, file, 2**20)
+                shutil.copyfileobj(stream, file, _DOWNLOAD_CHUNK_BYTES)
         if sha256 is not None:
-            _check_sha256(partial, address, sha256)
+            _check_sha256(partial, url, sha256)
         partial.replace(target)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"--corpus {address}: cannot be fetched: {reason}", *HOW_TO_GET[1:]) from None
+        raise UserError(f"--corpus {url}: cannot be downloaded: {reason}", *CORPUS_HELP[1:]) from None
     finally:
         partial.unlink(missing_ok=True)
     return target
 
 
-def _check_sha256(file: Path, name: str, sha256: str | None) -> str:
-    found = file_sha256(file)
-    if sha256 is None:
-        print(f"{name}: sha256 {found}, not checked; --sha256 {found} holds later builds to it", file=sys.stderr)
-    elif found != sha256.lower():
-        raise UserError(f"{name}: its sha256 is {found}, --sha256 says {sha256}; nothing was read from it")
-    return found
+def _check_sha256(file: Path, name: str, expected: str | None) -> str:
+    actual = file_sha256(file)
+    if expected is None:
+        print(f"{name}: sha256 {actual}, not verified; verify later builds with --sha256 {actual}", file=sys.stderr)
+    elif actual != expected.lower():
+        raise UserError(f"{name}: found sha256 {actual}, expected {expected} (--sha256); nothing was read from it")
+    return actual
 
 
 def _read_archive(path: Path, sha256: str | None) -> Corpus:
-    found = _check_sha256(path, str(path), sha256)
+    actual_sha256 = _check_sha256(path, str(path), sha256)
     try:
-        members = dict(_zip_members(path) if path.suffix == ".zip" else _tar_members(path))
+        members = dict(_read_zip(path) if path.suffix == ".zip" else _read_tar(path))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     files = {}
     for name, data in members.items():
         parts = PurePosixPath(name).parts
-        if FOLDER in parts and parts[-1] in _FILES:
-            files[PurePosixPath(*parts[parts.index(FOLDER) + 1 :])] = data
-    corpus = _from_chapters(files, str(path))
-    return Corpus(corpus.pairs, found, corpus.files, corpus.left_out)
+        if CORPUS_FOLDER in parts and parts[-1] in _CHAPTER_FILES:
+            files[PurePosixPath(*parts[parts.index(CORPUS_FOLDER) + 1 :])] = data
+    return replace(_parse_chapters(files, str(path)), sha256=actual_sha256)
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
+def _read_zip(path: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(_FILES):
+            if name.endswith(_CHAPTER_FILES):
                 yield name, archive.read(name)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    # Read, never unpacked: a member's path leads nowhere.
+def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
+    # Members are read into memory and never extracted, so a member's path cannot write anywhere.
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.isfile() and member.name.endswith(_FILES):
+            if member.isfile() and member.name.endswith(_CHAPTER_FILES):
                 yield member.name, archive.extractfile(member).read()
 
 
-def _from_chapters(files: dict[PurePosixPath, bytes], where: str) -> Corpus:
-    """Pairs of `<book>/<chapter...>/{source,target,bitext}.txt`, in the order of their paths."""
+def _parse_chapters(files: dict[PurePosixPath, bytes], source: str) -> Corpus:
+    """Return the pairs of `<book>/<chapter...>/{source,target,bitext}.txt`, in the order of their paths."""
     digest = hashlib.sha256()
-    pairs: list[Pair] = []
-    left_out: list[str] = []
+    pairs: list[SentencePair] = []
+    skipped_chapters: list[str] = []
     for path in sorted(files):
         digest.update(files[path])
     for chapter in sorted({path.parent for path in files}):
+        paths = [chapter / name for name in _CHAPTER_FILES if chapter / name in files]
         try:
-            texts = {path.name: files[path].decode("utf-8-sig") for path in _of(chapter, files)}
-            sides = _read_chapter(texts)
+            sides = _parse_chapter({path.name: files[path].decode("utf-8-sig") for path in paths})
         except (UnicodeDecodeError, ValueError) as error:
-            left_out.append(f"{chapter}: {error}")
+            skipped_chapters.append(f"{chapter}: {error}")
             continue
         book = chapter.parts[0] if chapter.parts else chapter.name
-        pairs += [Pair(book, classical, modern) for classical, modern in sides]
+        pairs += [SentencePair(book, classical, modern) for classical, modern in sides]
     if not pairs:
-        raise UserError(f"{where}: no sentence pairs under {FOLDER}/", *shorten(left_out))
-    return Corpus(pairs, digest.hexdigest(), len(files), left_out)
+        raise UserError(f"{source}: no sentence pairs under {CORPUS_FOLDER}/", *truncate_problems(skipped_chapters))
+    return Corpus(pairs, digest.hexdigest(), len(files), skipped_chapters)
 
 
-def _of(chapter: PurePosixPath, files: dict[PurePosixPath, bytes]) -> Iterable[PurePosixPath]:
-    return (chapter / name for name in _FILES if chapter / name in files)
+def _parse_chapter(texts: dict[str, str]) -> list[tuple[str, str]]:
+    """Return the pairs of one chapter: from `bitext.txt`, which aligns them explicitly, else line by line.
 
-
-def _read_chapter(texts: dict[str, str]) -> list[tuple[str, str]]:
-    """The pairs of one chapter: `bitext.txt`, which says itself what belongs together, else the two files by line.
+    Args:
+        texts: the chapter's files, name to content.
 
     Raises:
-        ValueError: says what does not fit.
+        ValueError: the files are incomplete or not aligned.
     """
     if "bitext.txt" in texts:
-        return _read_bitext(texts["bitext.txt"])
+        return _parse_bitext(texts["bitext.txt"])
     if missing := {"source.txt", "target.txt"} - texts.keys():
         raise ValueError(f"{', '.join(sorted(missing))} missing")
-    source, target = (_lines(texts[name]) for name in ("source.txt", "target.txt"))
+    source, target = (_stripped_lines(texts[name]) for name in ("source.txt", "target.txt"))
     if len(source) != len(target):
         raise ValueError(f"{len(source)} lines in source.txt, {len(target)} in target.txt")
     return list(zip(source, target, strict=True))
 
 
-def _read_bitext(text: str) -> list[tuple[str, str]]:
+def _parse_bitext(text: str) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     classical: str | None = None
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
-        if line.startswith(_CLASSICAL) and classical is None:
-            classical = line.removeprefix(_CLASSICAL).strip()
-        elif line.startswith(_MODERN) and classical is not None:
-            pairs.append((classical, line.removeprefix(_MODERN).strip()))
+        if line.startswith(_CLASSICAL_LABEL) and classical is None:
+            classical = line.removeprefix(_CLASSICAL_LABEL).strip()
+        elif line.startswith(_MODERN_LABEL) and classical is not None:
+            pairs.append((classical, line.removeprefix(_MODERN_LABEL).strip()))
             classical = None
         elif line:
-            expected = _CLASSICAL if classical is None else _MODERN
+            expected = _CLASSICAL_LABEL if classical is None else _MODERN_LABEL
             raise ValueError(f"bitext.txt line {number} does not begin with {expected}")
     if classical is not None:
         raise ValueError("bitext.txt ends before its last translation")
     return pairs
 
 
-def _lines(text: str) -> list[str]:
+def _stripped_lines(text: str) -> list[str]:
     return [line.strip() for line in text.rstrip("\n").split("\n")]

@@ -1,4 +1,4 @@
-"""Simplified characters to Traditional ones."""
+"""Convert simplified characters to Traditional ones."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from hw3.common.errors import UserError
 CONVERSIONS = ("s2tw", "hanziconv", "none")
 
 
-def converter(name: str) -> Callable[[Sequence[str]], list[str]]:
-    """A function from texts in simplified characters to the same texts converted.
+def make_converter(conversion: str) -> Callable[[Sequence[str]], list[str]]:
+    """Return a function that converts texts in simplified characters.
 
     Args:
-        name: `s2tw`, OpenCC's conversion to the characters of Taiwan; `hanziconv`, the one-to-one map that the
-            homework went through (出 becomes 齣, 了 becomes 瞭); `none`.
+        conversion: "s2tw", OpenCC's conversion to the characters used in Taiwan; "hanziconv", the one-to-one map that
+            the homework's rows went through (出 becomes 齣, 了 becomes 瞭); or "none".
 
     Raises:
-        UserError: the package hanziconv is asked for and is not installed.
+        UserError: "hanziconv" is requested and the package hanziconv is not installed.
     """
-    if name == "s2tw":
+    if conversion == "s2tw":
         from opencc import OpenCC
 
         convert = OpenCC("s2tw").convert
-    elif name == "hanziconv":
-        convert = _hanziconv()
+    elif conversion == "hanziconv":
+        convert = _load_hanziconv()
     else:
         return list
-    # One call for many texts: no word of a conversion's dictionary holds a line end.
+    # One call converts many texts: no phrase in a conversion's dictionary contains a newline.
     return lambda texts: convert("\n".join(texts)).split("\n") if texts else []
 
 
-def _hanziconv() -> Callable[[str], str]:
+def _load_hanziconv() -> Callable[[str], str]:
     try:
         from hanziconv.charmap import simplified_charmap, traditional_charmap
     except ImportError:
         raise UserError(
-            "--convert hanziconv: the package hanziconv is not installed: pip install -c constraints.txt hanziconv"
+            "--convert hanziconv: the package hanziconv is not installed; install it with: "
+            "pip install -c constraints.txt hanziconv"
         ) from None
-    # The first entry counts where the package's map has a character twice, as in its own search from the left.
+    # hanziconv 0.3.2 searches its map from the left, so the first entry of a repeated character counts.
     table = dict(zip(map(ord, reversed(simplified_charmap)), reversed(traditional_charmap), strict=True))
     return lambda text: text.translate(table)

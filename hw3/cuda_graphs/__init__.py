@@ -1,1 +1,1 @@
-"""The CUDA-graph training step and decoding step: what makes a GPU run fast. Nothing else depends on it."""
+"""CUDA graphs of the training step and of the decoding step. The package is optional: without it, both run eagerly."""

@@ -1,11 +1,11 @@
-"""Linear layers of one input and their LoRA adapters as one operation, for the captured step.
+"""Compute linear layers that share an input, together with their LoRA adapters, as one operation.
 
-y = x W^T + s (x A^T) B^T (LoRA, arXiv:2106.09685, section 4.1). Left to itself a compiler writes the adapter's share
-out, adds it in a kernel of its own, and keeps both for the backward. Here it is added by the matrix product itself, and
-the products with A and B, too small to fill a GPU, run beside those with W. Layers of one input, such as an attention's
-query, key and value, are one product with their weights end to end.
+y = x W^T + s (x A^T) B^T (LoRA, arXiv:2106.09685, section 4.1). A compiler would write the adapter's product to memory,
+add it in a separate kernel, and save both for the backward. Here the matrix product itself adds it. The products with A
+and B are too small to fill a GPU, so they run at the same time as those with W. Layers that share an input, such as the
+query, key and value projections, become one product with their weights concatenated.
 
-A 4-bit W may stay packed: it is made plain for each product and forgotten.
+A 4-bit W may stay in 4 bits. It is then dequantized for each product and discarded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch.nn import Module
 
-# Names of layers that a decoder calls one after the other, in this order, with one input.
-OF_ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Names of layers that a decoder layer calls with the same input, one after the other in this order.
+FUSABLE_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
-def _side_by_side(device: torch.device, small: Callable[[], object], large: Callable[[], object]) -> None:
-    """Two pieces of work, the first on a second stream where there is a GPU; the current stream waits for both."""
+def _run_concurrently(device: torch.device, small: Callable[[], object], large: Callable[[], object]) -> None:
+    """Run two functions, on a GPU the first one on a second stream; the current stream then waits for both."""
     if device.type != "cuda":
         small()
         large()
@@ -42,12 +42,19 @@ def _side_by_side(device: torch.device, small: Callable[[], object], large: Call
     current.wait_stream(side)
 
 
-def _plain(
-    x: torch.Tensor, weight: torch.Tensor, absmax: torch.Tensor | None, outs: int, blocksize: int, quant_type: str
+def _dequantize_weight(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    absmax: torch.Tensor | None,
+    out_features: int,
+    blocksize: int,
+    quant_type: str,
 ) -> torch.Tensor:
+    """Return the weight in the dtype of `x`, shape (out_features, I); as given if it is not in 4 bits."""
     if absmax is None:
         return weight
-    return torch.ops.bitsandbytes.dequantize_4bit(weight, absmax, blocksize, quant_type, [outs, x.shape[1]], x.dtype)
+    shape = [out_features, x.shape[1]]
+    return torch.ops.bitsandbytes.dequantize_4bit(weight, absmax, blocksize, quant_type, shape, x.dtype)
 
 
 @torch.library.custom_op("hw3::lora_linear", mutates_args=())
@@ -58,39 +65,40 @@ def lora_linear(
     a: torch.Tensor,
     b: torch.Tensor,
     scaling: float,
-    outs: list[int],
+    out_features: list[int],
     blocksize: int,
     quant_type: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs of G layers side by side and, for the backward, x A^T.
+    """Compute the outputs of G layers side by side, and x A^T for the backward.
 
     Args:
         x: shape (N, I).
-        weight: of the frozen layers, one below the other, shape (O, I); or packed, as bitsandbytes does, in blocks.
-        absmax: float32 scale of each block; None if `weight` is not packed.
-        a: shape (G * R, I).
-        b: shape (O, R).
+        weight: the frozen weights, concatenated, shape (O, I); or their 4-bit blocks in bitsandbytes' format.
+        absmax: float32 scale of each block; None if `weight` is not in 4 bits.
+        a: the adapters' A, concatenated, shape (G * R, I).
+        b: the adapters' B, concatenated, shape (O, R).
         scaling: the factor s.
-        outs: how many of the O rows belong to each layer.
-        blocksize: packed weights of one scale.
-        quant_type: `nf4` or `fp4`, of packed weights.
+        out_features: output features of each layer; their sum is O.
+        blocksize: 4-bit weights per scale.
+        quant_type: `nf4` or `fp4`, for 4-bit weights.
 
     Returns:
         y of shape (N, O) and x A^T of shape (N, G * R), in the dtype of `x`.
     """
     y, h = x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
-    _side_by_side(
+    _run_concurrently(
         x.device,
         lambda: torch.mm(x, a.T, out=h),
-        lambda: torch.mm(x, _plain(x, weight, absmax, len(b), blocksize, quant_type).T, out=y),
+        lambda: torch.mm(x, _dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type).T, out=y),
     )
-    for y_i, h_i, b_i in zip(y.split(outs, 1), h.chunk(len(outs), 1), b.split(outs), strict=True):
+    groups = zip(y.split(out_features, 1), h.chunk(len(out_features), 1), b.split(out_features), strict=True)
+    for y_i, h_i, b_i in groups:
         y_i.addmm_(h_i, b_i.T, alpha=scaling)
     return y, h
 
 
 @lora_linear.register_fake
-def _(x, weight, absmax, a, b, scaling, outs, blocksize, quant_type):  # type: ignore[no-untyped-def]
+def _(x, weight, absmax, a, b, scaling, out_features, blocksize, quant_type):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
 
@@ -104,85 +112,96 @@ def lora_linear_backward(
     a: torch.Tensor,
     b: torch.Tensor,
     scaling: float,
-    outs: list[int],
+    out_features: list[int],
     blocksize: int,
     quant_type: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients by x, A and B: dy W + dh A, dh^T x and s dy^T h, with dh = s dy B, layer by layer.
+    """Compute the gradients with respect to x, A and B.
+
+    They are dy W + dh A, dh^T x and s dy^T h, with dh = s dy B, for each layer.
 
     Args:
-        dy: gradient by y, shape (N, O).
+        dy: gradient with respect to y, shape (N, O).
+        x: as in `lora_linear`, like all arguments after `h`.
         h: x A^T, shape (N, G * R).
-        others: as in `lora_linear`.
     """
     dx, dh, da, db = torch.empty_like(x), torch.empty_like(h), torch.empty_like(a), torch.empty_like(b)
+    count = len(out_features)
 
-    def adapters() -> None:
-        parts = (dy.split(outs, 1), h.chunk(len(outs), 1), b.split(outs), dh.chunk(len(outs), 1), db.split(outs))
-        for dy_i, h_i, b_i, dh_i, db_i in zip(*parts, strict=True):
+    def compute_adapter_gradients() -> None:
+        parts = (dy.split(out_features, 1), h.chunk(count, 1), b.split(out_features), dh.chunk(count, 1))
+        for dy_i, h_i, b_i, dh_i, db_i in zip(*parts, db.split(out_features), strict=True):
             torch.addmm(dh_i, dy_i, b_i, beta=0, alpha=scaling, out=dh_i)
             torch.addmm(db_i, dy_i.T, h_i, beta=0, alpha=scaling, out=db_i)
         torch.mm(dh.T, x, out=da)
 
-    _side_by_side(
+    _run_concurrently(
         x.device,
-        adapters,
-        lambda: torch.mm(dy, _plain(x, weight, absmax, len(b), blocksize, quant_type), out=dx),
+        compute_adapter_gradients,
+        lambda: torch.mm(dy, _dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type), out=dx),
     )
     return dx.addmm_(dh, a), da, db
 
 
 @lora_linear_backward.register_fake
-def _(dy, x, h, weight, absmax, a, b, scaling, outs, blocksize, quant_type):  # type: ignore[no-untyped-def]
+def _(dy, x, h, weight, absmax, a, b, scaling, out_features, blocksize, quant_type):  # type: ignore[no-untyped-def]
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, absmax, a, b, *ctx.rest = inputs
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, absmax, a, b, *ctx.settings = inputs
     ctx.save_for_backward(x, output[1], weight, absmax, a, b)
 
 
-def _backward(ctx, dy, dh_unused):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy, unused_dh):  # type: ignore[no-untyped-def]
     x, h, weight, absmax, a, b = ctx.saved_tensors
-    dx, da, db = torch.ops.hw3.lora_linear_backward(dy.contiguous(), x, h, weight, absmax, a, b, *ctx.rest)
+    dx, da, db = torch.ops.hw3.lora_linear_backward(dy.contiguous(), x, h, weight, absmax, a, b, *ctx.settings)
     return dx, None, None, da, db, None, None, None, None
 
 
-lora_linear.register_autograd(_backward, setup_context=_keep)
+lora_linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def can_replace(layer: Module) -> bool:
-    """Whether a layer is a plain or 4-bit linear one with one plain adapter: no dropout, bias or variant of LoRA."""
+def is_fusable(layer: Module) -> bool:
+    """Return whether a layer is a PEFT LoRA layer that `FusedLoraLinear` can replace.
+
+    Its base must be an `nn.Linear` or bitsandbytes' `Linear4bit`. It must have one active adapter, without dropout,
+    bias or a LoRA variant such as DoRA.
+    """
     if type(layer) not in (PeftLinear, PeftLinear4bit) or len(layer.active_adapters) != 1:
         return False
     base, (name,) = layer.base_layer, layer.active_adapters
     if type(base) is Linear4bit:
-        # Packed blocks do not run over the end of a layer, so that layers may be laid end to end.
-        whole = base.in_features * base.out_features % base.weight.quant_state.blocksize == 0
+        # Weights can be concatenated only if no 4-bit block crosses the end of a layer.
+        is_supported = base.in_features * base.out_features % base.weight.quant_state.blocksize == 0
     else:
-        whole = type(base) is torch.nn.Linear
+        is_supported = type(base) is torch.nn.Linear
     return (
-        whole
+        is_supported
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
         and name not in layer.lora_variant
         and layer.lora_B[name].bias is None
     )
 
 
-def replaceable(model: Module) -> list[list[tuple[Module, str, Module]]]:
-    """The layers that `LoraLinears` can stand for, those of one input together: (parent, name in it, layer)."""
+def find_fusable_layers(model: Module) -> list[list[tuple[Module, str, Module]]]:
+    """Return the layers that `FusedLoraLinear` can replace, grouped by their input.
+
+    Returns:
+        Groups of (parent module, name in the parent, layer), in the order in which the layers are called.
+    """
     groups = []
     for parent in model.modules():
-        found = {name: layer for name, layer in parent.named_children() if can_replace(layer)}
-        for names in OF_ONE_INPUT:
-            if set(names) <= set(found) and len({_kind(found[name]) for name in names}) == 1:
-                groups.append([(parent, name, found.pop(name)) for name in names])
-        groups += [[(parent, name, layer)] for name, layer in found.items()]
+        layers = {name: layer for name, layer in parent.named_children() if is_fusable(layer)}
+        for names in FUSABLE_PROJECTIONS:
+            if set(names) <= set(layers) and len({_fusion_key(layers[name]) for name in names}) == 1:
+                groups.append([(parent, name, layers.pop(name)) for name in names])
+        groups += [[(parent, name, layer)] for name, layer in layers.items()]
     return groups
 
 
-def adapter_weights(layers: Sequence[Module]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """The A and the B of layers that `can_replace` takes."""
+def get_adapter_weights(layers: Sequence[Module]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Return the A and the B matrices of fusable layers."""
     names = [layer.active_adapters[0] for layer in layers]
     return (
         [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)],
@@ -190,19 +209,19 @@ def adapter_weights(layers: Sequence[Module]) -> tuple[list[torch.nn.Parameter],
     )
 
 
-def _kind(layer: Module) -> tuple[object, ...]:
-    """What must be the same of layers that are joined."""
+def _fusion_key(layer: Module) -> tuple[object, ...]:
+    """Return what must be equal in layers that are fused with each other."""
     (name,) = layer.active_adapters
     return type(layer.base_layer), layer.r[name], layer.scaling[name], layer.in_features
 
 
-class LoraLinears(Module):
-    """PEFT's LoRA layers of one input, one adapter each, as one operation in the dtype of their adapters' copies.
+class FusedLoraLinear(Module):
+    """PEFT LoRA layers that share an input, computed as one operation in the dtype of `a` and `b`.
 
     Args:
-        layers: what it takes the place of. Their weights are laid end to end, and they keep them as views of that.
-        a: the adapters' A, one below the other, shape (G * R, I).
-        b: their B, likewise, shape (O, R).
+        layers: the layers to replace. Their weights are concatenated; the layers keep views of the result.
+        a: the adapters' A, concatenated, shape (G * R, I).
+        b: the adapters' B, concatenated, shape (O, R).
     """
 
     def __init__(self, layers: Sequence[Module], a: torch.Tensor, b: torch.Tensor) -> None:
@@ -210,53 +229,55 @@ class LoraLinears(Module):
         bases = [layer.base_layer for layer in layers]
         self.a, self.b = a, b
         self.scaling = float(next(iter(layers[0].scaling.values())))
-        self.outs = [layer.out_features for layer in layers]
+        self.out_features = [layer.out_features for layer in layers]
         self.biases = [base.bias for base in bases]
         absmax, self.blocksize, self.quant_type = None, 0, ""
         if type(bases[0]) is Linear4bit:
             states = [base.weight.quant_state for base in bases]
-            absmax = torch.cat([_scales(state) for state in states])
+            absmax = torch.cat([_dequantize_absmax(state) for state in states])
             self.blocksize, self.quant_type = states[0].blocksize, states[0].quant_type
         with torch.no_grad():
             weights = [base.weight.data for base in bases]
             joined = weights[0] if len(weights) == 1 else torch.cat(weights)
             for base, part in zip(bases, joined.split([len(weight) for weight in weights]), strict=True):
                 base.weight.data = part
-        # Packed weights may be stored in another dtype; their bytes are the same.
+        # 4-bit weights may be stored in another dtype; their bytes are the same.
         self.register_buffer("weight", joined if absmax is None else joined.view(torch.uint8), persistent=False)
         self.register_buffer("absmax", absmax, persistent=False)
-        self.left: list[torch.Tensor] = []
+        self.pending_outputs: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Each layer's output; any leading dimensions."""
+        """Return each layer's output, shape (..., out_features of the layer), for `x` of shape (..., I)."""
         flat = x.to(self.a.dtype).reshape(-1, x.shape[-1])
-        rest = (self.scaling, self.outs, self.blocksize, self.quant_type)
-        y = torch.ops.hw3.lora_linear(flat, self.weight, self.absmax, self.a, self.b, *rest)[0]
-        parts = [part.reshape(*x.shape[:-1], part.shape[-1]) for part in y.split(self.outs, 1)]
+        settings = (self.scaling, self.out_features, self.blocksize, self.quant_type)
+        y = torch.ops.hw3.lora_linear(flat, self.weight, self.absmax, self.a, self.b, *settings)[0]
+        parts = [part.reshape(*x.shape[:-1], part.shape[-1]) for part in y.split(self.out_features, 1)]
         return [part if bias is None else part + bias for part, bias in zip(parts, self.biases, strict=True)]
 
 
-class LoraLinear(Module):
-    """One layer of a group: called first it computes all, the others take what it has left for them.
+class FusedLoraOutput(Module):
+    """The module that takes the place of one fused layer.
+
+    The first layer of a group computes the outputs of all. The others return theirs.
 
     Args:
-        group: the layers of one input.
-        index: which of them this is, in the order in which they are called.
+        group: the fused layers.
+        index: the layer's index in the group, in the order of the calls.
     """
 
-    def __init__(self, group: LoraLinears, index: int) -> None:
+    def __init__(self, group: FusedLoraLinear, index: int) -> None:
         super().__init__()
         self.group, self.index = group, index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the layer it stands for."""
+        """Return what the replaced layer returns."""
         if self.index == 0:
-            self.group.left = self.group(x)
-        return self.group.left.pop(0)
+            self.group.pending_outputs = self.group(x)
+        return self.group.pending_outputs.pop(0)
 
 
-def _scales(state) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    """Float32 scales of the blocks, as each forward of a 4-bit layer makes them (bitsandbytes, dequantize_4bit)."""
+def _dequantize_absmax(state) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Return the blocks' float32 scales, as bitsandbytes' `dequantize_4bit` computes them in each forward."""
     if not state.nested:
         return state.absmax.float()
     return dequantize_blockwise(state.absmax, state.state2).float() + state.offset

@@ -1,8 +1,9 @@
-"""Forward and backward as CUDA graphs: the step of a small batch without launching its thousands of kernels.
+"""The CUDA-graph step: forward and backward of a training step, captured as CUDA graphs and replayed.
 
-8 short rows keep a large GPU busy for some 30 ms, but launching their kernels one by one takes its CPU ten times that.
-Here the decoder layers are compiled and the backbone is captured once a width of batch, forward and backward apart. The
-head runs between the two, on output positions alone, so their number may vary freely.
+A small batch of 8 short rows keeps a large GPU busy for about 30 ms, but launching its thousands of kernels one by one
+takes the CPU ten times as long. Here the decoder layers are compiled. The backbone's forward and backward are captured
+separately, once per padded length. The output head runs between the two graphs, only on the positions that predict an
+output token, so that their number may vary.
 """
 
 from __future__ import annotations
@@ -18,191 +19,224 @@ import torch._inductor.config
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from hw3.cuda_graphs.fused_lora import LoraLinear, LoraLinears, adapter_weights, replaceable
-from hw3.modeling.attention_masks import masks_for
+from hw3.cuda_graphs.fused_lora import FusedLoraLinear, FusedLoraOutput, find_fusable_layers, get_adapter_weights
+from hw3.modeling.attention_masks import build_attention_masks
 
-TOKENS = (1152, 768, 384)  # most of one replay: more are hardly faster, and activations grow with them
-HEAD_POSITIONS = 512  # whose logits are alive at once: a quarter GiB of bfloat16 for Gemma's vocabulary
-HEAD_STEP = 64  # their number is a multiple of this: few shapes to compile, each of which suits the hardware
-WIDTH_STEP, WIDE_STEP, WIDE = 16, 64, 256  # widths are multiples of the first up to the third, of the second beyond
-SUMS = 3  # loss, entropy and top-1 hits, carried behind the gradients
-
-
-def widths_for(lengths: Sequence[int]) -> tuple[int, ...]:
-    """The widths that batches of rows of these lengths are padded to, ascending."""
-    steps = ((length, WIDTH_STEP if length <= WIDE else WIDE_STEP) for length in lengths)
-    return tuple(sorted({-(-length // step) * step for length, step in steps}))
+# Choices of the largest number of tokens per replay. More than the first is hardly faster; activations grow with it.
+TOKENS_PER_REPLAY = (1152, 768, 384)
+# Positions whose logits are in memory at once: a quarter GiB of bfloat16 with Gemma's vocabulary.
+HEAD_CHUNK_POSITIONS = 512
+# Their number is padded to a multiple of this, so that few shapes are compiled, all of them fast on the hardware.
+HEAD_PADDING_MULTIPLE = 64
+# Rows are padded to multiples of 16 tokens up to a length of 256, and to multiples of 64 beyond.
+SHORT_PADDING_MULTIPLE, LONG_PADDING_MULTIPLE, MAX_SHORT_TOKENS = 16, 64, 256
+NUM_METRICS = 3  # loss, entropy and correct top-1 predictions, stored behind the gradients
 
 
-def rows_at_once(rows: int, width: int, most: int) -> int:
-    """Rows of one replay: a step's rows in as few even parts as keep each within `most` tokens, or of one row."""
-    parts = -(-rows // max(1, most // width))
+def compute_bucket_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return the lengths that batches of rows with these lengths are padded to, ascending."""
+    multiples = (
+        (length, SHORT_PADDING_MULTIPLE if length <= MAX_SHORT_TOKENS else LONG_PADDING_MULTIPLE) for length in lengths
+    )
+    return tuple(sorted({-(-length // multiple) * multiple for length, multiple in multiples}))
+
+
+def compute_rows_per_replay(rows: int, length: int, max_tokens: int) -> int:
+    """Return how many of a step's rows one replay computes.
+
+    The rows are divided into as few equal parts as keep each part within `max_tokens`, or into single rows.
+
+    Args:
+        rows: rows of the step.
+        length: tokens that each row is padded to.
+        max_tokens: largest number of tokens per replay, unless one row has more.
+    """
+    parts = -(-rows // max(1, max_tokens // length))
     return -(-rows // parts)
 
 
-def head_step(
+def output_head_loss_and_grad(
     states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor, cap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of hidden states under the output head, and its gradient, written out.
+    """Compute the cross-entropy of hidden states under the output head, and its gradient in closed form.
 
     With z = cap * tanh(x / cap) (Gemma-2, arXiv:2408.00118, section 2; z = x without a cap), the gradient of
-    -log softmax(z)[target] by x is (softmax(z) - onehot(target)) * (1 - (z / cap)^2).
+    -log softmax(z)[target] with respect to x is (softmax(z) - onehot(target)) * (1 - (z / cap)^2).
 
     Args:
         states: last hidden states, shape (K, D).
         weight: of the head, shape (V, D).
-        targets: ids to predict, shape (K,); -1 for a position that does not count.
-        tokens: output tokens of the whole optimizer step, a scalar.
+        targets: token ids to predict, shape (K,); -1 for a position to ignore.
+        tokens: output tokens of the complete optimizer step, a scalar.
         cap: soft-cap of the logits.
 
     Returns:
-        float32 sums over the K positions, shape (3,): the loss divided by `tokens`, the entropy in nats, and the
-        targets that were the likeliest; and the gradient of that loss by `states`, shape (K, D).
+        float32 sums over the K positions, shape (3,): the loss divided by `tokens`, the entropy in nats, and the number
+        of targets that had the highest probability. Then the gradient of that loss with respect to `states`, shape
+        (K, D).
     """
     logits = (states @ weight.T).float()
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    counts = (targets >= 0).float()
+    is_counted = (targets >= 0).float()
     log_total = torch.logsumexp(logits, dim=-1)
-    picked = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    target_logits = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
     probabilities = torch.exp(logits - log_total[:, None])
     entropy = log_total - (probabilities * logits).sum(-1)
-    hits = (picked >= logits.amax(-1)).float()
+    is_correct = (target_logits >= logits.amax(-1)).float()
     onehot = torch.arange(weight.shape[0], device=states.device) == targets[:, None]
-    gradient = (probabilities - onehot.to(probabilities.dtype)) * (counts / tokens)[:, None]
+    gradient = (probabilities - onehot.to(probabilities.dtype)) * (is_counted / tokens)[:, None]
     if cap is not None:
         gradient = gradient * (1 - (logits / cap) ** 2)
-    loss = (log_total - picked) / tokens
-    sums = (torch.stack([loss, entropy, hits]) * counts).sum(1)
+    loss = (log_total - target_logits) / tokens
+    sums = (torch.stack([loss, entropy, is_correct]) * is_counted).sum(1)
     return sums, gradient.to(states.dtype) @ weight
 
 
-class CapturedStep:
-    """Forward and backward of an optimizer step's rows, their gradients summed into one flat buffer.
+class CudaGraphStep:
+    """Compute an optimizer step's forward and backward with CUDA graphs, and sum the gradients into one flat buffer.
 
-    Adapters are float32; the graphs read copies of them in the compute dtype, made once a step, as autocast would make
-    them at every use. Plain LoRA layers become `LoraLinear`; those with dropout or a variant of LoRA stay PEFT's.
-    Nothing here reads a value back to the CPU.
+    Adapters are float32. The graphs read copies of them in the compute dtype, which are made once per step; autocast
+    would make the same copies at every use. LoRA layers for which `is_fusable` holds become `FusedLoraLinear`; the
+    others, with dropout or a variant of LoRA, stay PEFT's. No value is read back to the CPU.
 
     Args:
-        model: the model with its adapters; weights of the base are in the compute dtype, or 4-bit ones.
-        rows: this process's rows of an optimizer step.
-        widths: tokens that a batch may be padded to, ascending.
-        most: tokens of one replay, where a row has no more.
+        model: the model with its adapters; the base's weights are in the compute dtype or in 4 bits.
+        rows_per_step: this process's rows of an optimizer step.
+        bucket_lengths: tokens that a batch may be padded to, ascending.
+        tokens_per_replay: largest number of tokens per replay, unless one row has more.
 
     Attributes:
-        buffer: every trained parameter's gradient, end to end, float32, and behind them the sums of `head_step`, so
-            that one all-reduce carries them all.
+        buffer: float32 gradients of all trained parameters, concatenated, followed by the `NUM_METRICS` sums of
+            `output_head_loss_and_grad`. One all-reduce exchanges both.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int, widths: Sequence[int], most: int) -> None:
-        self._peft, self._model = model, model.get_base_model()
+    def __init__(
+        self, model: PreTrainedModel, rows_per_step: int, bucket_lengths: Sequence[int], tokens_per_replay: int
+    ) -> None:
+        self._peft_model, self._model = model, model.get_base_model()
         self._config = self._model.config.get_text_config()
-        self._rows, self._most, self._dtype = rows, most, self._model.dtype
-        groups = replaceable(model)
-        # What the graphs take a gradient by: the A of layers of one input, their B, and every other trained parameter.
-        leaves = [side for group in groups for side in adapter_weights([layer for *_, layer in group])]
-        seen = {id(parameter) for leaf in leaves for parameter in leaf}
-        others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in seen]
+        self._rows_per_step, self._tokens_per_replay = rows_per_step, tokens_per_replay
+        self._dtype = self._model.dtype
+        groups = find_fusable_layers(model)
+        # The leaves of the graphs' autograd: for each fused group its A and its B, then every other trained parameter.
+        leaves = [side for group in groups for side in get_adapter_weights([layer for *_, layer in group])]
+        fused_ids = {id(parameter) for leaf in leaves for parameter in leaf}
+        others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in fused_ids]
         leaves += [[parameter] for parameter in others]
         self._parameters = [parameter for leaf in leaves for parameter in leaf]
         shapes = [parameter.shape for parameter in self._parameters]
-        joined = [(sum(len(part) for part in leaf), *leaf[0].shape[1:]) for leaf in leaves]
+        leaf_shapes = [(sum(len(part) for part in leaf), *leaf[0].shape[1:]) for leaf in leaves]
         count = sum(map(math.prod, shapes))
-        self.buffer = torch.zeros(count + SUMS, device=model.device)
-        self._gradients = _views(self.buffer[:-SUMS], shapes)
+        self.buffer = torch.zeros(count + NUM_METRICS, device=model.device)
+        self._gradients = _split_into_views(self.buffer[:-NUM_METRICS], shapes)
         copies = torch.zeros(count, dtype=self._dtype, device=model.device)
-        self._copies = _views(copies, shapes)
-        self._leaves = [torch.nn.Parameter(copy) for copy in _views(copies, joined)]
-        self._layers = []
+        self._copies = _split_into_views(copies, shapes)
+        self._leaves = [torch.nn.Parameter(copy) for copy in _split_into_views(copies, leaf_shapes)]
+        self._replacements = []
         for number, group in enumerate(groups):
-            together = LoraLinears([layer for *_, layer in group], *self._leaves[2 * number : 2 * number + 2])
-            self._layers += [(*place, LoraLinear(together, index)) for index, place in enumerate(group)]
-        self._copy_of = dict(zip(map(id, others), self._leaves[2 * len(groups) :], strict=True))
-        count = max(rows_at_once(rows, width, most) * width for width in widths)
+            fused = FusedLoraLinear([layer for *_, layer in group], *self._leaves[2 * number : 2 * number + 2])
+            self._replacements += [(*place, FusedLoraOutput(fused, index)) for index, place in enumerate(group)]
+        self._copy_by_id = dict(zip(map(id, others), self._leaves[2 * len(groups) :], strict=True))
+        tokens_by_length = {length: self._rows_per_replay(length) * length for length in bucket_lengths}
+        max_tokens = max(tokens_by_length.values())
         # Inputs and outputs of every graph; smaller batches use their beginning.
-        self._ids = torch.zeros(count, dtype=torch.long, device=model.device)
-        self._mask = torch.zeros(count, dtype=torch.long, device=model.device)
-        self._hidden = torch.zeros(count, self._config.hidden_size, dtype=self._dtype, device=model.device)
-        self._outer = torch.zeros_like(self._hidden)
-        # With most tokens first: the others then fit into its memory.
-        self._replays = self._capture(sorted(widths, key=lambda width: -rows_at_once(rows, width, most) * width))
+        self._ids = torch.zeros(max_tokens, dtype=torch.long, device=model.device)
+        self._mask = torch.zeros(max_tokens, dtype=torch.long, device=model.device)
+        self._hidden = torch.zeros(max_tokens, self._config.hidden_size, dtype=self._dtype, device=model.device)
+        self._hidden_grad = torch.zeros_like(self._hidden)
+        # The graph with most tokens is captured first: the memory pool that it fills then suffices for the others.
+        self._graphs = self._capture_graphs(sorted(bucket_lengths, key=lambda length: -tokens_by_length[length]))
 
-    def _capture(self, widths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
-        """Graphs of the forward and the backward by width, each with `replay()`."""
-        # No code for the CPU is made here; to find out what it can do takes the compiler half a minute.
+    def _rows_per_replay(self, length: int) -> int:
+        return compute_rows_per_replay(self._rows_per_step, length, self._tokens_per_replay)
+
+    def _capture_graphs(self, bucket_lengths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
+        """Return the graphs of the forward and the backward for each length; both have a method `replay()`."""
+        # The compiler makes no code for the CPU here. Finding out what the CPU supports would take half a minute.
         torch._inductor.config.cpp.vec_isa_ok = False
         for layer in self._model.base_model.layers:
             layer.compile(dynamic=True)
-        self._head = torch.compile(head_step, dynamic=True)
+        self._head = torch.compile(output_head_loss_and_grad, dynamic=True)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
         graphs = {}
         torch._C._cuda_clearCublasWorkspaces()  # 32 MiB for each stream and thread that has multiplied before
-        with self.rebuilt(), torch.cuda.stream(stream):
+        with self.modules_replaced(), torch.cuda.stream(stream):
             stream.wait_stream(default)
-            # Norms and products of one element each are computed again in the backward, for a third of the memory.
+            # Norms and elementwise products are computed again in the backward, which saves a third of the memory.
             with torch._functorch.config.patch(ban_recompute_materialized_backward=False):
-                for width in widths:
-                    self.backward(self.forward(width))  # compiles, and loads every kernel
+                for length in bucket_lengths:
+                    self.backward(self.forward(length))  # compiles, and loads every kernel
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # what that held, the graphs' own memory pool will need
-            for width in widths:
-                graphs[width] = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graphs[width][0], pool=pool, stream=stream):
-                    hidden = self.forward(width)
-                with torch.cuda.graph(graphs[width][1], pool=pool, stream=stream):
+            torch.cuda.empty_cache()  # the graphs' own memory pool needs what these runs have reserved
+            for length in bucket_lengths:
+                graphs[length] = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graphs[length][0], pool=pool, stream=stream):
+                    hidden = self.forward(length)
+                with torch.cuda.graph(graphs[length][1], pool=pool, stream=stream):
                     self.backward(hidden)
                 del hidden
         default.wait_stream(stream)
         return graphs
 
     @contextmanager
-    def rebuilt(self) -> Iterator[None]:
-        """The model as it is captured: adapters' copies, one operation a linear layer, embeddings with a gradient."""
+    def modules_replaced(self) -> Iterator[None]:
+        """Install the adapters' copies and the fused layers inside the block, and let embeddings require a gradient."""
         parameters = [
             (module, name, parameter)
-            for module in self._peft.modules()
+            for module in self._peft_model.modules()
             for name, parameter in module.named_parameters(recurse=False)
-            if id(parameter) in self._copy_of
+            if id(parameter) in self._copy_by_id
         ]
         for module, name, parameter in parameters:
-            module._parameters[name] = self._copy_of[id(parameter)]
-        for parent, name, _, ours in self._layers:
-            parent._modules[name] = ours
-        # With it the first layer is compiled like all others.
+            module._parameters[name] = self._copy_by_id[id(parameter)]
+        for parent, name, _, replacement in self._replacements:
+            parent._modules[name] = replacement
+        # If the embeddings require a gradient, the first layer is compiled like all others.
         hook = self._model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
         try:
             yield
         finally:
             hook.remove()
-            for parent, name, layer, _ in self._layers:
+            for parent, name, layer, _ in self._replacements:
                 parent._modules[name] = layer
             for module, name, parameter in parameters:
                 module._parameters[name] = parameter
 
-    def forward(self, width: int) -> torch.Tensor:
-        """The backbone's last hidden states of the static inputs, shape (B, L, D); the static output is written too."""
-        rows = rows_at_once(self._rows, width, self._most)
-        ids, mask = (buffer[: rows * width].view(rows, width) for buffer in (self._ids, self._mask))
+    def forward(self, length: int) -> torch.Tensor:
+        """Compute the last hidden states of the static inputs, and copy them to the static output.
+
+        Args:
+            length: tokens per row, L.
+
+        Returns:
+            The hidden states with their autograd graph, shape (B, L, D).
+        """
+        rows = self._rows_per_replay(length)
+        ids, mask = (buffer[: rows * length].view(rows, length) for buffer in (self._ids, self._mask))
         with torch.autocast(ids.device.type, self._dtype, enabled=self._dtype != torch.float32, cache_enabled=False):
             hidden = self._model.base_model(
                 input_ids=ids,
-                attention_mask=masks_for(self._model, mask),
-                position_ids=torch.arange(width, device=ids.device)[None],
+                attention_mask=build_attention_masks(self._model, mask),
+                position_ids=torch.arange(length, device=ids.device)[None],
                 use_cache=False,
             ).last_hidden_state
-        self._hidden[: rows * width].copy_(hidden.detach().flatten(0, 1))
+        self._hidden[: rows * length].copy_(hidden.detach().flatten(0, 1))
         return hidden
 
     def backward(self, hidden: torch.Tensor) -> None:
-        """Add the gradients that the static outer gradient gives, to the buffer."""
-        rows, width, _ = hidden.shape
-        gradients = torch.autograd.grad(hidden, self._leaves, self._outer[: rows * width].view_as(hidden))
-        # They come in the compute dtype, one GEMM each; end to end, one kernel adds them all.
-        self.buffer[:-SUMS] += torch.cat([gradient.flatten() for gradient in gradients])
+        """Add the parameters' gradients to the buffer, given the static gradient with respect to the hidden states.
 
-    def begin(self) -> None:
-        """Begin an optimizer step: gradients to zero, adapters as they are now, each `.grad` a view of the buffer."""
+        Args:
+            hidden: from `forward`, shape (B, L, D).
+        """
+        rows, length, _ = hidden.shape
+        gradients = torch.autograd.grad(hidden, self._leaves, self._hidden_grad[: rows * length].view_as(hidden))
+        # They come in the compute dtype, one per matrix product. Concatenated, they are added by one kernel.
+        self.buffer[:-NUM_METRICS] += torch.cat([gradient.flatten() for gradient in gradients])
+
+    def start_step(self) -> None:
+        """Start an optimizer step: zero the buffer, copy the adapters, make each `.grad` a view of the buffer."""
         self.buffer.zero_()
         with torch.no_grad():
             torch._foreach_copy_(self._copies, self._parameters)
@@ -210,7 +244,7 @@ class CapturedStep:
             parameter.grad = gradient
 
     @torch.no_grad()
-    def add(
+    def accumulate(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
@@ -219,51 +253,57 @@ class CapturedStep:
         outputs_per_row: Sequence[int],
         tokens: torch.Tensor,
     ) -> None:
-        """Add the gradients and sums of a step's rows to the buffer.
+        """Add the gradients and metrics of a step's rows to the buffer.
 
         Args:
-            input_ids: shape (B, L), B the step's rows, L one of the widths.
+            input_ids: shape (B, L), B the step's rows, L one of the bucket lengths.
             attention_mask: shape (B, L), 1 on tokens, 0 on padding.
             output_positions: the positions that predict an output token, as indices into B * L, row by row; shape (K,).
             output_ids: the tokens they predict, shape (K,).
             outputs_per_row: how many of the K belong to each row.
-            tokens: output tokens of the whole optimizer step, over all processes; a scalar on the device.
+            tokens: output tokens of the complete optimizer step, over all processes; a scalar on the device.
         """
-        rows, width = input_ids.shape
-        forward, backward = self._replays[width]
-        part = rows_at_once(self._rows, width, self._most)
-        count, done = part * width, 0
+        rows, length = input_ids.shape
+        forward_graph, backward_graph = self._graphs[length]
+        rows_per_replay = self._rows_per_replay(length)
         weight, cap = self._model.get_output_embeddings().weight, getattr(self._config, "final_logit_softcapping", None)
-        for first in range(0, rows, part):
-            real = min(part, rows - first) * width
-            self._ids[:real].copy_(input_ids[first : first + part].reshape(-1))
-            self._mask[:real].copy_(attention_mask[first : first + part].reshape(-1))
-            forward.replay()
-            outer = self._outer[:count]
-            outer.zero_()
-            outputs = sum(outputs_per_row[first : first + part])
-            more = -outputs % HEAD_STEP
-            places = pad(output_positions[done : done + outputs] - first * width, (0, more))
-            targets = pad(output_ids[done : done + outputs], (0, more), value=-1)
-            states = self._hidden[places]
-            for at in range(0, len(targets), HEAD_POSITIONS):
-                piece = slice(at, at + HEAD_POSITIONS)
-                sums, gradient = self._head(states[piece], weight, targets[piece], tokens, cap)
-                outer.index_add_(0, places[piece], gradient)
-                self.buffer[-SUMS:] += sums
-            backward.replay()
-            done += outputs
+        hidden_grad = self._hidden_grad[: rows_per_replay * length]
+        first_output = 0
+        for first_row in range(0, rows, rows_per_replay):
+            part = slice(first_row, first_row + rows_per_replay)
+            filled = min(rows_per_replay, rows - first_row) * length
+            self._ids[:filled].copy_(input_ids[part].reshape(-1))
+            self._mask[:filled].copy_(attention_mask[part].reshape(-1))
+            forward_graph.replay()
+            hidden_grad.zero_()
+            outputs = slice(first_output, first_output + sum(outputs_per_row[part]))
+            padding = (first_output - outputs.stop) % HEAD_PADDING_MULTIPLE
+            positions = pad(output_positions[outputs] - first_row * length, (0, padding))
+            targets = pad(output_ids[outputs], (0, padding), value=-1)
+            states = self._hidden[positions]
+            for start in range(0, len(targets), HEAD_CHUNK_POSITIONS):
+                chunk = slice(start, start + HEAD_CHUNK_POSITIONS)
+                sums, gradient = self._head(states[chunk], weight, targets[chunk], tokens, cap)
+                hidden_grad.index_add_(0, positions[chunk], gradient)
+                self.buffer[-NUM_METRICS:] += sums
+            backward_graph.replay()
+            first_output = outputs.stop
 
 
-def unallocated_bytes(device: torch.device, *, of_graphs: bool) -> int:
-    """Bytes that PyTorch has reserved on a GPU and not allocated: in the graphs' own pools, or for all to use."""
+def count_unused_reserved_bytes(device: torch.device, *, in_graph_pools: bool) -> int:
+    """Return the bytes that PyTorch has reserved on a GPU but not allocated.
+
+    Args:
+        device: the GPU.
+        in_graph_pools: count the memory pools of CUDA graphs, which nothing else can use; otherwise all other memory.
+    """
     return sum(
         segment["total_size"] - segment["allocated_size"]
         for segment in torch.cuda.memory_snapshot()
-        if segment["device"] == device.index and (tuple(segment["segment_pool_id"]) != (0, 0)) == of_graphs
+        if segment["device"] == device.index and (tuple(segment["segment_pool_id"]) != (0, 0)) == in_graph_pools
     )
 
 
-def _views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """A flat tensor's parts, end to end, in these shapes."""
+def _split_into_views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return consecutive parts of a flat tensor as views with these shapes."""
     return [part.view(*shape) for part, shape in zip(flat.split([*map(math.prod, shapes)]), shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""Read `{id, instruction, output}` rows and list every bad one."""
+"""Read rows of `{id, instruction, output}` and report every invalid one."""
 
 from __future__ import annotations
 
@@ -7,73 +7,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hw3.common.errors import UserError, shorten
+from hw3.common.errors import UserError, truncate_problems
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training or scoring example. `output` is None where a file has none (rows to predict)."""
+    """A row of a data file. `output` is None if the file has no outputs (rows to predict)."""
 
     id: str
     instruction: str
     output: str | None
 
 
-def read_rows(path: Path, *, need_output: bool = True) -> list[Row]:
-    """Read a JSON list or JSON Lines file of rows.
+def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
+    """Read the rows of a JSON list or a JSON Lines file.
 
     Args:
-        path: the file; UTF-8 without a byte-order mark.
-        need_output: whether a row without `output` is an error.
+        path: the file, in UTF-8 without a byte-order mark.
+        require_output: whether a row without `output` is an error.
 
     Raises:
-        UserError: the file cannot be read, or rows are bad; every bad row is named by number and id.
+        UserError: the file cannot be read or has no rows, or rows are invalid; the message names each of them.
     """
-    numbered = _parse(path)
-    if not numbered:
-        raise UserError(f"{path}: holds no rows")
+    records = _parse_records(path)
+    if not records:
+        raise UserError(f"{path}: found no rows; expected at least one")
     problems: list[str] = []
     rows: list[Row] = []
-    first_seen: dict[str, str] = {}
-    for place, record in numbered:
-        found = _problems(record, need_output)
-        if found:
-            name = record.get("id") if isinstance(record, dict) else None
-            problems.append(f"{path}: {place}{f' (id {name})' if name is not None else ''}: {'; '.join(found)}")
+    place_of_id: dict[str, str] = {}
+    for place, record in records:
+        if row_problems := _find_problems(record, require_output):
+            row_id = record.get("id") if isinstance(record, dict) else None
+            where = f"{path}: {place}" if row_id is None else f"{path}: {place} (id {row_id})"
+            problems.append(f"{where}: {'; '.join(row_problems)}")
             continue
         row = Row(record["id"], record["instruction"], record.get("output"))
-        if row.id in first_seen:
-            problems.append(f"{path}: {place} (id {row.id}): the same id as {first_seen[row.id]}; ids must differ")
+        if row.id in place_of_id:
+            problems.append(f"{path}: {place} (id {row.id}): same id as {place_of_id[row.id]}; ids must be unique")
             continue
-        first_seen[row.id] = place
+        place_of_id[row.id] = place
         rows.append(row)
     if problems:
-        raise UserError(*shorten(problems))
+        raise UserError(*truncate_problems(problems))
     return rows
 
 
-def _problems(record: Any, need_output: bool) -> list[str]:
+def _find_problems(record: Any, require_output: bool) -> list[str]:
+    """Return what is wrong with one parsed row; an empty list if it is valid."""
     if not isinstance(record, dict):
-        return [f"is {_kind(record)}, an object with id, instruction and output is needed"]
-    found = []
-    for field, needed in (("id", True), ("instruction", True), ("output", need_output)):
+        return [f"found {_describe_type(record)}, expected an object with id, instruction and output"]
+    problems = []
+    for field, required in (("id", True), ("instruction", True), ("output", require_output)):
         if field not in record:
-            if needed:
-                found.append(f"{field} is missing")
+            if required:
+                problems.append(f"{field} is missing")
             continue
         value = record[field]
         if not isinstance(value, str):
-            if value is None and not needed:
+            if value is None and not required:
                 continue
-            found.append(f"{field} is {_kind(value)}, text is needed")
+            problems.append(f"{field} is {_describe_type(value)}, expected text")
         elif not value.strip():
-            found.append(f"{field} is empty")
+            problems.append(f"{field} is empty")
         elif any("\ud800" <= character <= "\udfff" for character in value):
-            found.append(f"{field} holds half a surrogate pair, broken text")
-    return found
+            problems.append(f"{field} contains half of a surrogate pair, which is no valid text")
+    return problems
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     names = {
         dict: "an object",
         list: "a list",
@@ -85,7 +86,33 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names[type(value)]
 
 
-def _parse(path: Path) -> list[tuple[str, Any]]:
+def _parse_records(path: Path) -> list[tuple[str, Any]]:
+    """Parse a JSON list or JSON Lines; return each record with its place, such as `row 3` or `line 3`."""
+    text = _read_utf8(path)
+    if text.lstrip()[:1] == "[":
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: invalid JSON: {error.msg}") from None
+        return [(f"row {number}", record) for number, record in enumerate(records, 1)]
+    numbered: list[tuple[str, Any]] = []
+    problems: list[str] = []
+    # Not splitlines(): it also splits at U+2028 and other characters that JSON strings may contain.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                numbered.append((f"line {number}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                problems.append(
+                    f"{path}:{number}: invalid JSON: {error.msg} (expected a JSON list, or one JSON object per line)"
+                )
+    if problems:
+        raise UserError(*truncate_problems(problems))
+    return numbered
+
+
+def _read_utf8(path: Path) -> str:
+    """Return a file's text; raise `UserError` if it is not UTF-8 or begins with a byte-order mark."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -95,27 +122,9 @@ def _parse(path: Path) -> list[tuple[str, Any]]:
     if data.startswith(b"\xef\xbb\xbf"):
         raise UserError(f"{path}: begins with a byte-order mark; save it as UTF-8 without one")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: broken UTF-8: byte 0x{data[error.start]:02x}; save it as UTF-8") from None
-    if text.lstrip()[:1] == "[":
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-        return [(f"row {number}", record) for number, record in enumerate(records, 1)]
-    numbered: list[tuple[str, Any]] = []
-    problems: list[str] = []
-    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                numbered.append((f"line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                problems.append(
-                    f"{path}:{number}: not JSON: {error.msg} (a JSON list or one JSON object a line is needed)"
-                )
-    if problems:
-        raise UserError(*shorten(problems))
-    return numbered
+        raise UserError(
+            f"{path}:{line}: invalid UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
+        ) from None

@@ -1,4 +1,4 @@
-"""The order of rows: shuffled, grouped by length, a function of seed, epoch and rows per step alone."""
+"""The order of training rows: shuffled, grouped by length, and fixed by seed, epoch and rows per step."""
 
 from __future__ import annotations
 
@@ -7,69 +7,71 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-STEPS_PER_BLOCK = 50  # steps whose rows are sorted together: long enough to save padding, short enough to stay random
+# Rows of this many steps are sorted by length together: enough to save padding, few enough to keep the order random.
+STEPS_PER_BLOCK = 50
 
 
 class StepSampler(Sampler[int]):
-    """Yields row indices so that each run of `rows_per_step` of them is one optimizer step.
+    """Yield row indices such that every `rows_per_step` consecutive indices are the rows of one optimizer step.
 
-    Every way of cutting a step into processes and micro-batches takes consecutive indices, so each sees the same rows
-    in the same step. Dealing rows out to processes by length would win nothing: a step's rows are of like length, and a
-    batch is as wide as its longest row. Rows that do not fill a last step are left out of the epoch, other ones every
-    time.
+    However a step is divided into processes and micro-batches, each part takes consecutive indices, so every division
+    sees the same rows in the same step. Sorting a step's rows by length before they are divided would gain nothing:
+    they have similar lengths already, and a batch is as long as its longest row. Rows that do not fill a last step are
+    left out of the epoch; each epoch leaves out different ones.
 
     Args:
         lengths: tokens of each row.
-        rows_per_step: rows of one optimizer step, over all processes and micro-batches.
+        rows_per_step: rows per optimizer step, over all processes and micro-batches.
         seed: the run's seed.
 
     Raises:
-        ValueError: there are fewer rows than one step takes.
+        ValueError: there are fewer rows than `rows_per_step`.
     """
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int) -> None:
         if len(lengths) < rows_per_step:
-            raise ValueError(f"{len(lengths)} rows do not fill one step of {rows_per_step}")
+            raise ValueError(f"{len(lengths)} rows do not fill one step of {rows_per_step} rows")
         self.lengths = list(lengths)
         self.rows_per_step = rows_per_step
         self.seed = seed
         self.epoch = 0
-        self._drawn: tuple[int, list[list[int]]] = (-1, [])
+        self._cached_steps: tuple[int, list[list[int]]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole steps in one pass over the rows."""
+        """Number of complete steps in one pass over the rows."""
         return len(self.lengths) // self.rows_per_step
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields, from 0."""
+        """Select the epoch that the next iteration yields, counted from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.rows_per_step
 
     def __iter__(self) -> Iterator[int]:
-        for step in self.steps(self.epoch):
+        for step in self.steps_in_epoch(self.epoch):
             yield from step
 
-    def steps(self, epoch: int) -> list[list[int]]:
-        """The epoch's steps in order, each a list of `rows_per_step` row indices."""
-        if self._drawn[0] != epoch:
-            self._drawn = epoch, self._draw(epoch)
-        return self._drawn[1]
+    def steps_in_epoch(self, epoch: int) -> list[list[int]]:
+        """Return the steps of an epoch in order, each a list of `rows_per_step` row indices."""
+        if self._cached_steps[0] != epoch:
+            self._cached_steps = epoch, self._shuffle(epoch)
+        return self._cached_steps[1]
 
-    def _draw(self, epoch: int) -> list[list[int]]:
+    def rows_at_step(self, global_step: int) -> list[int]:
+        """Return the row indices of one optimizer step of the run, counted from 0."""
+        epoch, step = divmod(global_step, self.steps_per_epoch)
+        return self.steps_in_epoch(epoch)[step]
+
+    def _shuffle(self, epoch: int) -> list[list[int]]:
+        """Shuffle the rows, sort each block of steps by length, then shuffle the steps."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()[: len(self)]
         steps: list[list[int]] = []
         block = STEPS_PER_BLOCK * self.rows_per_step
         for start in range(0, len(order), block):
-            # Stable, so that rows of one length keep their random order.
+            # The sort is stable, so rows of equal length keep their random order.
             rows = sorted(order[start : start + block], key=lambda row: -self.lengths[row])
-            steps += [rows[at : at + self.rows_per_step] for at in range(0, len(rows), self.rows_per_step)]
+            steps += [rows[first : first + self.rows_per_step] for first in range(0, len(rows), self.rows_per_step)]
         return [steps[index] for index in torch.randperm(len(steps), generator=generator).tolist()]
-
-    def rows_of(self, global_step: int) -> list[int]:
-        """Row indices of an optimizer step of the run, counted from 0."""
-        epoch, step = divmod(global_step, self.steps_per_epoch)
-        return self.steps(epoch)[step]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-CPU_TOKENS_PER_BATCH = 1024  # activations stay in the cache; larger batches are slower
-GPU_TOKENS_PER_BATCH = 4096  # larger ones are no faster
+CPU_TOKENS_PER_BATCH = 1024  # activations fit in the CPU's cache; larger batches are slower
+GPU_TOKENS_PER_BATCH = 4096  # larger batches are no faster
 
 
-def tokens_that_fit(model: PreTrainedModel, longest: int) -> int:
-    """Padded tokens of a batch, from free memory: what a layer's activations take, with half of memory to spare.
+def auto_tokens_per_batch(model: PreTrainedModel, longest_row: int) -> int:
+    """Return the most tokens of a padded scoring batch.
+
+    On a GPU one layer's activations may take half of the free memory.
 
     Args:
         model: the loaded model.
-        longest: tokens of the longest row, common prefix included.
+        longest_row: tokens of the longest row, common prefix included.
     """
     if model.device.type == "cpu":
         return CPU_TOKENS_PER_BATCH
     config = model.config.get_text_config()
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
     bytes_per_token = (model.dtype.itemsize + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
-    bytes_per_token += config.num_attention_heads * longest * (2 * model.dtype.itemsize + 4)
+    bytes_per_token += config.num_attention_heads * longest_row * (2 * model.dtype.itemsize + 4)
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(longest, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))
+    return max(longest_row, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))

@@ -1,30 +1,43 @@
-"""Encoded rows to negative log-likelihoods under a model, in any batch."""
+"""Output-only perplexity: how well a model predicts the reference output of each row, given the prompt.
+
+For a row with output tokens y_1 … y_T, the last of which is EOS, and prompt x, the negative log-likelihood is
+
+    nll = -sum_t log p(y_t | x, y_1 … y_{t-1})
+
+and the perplexity of the row is exp(nll / T). Prompt tokens are read by the model but not scored. The course's score is
+the arithmetic mean of the rows' perplexities.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hw3.common.errors import UserError
-from hw3.data.batching import batches, common_prefix
+from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
-from hw3.modeling.logits import HEAD_POSITIONS, adapters_in_tf32, output_logits
+from hw3.modeling.logits import LOGITS_CHUNK_POSITIONS, allow_tf32_for_adapters, compute_logits
+
+# exp(709.8) is the largest float64.
+MAX_NLL_PER_TOKEN = 700.0  # nats
 
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """One row under one model.
+    """The score of one row under one model.
 
     Attributes:
         id: the row's id.
         nll: negative log-likelihood of the output tokens and EOS, in nats, summed in float64.
-        tokens: how many tokens that sum runs over, EOS included.
+        tokens: number of those tokens, EOS included.
         characters: characters of the output text.
     """
 
@@ -41,13 +54,15 @@ class RowScore:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Figures of one scoring, as `results.json` names them.
+    """Scores over all rows, with the names that `results.json` uses.
 
     Attributes:
-        mean_perplexity: the course's score, the arithmetic mean over rows of exp(nll / tokens).
+        mean_perplexity: the course's score: arithmetic mean over rows of exp(nll / tokens).
         token_perplexity: exp(total nll / total tokens).
-        median_perplexity: the middle of the rows' perplexities.
-        bits_per_character: total bits, EOS included, over output characters; comparable between tokenizers.
+        median_perplexity: median over rows of exp(nll / tokens).
+        bits_per_character: total nll in bits per output character. Comparable between models with different tokenizers.
+        rows: number of rows.
+        tokens: total output tokens, EOS included.
     """
 
     mean_perplexity: float
@@ -59,23 +74,61 @@ class Summary:
 
 
 def summarize(scores: Sequence[RowScore]) -> Summary:
-    """The figures of a list of row scores."""
+    """Summarize the scores of rows."""
     perplexities = sorted(score.perplexity for score in scores)
     nll, tokens = math.fsum(score.nll for score in scores), sum(score.tokens for score in scores)
-    middle = len(perplexities) // 2
-    median = perplexities[middle] if len(perplexities) % 2 else (perplexities[middle - 1] + perplexities[middle]) / 2
     return Summary(
         mean_perplexity=math.fsum(perplexities) / len(perplexities),
         token_perplexity=math.exp(nll / tokens),
-        median_perplexity=median,
+        median_perplexity=statistics.median(perplexities),
         bits_per_character=nll / math.log(2) / sum(score.characters for score in scores),
         rows=len(scores),
         tokens=tokens,
     )
 
 
-class _PrefixLayer(DynamicLayer):
-    """Keys and values of the prefix, computed once in a batch of one and seen by every row of every batch."""
+@torch.inference_mode()
+def score_rows(
+    model: PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    tokens_per_batch: int,
+    reuse_prefix: bool = True,
+    on_batch: Callable[[int], None] = lambda rows: None,
+) -> list[RowScore]:
+    """Score the output and EOS of every row.
+
+    The prefix that all prompts share (BOS, system text, few-shot examples) runs through the model once. Rows are padded
+    on the right, so positions and causal attention of real tokens do not depend on the batch. The output head runs only
+    on the positions that predict an output token.
+
+    Args:
+        model: the causal language model in evaluation mode, with an adapter in it or not.
+        rows: encoded rows with outputs.
+        tokens_per_batch: most tokens of a padded batch, the common prefix not counted.
+        reuse_prefix: whether the common prefix is computed only once. The scores are the same.
+        on_batch: called after each batch with the number of its rows.
+
+    Returns:
+        One score per row, in the order of `rows`.
+
+    Raises:
+        UserError: a row's log-likelihood is NaN or below -700 per token: the dtype's range is exceeded.
+    """
+    prefix_length = common_prefix_length(rows) if reuse_prefix else 0
+    scores: list[RowScore | None] = [None] * len(rows)
+    with allow_tf32_for_adapters(model):
+        cache = _cache_prefix(model, rows[0].prompt_ids[:prefix_length]) if prefix_length else None
+        for indices in batch_by_length([len(row) - prefix_length for row in rows], tokens_per_batch):
+            batch = [rows[index] for index in indices]
+            for index, row, nll in zip(indices, batch, _batch_nll(model, batch, cache, prefix_length), strict=True):
+                scores[index] = _row_score(row, nll, model.dtype)
+            on_batch(len(batch))
+    return [score for score in scores if score is not None]
+
+
+class _SharedPrefixLayer(DynamicLayer):
+    """A cache layer whose prefix is computed in a batch of one and shared by the rows of every batch."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -89,83 +142,56 @@ class _PrefixLayer(DynamicLayer):
         )
 
 
-@torch.inference_mode()
-def score_rows(
-    model: PreTrainedModel,
-    rows: Sequence[EncodedRow],
-    *,
-    tokens_per_batch: int,
-    reuse_prefix: bool = True,
-    on_batch: Callable[[int], None] = lambda rows: None,
-) -> list[RowScore]:
-    """Negative log-likelihood of every row's output and EOS.
+def _cache_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Cache:
+    cache = Cache(layers=[_SharedPrefixLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
+    input_ids = torch.tensor([list(prefix_ids)], device=model.device)
+    model.base_model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    return cache
 
-    What all prompts begin with (BOS, system text, worked examples) runs through the model once. Rows are padded on the
-    right, so positions and causal attention of real tokens do not depend on the batch. Hidden states are gathered at
-    the positions that predict an output token before the head runs.
+
+def _batch_nll(
+    model: PreTrainedModel, batch: Sequence[EncodedRow], cache: Cache | None, prefix_length: int
+) -> tuple[torch.Tensor, ...]:
+    """Return the negative log-likelihoods of each row's output tokens, in nats.
 
     Args:
-        model: the causal language model in evaluation mode; adapters, if any, are injected into it.
-        rows: encoded rows with outputs.
-        tokens_per_batch: most tokens of a padded batch, the common prefix not counted.
-        reuse_prefix: whether the common prefix is computed once; the scores are the same.
-        on_batch: called after each batch with the number of rows in it.
+        model: the model.
+        batch: rows, the longest first.
+        cache: keys and values of the common prefix.
+        prefix_length: tokens of the common prefix, P.
 
     Returns:
-        One score a row, in the order of `rows`.
-
-    Raises:
-        UserError: a row's log-likelihood is not a number, or below exp(-700) a token: the dtype's range is exceeded.
+        For each row a float64 tensor on the CPU, shape (output tokens,).
     """
-    with adapters_in_tf32(model):
-        return _score_rows(model, rows, tokens_per_batch, common_prefix(rows) if reuse_prefix else 0, on_batch)
+    shape = (len(batch), len(batch[0]))  # (B, L)
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    predicts_output = torch.zeros(shape, dtype=torch.bool)
+    for line, row in enumerate(batch):
+        input_ids[line, : len(row)] = torch.tensor(row.input_ids)
+        attention_mask[line, : len(row)] = 1
+        # The state at a position predicts the next token.
+        predicts_output[line, len(row.prompt_ids) - 1 : len(row) - 1] = True
+    targets = torch.cat([torch.tensor(row.output_ids) for row in batch]).to(model.device)
+    hidden_states = model.base_model(
+        input_ids=input_ids[:, prefix_length:].to(model.device),
+        attention_mask=attention_mask.to(model.device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state[predicts_output[:, prefix_length:].to(model.device)]  # (K output tokens, hidden size)
+    # In chunks: the logits of all positions at once would take gigabytes.
+    chunks = zip(hidden_states.split(LOGITS_CHUNK_POSITIONS), targets.split(LOGITS_CHUNK_POSITIONS), strict=True)
+    nll = torch.cat(
+        [cross_entropy(compute_logits(model, states), labels, reduction="none") for states, labels in chunks]
+    )
+    return nll.cpu().double().split([len(row.output_ids) for row in batch])
 
 
-def _score_rows(
-    model: PreTrainedModel,
-    rows: Sequence[EncodedRow],
-    tokens_per_batch: int,
-    prefix: int,
-    on_batch: Callable[[int], None],
-) -> list[RowScore]:
-    cache = None
-    if prefix:
-        cache = Cache(layers=[_PrefixLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
-        ids = torch.tensor([rows[0].prompt_ids[:prefix]], device=model.device)
-        model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    scores: list[RowScore | None] = [None] * len(rows)
-    for batch in batches([len(row) - prefix for row in rows], tokens_per_batch):
-        width = len(rows[batch[0]])
-        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
-        attention_mask = torch.zeros((len(batch), width), dtype=torch.long)
-        predicts = torch.zeros((len(batch), width), dtype=torch.bool)
-        for line, index in enumerate(batch):
-            row = rows[index]
-            input_ids[line, : len(row)] = torch.tensor(row.input_ids)
-            attention_mask[line, : len(row)] = 1
-            predicts[line, len(row.prompt_ids) - 1 : len(row) - 1] = True
-        targets = torch.cat([torch.tensor(rows[index].output_ids) for index in batch]).to(model.device)
-        hidden = model.base_model(
-            input_ids=input_ids[:, prefix:].to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state[predicts[:, prefix:].to(model.device)]
-        nll = torch.cat(
-            [
-                torch.nn.functional.cross_entropy(output_logits(model, states), labels, reduction="none")
-                for states, labels in zip(hidden.split(HEAD_POSITIONS), targets.split(HEAD_POSITIONS), strict=True)
-            ]
+def _row_score(row: EncodedRow, nll: torch.Tensor, dtype: torch.dtype) -> RowScore:
+    score = RowScore(row.id, nll.sum().item(), len(row.output_ids), row.characters)
+    if not score.nll / score.tokens < MAX_NLL_PER_TOKEN:  # also true for NaN
+        raise UserError(
+            f"row {row.id}: its log-likelihood is {-score.nll}, out of the range of {dtype}; score in float32 "
+            "(model.dtype and quantization.bnb_4bit_compute_dtype)"
         )
-        per_row = nll.cpu().double().split([len(rows[index].output_ids) for index in batch])
-        for index, values in zip(batch, per_row, strict=True):
-            row = rows[index]
-            score = RowScore(row.id, values.sum().item(), len(row.output_ids), row.characters)
-            if not score.nll / score.tokens < 700:  # NaN as well
-                raise UserError(
-                    f"row {row.id}: its log-likelihood is {-score.nll}, out of the range of {model.dtype}; score in "
-                    "float32 (model.dtype and quantization.bnb_4bit_compute_dtype)"
-                )
-            scores[index] = score
-        on_batch(len(batch))
-    return [score for score in scores if score is not None]
+    return score

@@ -1,95 +1,130 @@
-"""Score one entry with the loaded base model, swapping adapters in and out."""
+"""Score single entries with the loaded base model, swapping adapters in it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from hw3.common.distributed import own_share, rank
+from hw3.common.distributed import get_rank, shard_by_cost
 from hw3.common.errors import UserError
 from hw3.data.tokenization import EncodedRow
-from hw3.evaluation.jobs import Job
 from hw3.evaluation.perplexity import RowScore, score_rows
-from hw3.modeling.adapter_io import BadAdapter, ReadAhead
+from hw3.evaluation.tasks import EvalTask
+from hw3.modeling.adapter_io import AdapterPrefetcher, InvalidAdapterError
 from hw3.modeling.adapter_slot import AdapterSlot
 from hw3.runs.checkpoints import Checkpoint
 from hw3.runs.open_run import load_checkpoint
 
-Scored = tuple[dict[int, RowScore], float]  # scores by the row's number, and seconds
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """Scores of an entry's rows, or of one process's shard of them.
+
+    Attributes:
+        by_index: score by the row's index in the data file.
+        seconds: time to score them.
+    """
+
+    by_index: dict[int, RowScore]
+    seconds: float
 
 
 class Scorer:
-    """The loaded base, and the checkpoint that is in it.
+    """The loaded base model, and the checkpoint that is in it.
 
     Args:
-        model: the base.
-        encoded: rows by a job's text.
-        budget: most tokens of a padded batch.
-        ahead: the adapters of the jobs that this process will score, in their order.
-        check: called after each batch; may raise.
+        model: the base model.
+        encoded_rows: encoded rows by `EvalTask.encoding_key`.
+        tokens_per_batch: most tokens of a padded batch.
+        prefetcher: reads the adapters of the tasks that this process will score, in their order.
+        on_batch: called after each batch. It may raise to stop.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        encoded: dict[tuple[Any, ...], list[EncodedRow]],
-        budget: int,
-        ahead: ReadAhead,
-        check: Callable[[], None],
+        encoded_rows: Mapping[object, list[EncodedRow]],
+        tokens_per_batch: int,
+        prefetcher: AdapterPrefetcher,
+        on_batch: Callable[[], None],
     ) -> None:
-        self._model, self._encoded, self._budget, self._ahead, self._check = model, encoded, budget, ahead, check
+        self._model = model
+        self._encoded_rows = encoded_rows
+        self._tokens_per_batch = tokens_per_batch
+        self._prefetcher = prefetcher
+        self._on_batch = on_batch
         self._slot = AdapterSlot(model)
-        self._held: Path | None = None
-        self._bad: dict[Path, BadAdapter] = {}
+        self._loaded: Path | None = None
+        self._invalid: dict[Path, InvalidAdapterError] = {}
 
-    def score(self, job: Job, *, shared: bool = False) -> Scored | BadAdapter | UserError:
-        """One job, or this process's share of its rows; or what is wrong with its checkpoint or its figures."""
-        rows = self._encoded[job.text]
-        own = own_share([len(row) for row in rows]) if shared else range(len(rows))
+    def score(self, task: EvalTask, *, shard_rows: bool = False) -> RowScores | InvalidAdapterError | UserError:
+        """Score one task.
+
+        Errors are returned, not raised, so that all processes learn of them when the outcomes are gathered.
+
+        Args:
+            task: the task.
+            shard_rows: score only this process's shard of the rows.
+
+        Returns:
+            The scores, or what is wrong with the checkpoint or its log-likelihoods.
+        """
+        rows = self._encoded_rows[task.encoding_key]
+        indices = shard_by_cost([len(row) for row in rows]) if shard_rows else range(len(rows))
         try:
-            if job.checkpoint is not None:
-                self._hold(job.checkpoint)
-            began = time.perf_counter()
-            hidden = True if rank() else None  # on the first process's terminal alone
-            with tqdm(total=len(own), desc=job.title, unit="row", disable=hidden, leave=False) as bar:
-
-                def progressed(count: int) -> None:
-                    bar.update(count)
-                    self._check()
-
-                taken = [rows[at] for at in own]
-                scores = (
-                    score_rows(self._model, taken, tokens_per_batch=self._budget, on_batch=progressed) if own else []
-                )
-        except (BadAdapter, UserError) as error:
+            if task.checkpoint is not None:
+                self._load(task.checkpoint)
+            started = time.perf_counter()
+            scores = self._score_rows([rows[index] for index in indices], task.title)
+        except (InvalidAdapterError, UserError) as error:
             return error
-        return dict(zip(own, scores, strict=True)), time.perf_counter() - began
+        return RowScores(dict(zip(indices, scores, strict=True)), time.perf_counter() - started)
 
-    def _hold(self, checkpoint: Checkpoint) -> None:
-        """Have a checkpoint's weights in the base; a bad one's jobs all end with what was wrong with it at first."""
+    def _score_rows(self, rows: list[EncodedRow], title: str) -> list[RowScore]:
+        disable = True if get_rank() else None  # None: only on a terminal
+        with tqdm(total=len(rows), desc=title, unit="row", disable=disable, leave=False) as progress_bar:
+
+            def advance(count: int) -> None:
+                progress_bar.update(count)
+                self._on_batch()
+
+            if not rows:
+                return []
+            return score_rows(self._model, rows, tokens_per_batch=self._tokens_per_batch, on_batch=advance)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Put a checkpoint's weights into the base model.
+
+        Raises:
+            InvalidAdapterError: the checkpoint is invalid; every further task of it raises the same error.
+        """
         folder = checkpoint.path
-        if folder in self._bad:
-            raise self._bad[folder]
-        if folder == self._held:
+        if folder in self._invalid:
+            raise self._invalid[folder]
+        if folder == self._loaded:
             return
-        self._held = None
+        self._loaded = None
         try:
-            adapter = self._ahead.take(folder) if folder in self._ahead.folders else None
+            adapter = self._prefetcher.get(folder) if folder in self._prefetcher.folders else None
             load_checkpoint(self._slot, self._model, checkpoint, adapter)
-        except BadAdapter as error:
-            self._bad[folder] = error
+        except InvalidAdapterError as error:
+            self._invalid[folder] = error
             raise
-        self._held = folder
+        self._loaded = folder
 
 
-def merge_shards(shares: list[Scored | BadAdapter]) -> Scored | BadAdapter:
-    """All rows of an entry, and the longest time that a process took."""
-    bad = next((share for share in shares if isinstance(share, BadAdapter)), None)
-    if bad is not None:
-        return bad
-    return {at: score for scores, _ in shares for at, score in scores.items()}, max(seconds for _, seconds in shares)
+def merge_shards(shards: Sequence[RowScores | InvalidAdapterError]) -> RowScores | InvalidAdapterError:
+    """Return all rows of an entry from the processes' shards, with the time of the slowest process."""
+    merged: dict[int, RowScore] = {}
+    seconds = 0.0
+    for shard in shards:
+        if isinstance(shard, InvalidAdapterError):
+            return shard
+        merged |= shard.by_index
+        seconds = max(seconds, shard.seconds)
+    return RowScores(merged, seconds)

@@ -1,142 +1,147 @@
-"""A checkpoint of a run together with what was scored of it: what `pack` and `export` start from."""
+"""Select a checkpoint of a run: by name, the last, or the best of those that were scored."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hw3.common.errors import UserError
-from hw3.common.hashing import file_sha256
+from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe
-from hw3.evaluation.results import RESULTS
-from hw3.runs.checkpoints import Checkpoint, adapter_folder, complete_checkpoints
-from hw3.runs.open_run import recipe_of
+from hw3.runs.checkpoints import Checkpoint, external_adapter
+from hw3.runs.manifest import Manifest
+from hw3.runs.results_file import BestCheckpoint, ResultsFile, ScoreEntry, ScoringSettings
 from hw3.runs.resume import check_trained_as
-from hw3.runs.run_dir import portable, read_manifest
+from hw3.runs.run import Run
 
 
-def choose_checkpoint(run: Path, recipe: Recipe, name: str) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that a name stands for, None for the base, and one line that says which and why.
+def select_checkpoint(run: Run, recipe: Recipe, name: str) -> tuple[Checkpoint | None, str]:
+    """Return the checkpoint with a name, and one line that reports which it is and why.
+
+    Args:
+        run: the run.
+        recipe: the run's recipe.
+        name: `best`, `last`, `base`, a checkpoint's name, or the path of a checkpoint or of any PEFT adapter.
+
+    Returns:
+        The checkpoint, or None for the base model; and the line.
 
     Raises:
-        UserError: there is none; names those there are.
+        UserError: there is no such checkpoint; the message names the complete ones.
     """
     if name == "base":
         return None, "base, without an adapter"
-    complete = {checkpoint.name: checkpoint for checkpoint in complete_checkpoints(run)}
-    for path in (Path(name), run / name):
-        if path.is_dir() and path.resolve().parent != run.resolve():
-            other = adapter_folder(path)
-            return other, other.name
+    for path in (Path(name), run.path / name):
+        if path.is_dir() and path.resolve().parent != run.path.resolve():
+            adapter = external_adapter(path)
+            return adapter, adapter.name
+    complete = {checkpoint.name: checkpoint for checkpoint in run.complete_checkpoints()}
     if name not in ("best", "last"):
         name = Path(name).name
         if name not in complete:
-            there = ", ".join(complete) or "none yet"
-            raise UserError(f"{run}: no complete checkpoint {name}; there are {there}; or best, last, base, or a path")
+            names = ", ".join(complete) or "none yet"
+            raise UserError(f"{run}: no complete checkpoint {name}; there are {names}; or best, last, base, or a path")
         return complete[name], name
     if not complete:
-        raise UserError(f"{run}: no complete checkpoint yet; train on (hw3 train), or ask for base (--checkpoint base)")
+        raise UserError(
+            f"{run}: no complete checkpoint yet; continue training (hw3 train), or use the base model (--checkpoint "
+            "base)"
+        )
     last = list(complete.values())[-1]
     if name == "last":
         return last, f"{last.name}, the last of {len(complete)}"
-    best = best_of(run, recipe, complete)
+    best = find_best_checkpoint(run, recipe, complete)
     if best is None:
-        return last, f"{last.name}, the last: none is scored yet (hw3 eval {portable(run)} finds the best)"
-    score = f"mean perplexity {best['mean_perplexity']:.3f} on {best['chosen_on']}"
-    return complete[best["checkpoint"]], f"{best['checkpoint']}, the best of those scored: {score}"
+        return last, f"{last.name}, the last: none is scored yet (hw3 eval {run.name} finds the best)"
+    score = f"mean perplexity {best.mean_perplexity:.3f} on {best.chosen_on}"
+    return complete[best.checkpoint], f"{best.checkpoint}, the best of those scored: {score}"
 
 
-def best_of(run: Path, recipe: Recipe, complete: dict[str, Checkpoint]) -> dict[str, Any] | None:
-    """`best` of the run's results: of the recipe's `data.eval`, or else of any other file.
+def find_best_checkpoint(run: Run, recipe: Recipe, complete: dict[str, Checkpoint]) -> BestCheckpoint | None:
+    """Return the best checkpoint by the scores on the recipe's `data.eval`, or else on any other file.
 
     Args:
-        run: the run folder.
-        recipe: the run's.
-        complete: the checkpoints there are, by name; one that is gone or was written anew is not the best.
+        run: the run.
+        recipe: the run's recipe.
+        complete: the complete checkpoints by name. One that was deleted or trained again since is not the best.
     """
-    found = []
-    for file in sorted(run.glob(f"eval/*/{RESULTS}")):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        scored = {(entry["checkpoint"], entry["adapter_sha256"]) for entry in stored["entries"]}
-        name = (stored["best"] or {}).get("checkpoint")
-        if name in complete and (name, complete[name].sha256) in scored:
-            found.append((stored["data"]["path"] != portable(Path(recipe.data.eval)), stored["best"]))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    eval_path = portable_path(Path(recipe.data.eval))
+    candidates = []
+    for results in run.read_results().values():
+        best = results.best
+        scored = {(entry.checkpoint, entry.adapter_sha256) for entry in results.entries}
+        if best and best.checkpoint in complete and (best.checkpoint, complete[best.checkpoint].sha256) in scored:
+            candidates.append((results.data.path != eval_path, best))
+    return min(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A complete checkpoint and its zero-shot scores under the run's own prompt.
+class ScoredCheckpoint:
+    """A complete checkpoint and its zero-shot scores under the run's own prompt, as `pack` and `export` need them.
 
     Attributes:
-        run: the run folder.
+        run: the run.
         recipe: the run's recipe.
         manifest: the run's manifest.
         checkpoint: the checkpoint.
-        data: the scored file, the recipe's `data.eval`.
-        entry: the checkpoint's entry in `results.json`.
-        base: the un-tuned base's entry; None where it was not scored.
+        data_file: the scored file, the recipe's `data.eval`.
+        entry: the checkpoint's scores.
+        base: the base model's scores; None if it was not scored.
         settings: how both were scored.
     """
 
-    run: Path
+    run: Run
     recipe: Recipe
-    manifest: dict[str, Any]
+    manifest: Manifest
     checkpoint: Checkpoint
-    data: Path
-    entry: dict[str, Any]
-    base: dict[str, Any] | None
-    settings: dict[str, Any]
+    data_file: Path
+    entry: ScoreEntry
+    base: ScoreEntry | None
+    settings: ScoringSettings
 
 
-def scored_checkpoint(run: Path, name: str = "best") -> Scored:
-    """A run's checkpoint by name, with its scores on the recipe's `data.eval`.
+def select_scored_checkpoint(run: Run, name: str = "best") -> ScoredCheckpoint:
+    """Return a checkpoint by name, with its scores on the recipe's `data.eval`.
 
     Args:
-        run: the run folder.
-        name: a checkpoint's name or step, or `best`, which `hw3 eval` has chosen.
+        run: the run.
+        name: a checkpoint's name or step, or `best`, which `hw3 eval` has selected.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it has no score of today's prompt, rows and weights.
+        UserError: there is no such run or checkpoint, or no score for its current prompt, rows and weights.
     """
-    recipe = recipe_of(run)
+    recipe = run.load_recipe()
     check_trained_as(run, recipe)
-    checkpoints = {checkpoint.name: checkpoint for checkpoint in complete_checkpoints(run)}
-    if not checkpoints:
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in run.complete_checkpoints()}
+    manifest = run.read_manifest()
+    if not checkpoints or manifest is None:
         raise UserError(f"{run}: no complete checkpoint; train it first (make train RUN={run})")
-    data = Path(recipe.data.eval)
-    if not data.is_file():
-        raise UserError(f"{data}: no such file; it is the run's data.eval, whose score is to be compared with")
-    again = f"score the run first: make eval RUN={run} (hw3 eval {run})"
-    results = _results_on(run, data)
-    if results is None:
-        raise UserError(f"{run}: no scores on {data} as it is now; {again}")
+    data_file = Path(recipe.data.eval)
+    if not data_file.is_file():
+        raise UserError(f"{data_file}: no such file; it is the run's data.eval, whose score is needed to compare with")
+    advice = f"score the run first: make eval RUN={run} (hw3 eval {run})"
+    found = run.read_results_on(data_file)
+    if found is None:
+        raise UserError(f"{run}: no scores on {data_file} with its current content; {advice}")
+    _, results = found
     if name == "best":
-        if results["best"] is None:
-            raise UserError(f"{run}: no checkpoint has been scored on {data}; {again}")
-        name = results["best"]["checkpoint"]
+        if results.best is None:
+            raise UserError(f"{run}: no checkpoint has been scored on {data_file}; {advice}")
+        name = results.best.checkpoint
     checkpoint = checkpoints.get(name) or checkpoints.get(f"checkpoint-{name}")
     if checkpoint is None:
         raise UserError(f"{run}: no complete checkpoint {name}; there are {', '.join(checkpoints)}")
-    zero_shot = [
-        entry
-        for entry in results["entries"]
-        if entry["shots"] == 0 and entry["prompt"]["sha256"] == recipe.prompt.sha256
-    ]
-    entry = next((entry for entry in zero_shot if entry["adapter_sha256"] == checkpoint.sha256), None)
+    zero_shot = _zero_shot_by_adapter(results, recipe)
+    entry = zero_shot.get(checkpoint.sha256)
     if entry is None:
-        raise UserError(f"{run}: {checkpoint.name} as it is now has no score on {data}; {again}")
-    base = next((entry for entry in zero_shot if entry["checkpoint"] is None), None)
-    return Scored(run, recipe, read_manifest(run), checkpoint, data, entry, base, results["settings"])
+        raise UserError(f"{run}: {checkpoint.name} has no score on {data_file} with its current weights; {advice}")
+    return ScoredCheckpoint(run, recipe, manifest, checkpoint, data_file, entry, zero_shot.get(None), results.settings)
 
 
-def _results_on(run: Path, data: Path) -> dict[str, Any] | None:
-    """The run's results on this very file; None where there are none."""
-    sha256 = file_sha256(data)
-    for file in sorted(run.glob(f"eval/*/{RESULTS}")):
-        results = json.loads(file.read_text(encoding="utf-8"))
-        if results["data"]["sha256"] == sha256:
-            return results
-    return None
+def _zero_shot_by_adapter(results: ResultsFile, recipe: Recipe) -> dict[str | None, ScoreEntry]:
+    """Return the zero-shot entries under the recipe's prompt, by hash of the adapter; None for the base model."""
+    found: dict[str | None, ScoreEntry] = {}
+    for entry in results.entries:
+        if entry.shots == 0 and entry.prompt.sha256 == recipe.prompt.sha256:
+            found.setdefault(entry.adapter_sha256, entry)
+    return found

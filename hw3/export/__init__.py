@@ -1,1 +1,1 @@
-"""`hw3 export`: a checkpoint merged into its base model, with a model card."""
+"""`hw3 export`: merge a checkpoint into its base model, and write a complete model with its card."""

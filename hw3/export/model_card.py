@@ -8,123 +8,130 @@ from typing import Any
 
 from hw3.config.recipe import Recipe
 from hw3.config.yaml_loader import dump_yaml
-from hw3.evaluation.selection import Scored
+from hw3.evaluation.selection import ScoredCheckpoint
 
-# Keys of a recipe that say nothing of the model: names and secrets of services, where logs went.
-_PRIVATE = ("report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
+# Training keys that do not describe the model: names and secrets of services, places of logs.
+_PRIVATE_KEY_PREFIXES = ("report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
+_USAGE_CODE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+messages = [{"role": "user", "content": "今日無雨。\\n翻譯成現代文："}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+).to(model.device)
+new_ids = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(new_ids, skip_special_tokens=True))
+```"""
+
+
+def build_model_card(scored: ScoredCheckpoint, name: str, merged_perplexity: float) -> str:
+    """Return the model card: usage, scores, training data by name and hash, and recipe.
+
+    Args:
+        scored: the exported checkpoint with its scores.
+        name: title of the card.
+        merged_perplexity: mean perplexity of the exported weights, on the same rows.
+    """
+    recipe, manifest = scored.recipe, scored.manifest
+    method = "Full" if recipe.lora is None else "LoRA" if recipe.quantization is None else "QLoRA"
+    sections = [
+        f"---\n{dump_yaml(_front_matter(recipe)).rstrip()}\n---",
+        f"# {name}",
+        f"{method} fine-tuning of `{_base_model_name(recipe)}` on `{Path(manifest.data['train'].path).name}`, step "
+        f"{scored.checkpoint.step}. Complete weights in {recipe.model.dtype}.",
+        f"## Use\n\n{_USAGE_CODE}\n\n{_describe_chat_template(recipe)}",
+        f"## Scores\n\n{_describe_scores(scored, merged_perplexity)}",
+        f"## Data\n\n{_data_table(scored)}",
+        f"## Recipe\n\n```yaml\n{dump_yaml(public_recipe(recipe)).rstrip()}\n```",
+        f"Trained with {', '.join(f'{package} {version}' for package, version in manifest.versions.items())}, Python "
+        f"{manifest.python}.",
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe a card may say: no rows, no paths of this machine, nothing of services."""
+    """Return the parts of a recipe that may be published.
+
+    Data files, few-shot examples, local paths and settings of services are left out.
+    """
     values = recipe.to_dict()
     values["model"] = recipe.model.model_dump(exclude_none=True)
-    values["model"]["pretrained_model_name_or_path"] = _base_name(recipe)
+    values["model"]["pretrained_model_name_or_path"] = _base_model_name(recipe)
     values["prompt"].pop("examples")
     values["data"] = {key: value for key, value in values["data"].items() if key in ("max_length", "too_long")}
-    values["training"] = {key: value for key, value in recipe.training.items() if not key.startswith(_PRIVATE)}
+    values["training"] = {
+        key: value for key, value in recipe.training.items() if not key.startswith(_PRIVATE_KEY_PREFIXES)
+    }
     return {
         key: values[key] for key in ("model", "quantization", "lora", "prompt", "data", "training") if key in values
     }
 
 
-def _base_name(recipe: Recipe) -> str:
-    name = recipe.model.pretrained_model_name_or_path
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def card(scored: Scored, name: str, after: float) -> str:
-    """The model card: recipe, data by name and hash, scores with intervals, how to run it."""
-    recipe, manifest = scored.recipe, scored.manifest
-    how = "full fine-tuning" if recipe.lora is None else "LoRA" if recipe.quantization is None else "QLoRA"
-    base = _base_name(recipe)
-    front: dict[str, Any] = {
+def _front_matter(recipe: Recipe) -> dict[str, Any]:
+    """Return the metadata that the Hugging Face Hub reads."""
+    metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["trl", "sft"],
     }
-    if not Path(recipe.model.pretrained_model_name_or_path).is_dir():
-        front["base_model"] = base
-    data = [
-        f"| {use} | `{Path(entry['path']).name}` | {entry['rows']:,} | `{entry['sha256']}` |"
-        for use, entry in manifest["data"].items()
-    ]
-    scores = [
-        f"| {title} | {entry['mean_perplexity']:.3f} "
-        f"[{entry['mean_perplexity_ci95'][0]:.2f}, {entry['mean_perplexity_ci95'][1]:.2f}] | "
-        f"{entry['token_perplexity']:.3f} | {entry['bits_per_character']:.3f} |"
-        for title, entry in (("base", scored.base), (f"tuned, step {scored.checkpoint.step}", scored.entry))
-        if entry is not None
-    ]
-    versions = ", ".join(f"{package} {number}" for package, number in manifest["versions"].items())
-    return "\n".join(
-        [
-            "---",
-            dump_yaml(front).rstrip(),
-            "---",
-            "",
-            f"# {name}",
-            "",
-            f"`{base}`, tuned by {how} on `{Path(manifest['data']['train']['path']).name}`, step "
-            f"{scored.checkpoint.step}; whole weights in {recipe.model.dtype}.",
-            "",
-            "## Use",
-            "",
-            _usage(recipe),
-            "",
-            "## Scores",
-            "",
-            f"On `{scored.data.name}` ({scored.entry['rows']} rows): a row's perplexity is exp of the mean negative "
-            "log-likelihood of its output and EOS; the score is the mean over rows, with a 95 % bootstrap interval.",
-            "",
-            "| | mean perplexity | token perplexity | bits a character |",
-            "|---|---|---|---|",
-            *scores,
-            "",
-            f"Scored as trained{'' if recipe.lora is None else ', the adapter beside its base'}; these merged weights, "
-            f"loaded from this folder: {after:.3f}.",
-            "",
-            "## Data",
-            "",
-            "| | file | rows | SHA-256 |",
-            "|---|---|---|---|",
-            *data,
-            "",
-            "## Recipe",
-            "",
-            "```yaml",
-            dump_yaml(public_recipe(recipe)).rstrip(),
-            "```",
-            "",
-            f"Trained with {versions}, Python {manifest['python']}.",
-            "",
-        ]
-    )
+    if not _is_local(recipe):
+        metadata["base_model"] = recipe.model.pretrained_model_name_or_path
+    return metadata
 
 
-def _usage(recipe: Recipe) -> str:
-    if recipe.prompt.chat_template:
-        template = "The base's chat template, as in training"
-        if recipe.prompt.system is not None:
-            template += "; this text and a line end go before the instruction: " + json.dumps(
-                recipe.prompt.system, ensure_ascii=False
+def _is_local(recipe: Recipe) -> bool:
+    return Path(recipe.model.pretrained_model_name_or_path).is_dir()
+
+
+def _base_model_name(recipe: Recipe) -> str:
+    """Return the name on the Hub, or only the folder's name of a local base model."""
+    name = recipe.model.pretrained_model_name_or_path
+    return Path(name).name if _is_local(recipe) else name
+
+
+def _describe_chat_template(recipe: Recipe) -> str:
+    if not recipe.prompt.chat_template:
+        return (
+            "The chat template in this folder is the prompt that the model was trained with, not the base model's own "
+            "template."
+        )
+    text = "The chat template is the base model's own, as in training."
+    if recipe.prompt.system is not None:
+        system = json.dumps(recipe.prompt.system, ensure_ascii=False)
+        text += f" Put this text and a newline before the instruction: {system}"
+    return text
+
+
+def _describe_scores(scored: ScoredCheckpoint, merged_perplexity: float) -> str:
+    """Return the table of scores, with an explanation before and the score of the exported weights after it."""
+    lines = [
+        f"On `{scored.data_file.name}` ({scored.entry.rows} rows). A row's perplexity is exp of the mean negative "
+        "log-likelihood of its output and EOS. The score is the mean over rows, with a 95 % bootstrap interval.",
+        "",
+        "| | mean perplexity | token perplexity | bits per character |",
+        "|---|---|---|---|",
+    ]
+    for title, entry in (("base model", scored.base), (f"fine-tuned, step {scored.checkpoint.step}", scored.entry)):
+        if entry is not None:
+            low, high = entry.mean_perplexity_ci95
+            lines.append(
+                f"| {title} | {entry.mean_perplexity:.3f} [{low:.2f}, {high:.2f}] | {entry.token_perplexity:.3f} | "
+                f"{entry.bits_per_character:.3f} |"
             )
-    else:
-        template = "The chat template in this folder is the prompt that the model was trained with, not the base's own"
-    return "\n".join(
-        [
-            "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            'model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto", device_map="auto")',
-            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-            'messages = [{"role": "user", "content": "今日無雨。\\n翻譯成現代文："}]',
-            "inputs = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
-            ").to(model.device)",
-            'new = model.generate(**inputs, max_new_tokens=256)[0, inputs["input_ids"].shape[1] :]',
-            "print(tokenizer.decode(new, skip_special_tokens=True))",
-            "```",
-            "",
-            f"{template}.",
-        ]
-    )
+    how_scored = "" if scored.recipe.lora is None else ", with the adapter beside its base model"
+    lines += [
+        "",
+        f"The checkpoint was scored as in training{how_scored}. The weights in this folder have a mean perplexity of "
+        f"{merged_perplexity:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def _data_table(scored: ScoredCheckpoint) -> str:
+    lines = ["| | file | rows | SHA-256 |", "|---|---|---|---|"]
+    for use, data in scored.manifest.data.items():
+        lines.append(f"| {use} | `{Path(data.path).name}` | {data.rows:,} | `{data.sha256}` |")
+    return "\n".join(lines)

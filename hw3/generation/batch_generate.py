@@ -1,4 +1,4 @@
-"""Prompt ids in, answer ids out, in any batch: the same answers as one prompt at a time, in float32."""
+"""Generate outputs for a list of prompts in batches. In float32 they equal those of one prompt at a time."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTraine
 from transformers.cache_utils import DynamicLayer
 
 from hw3.config.schema import GenerationSection
-from hw3.data.batching import batches, common_prefix
+from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
-from hw3.generation.decoder import ROOM, Decoder, run
-from hw3.modeling.logits import adapters_in_tf32, output_logits
+from hw3.generation.batch_memory import estimate_prefill_bytes, estimate_row_bytes, get_batch_bytes
+from hw3.generation.decoder import Decoder, compute_last_hidden
+from hw3.modeling.logits import allow_tf32_for_adapters, compute_logits
 
-CPU_BATCH_BYTES = 2**28  # some 90 rows of the small model
-PROMPTS_SHARE = 4  # a quarter of a batch's memory is for what a layer holds while prompts run
+PREFILL_MEMORY_DIVISOR = 4  # a quarter of a batch's memory is reserved for the activations of the prefill
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model wrote after one prompt.
+class Generation:
+    """The generated continuation of one prompt.
 
     Attributes:
-        ids: the new ids, the one that ended it left out.
-        finished: whether the model ended it; otherwise it was cut at its limit.
+        token_ids: the new token ids, without the stop token.
+        finished: whether the model generated a stop token; otherwise the output was cut at its limit.
     """
 
-    ids: list[int]
+    token_ids: list[int]
     finished: bool
 
 
-def stop_ids(model: PreTrainedModel, eos_id: int) -> list[int]:
-    """Ids that end an answer: EOS of the trained tokenizer first, then what the base's own generation stops at."""
+def get_stop_token_ids(model: PreTrainedModel, eos_token_id: int) -> list[int]:
+    """Return the ids that end an output: the tokenizer's EOS first, then those of the base's generation config."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [] if own is None else [own]
-    return list(dict.fromkeys([eos_id, *own]))
+    return list(dict.fromkeys([eos_token_id, *own]))
 
 
-def generation_config(section: GenerationSection, stops: Sequence[int]) -> GenerationConfig:
-    """The recipe's `generation` section for `generate`; nothing else is taken from the base's own settings."""
+def build_generation_config(section: GenerationSection, stop_token_ids: Sequence[int]) -> GenerationConfig:
+    """Return the recipe's `generation` section as a `GenerationConfig`, with no defaults from the base model."""
     values = section.model_dump(exclude_none=True, exclude={"max_new_tokens"})
-    return GenerationConfig(**values, eos_token_id=list(stops), pad_token_id=stops[0], use_cache=True)
+    return GenerationConfig(**values, eos_token_id=list(stop_token_ids), pad_token_id=stop_token_ids[0], use_cache=True)
 
 
 @torch.inference_mode()
@@ -52,90 +52,104 @@ def generate(
     model: PreTrainedModel,
     rows: Sequence[EncodedRow],
     *,
-    limits: Sequence[int],
-    config: GenerationConfig,
-    on_answer: Callable[[int, Answer], None],
+    max_new_tokens: Sequence[int],
+    generation_config: GenerationConfig,
+    on_generation: Callable[[int, Generation], None],
     batch_bytes: int | None = None,
 ) -> None:
-    """Answer every prompt.
+    """Generate an output for every prompt.
 
-    Rows are sorted by length and padded on the left, so that new tokens of all follow their prompts at once; what all
-    prompts begin with runs through the model once. Prompts need more memory than answers: without beams they run in
-    parts of a batch, so that it may have as many rows as answers allow. Under plain greedy search rows leave their
-    batch some time after they have ended, so that one that never ends holds up no other.
+    - Rows are sorted by length and padded on the left. The tokens that all prompts begin with are computed once.
+    - A prompt needs more memory than its output. Except in beam search, the prompts of a batch are therefore computed
+      in several parts, and the batch has as many rows as fit into memory while they are decoded.
+    - Without beam search and logits processors, finished rows are removed from their batch from time to time, so that
+      one long output does not delay the next batches.
 
     Args:
         model: the causal language model in evaluation mode; adapters, if any, are injected into it.
-        rows: encoded rows; outputs, where there are any, are not looked at.
-        limits: most new tokens of each row, EOS included.
-        config: how to generate; `eos_token_id` is a list.
-        on_answer: called with a row's index and its answer as soon as it is there, in no certain order.
-        batch_bytes: memory that a batch may take; from free memory if None.
+        rows: encoded rows; their outputs are ignored.
+        max_new_tokens: limit of each row, EOS included.
+        generation_config: how to generate; `eos_token_id` must be a list.
+        on_generation: called with a row's index and its output as soon as the row is finished, in any order.
+        batch_bytes: memory that a batch may take; None derives it from the free memory.
     """
-    # Settings of the base's authors (sampling, penalties) would fill what the recipe leaves out.
+    # `generate` would fill unset values from the base model's own config (sampling, penalties).
     model.generation_config = GenerationConfig()
     prompts = [row.prompt_ids for row in rows]
-    with adapters_in_tf32(model):
-        prefix = _prefix_cache(model, rows) if len(rows) > 1 else None
-        common = prefix.get_seq_length() if prefix is not None else 0
-        memory = batch_bytes or _free_bytes(model)
-        at_work = memory // PROMPTS_SHARE
-        at_once = [_prompt_bytes(model, common, len(ids)) for ids in prompts]
-        costs = row_costs(model, [len(ids) for ids in prompts], limits)
-        if config.num_beams > 1:
-            # `generate` runs all prompts at once.
-            costs = [config.num_beams * (kept + more) for kept, more in zip(costs, at_once, strict=True)]
-        for batch in batches(costs, memory if config.num_beams > 1 else memory - at_work):
-            parts = list(batches([at_once[index] for index in batch], at_work))
-            batch = [batch[place] for part in parts for place in part]
-            answer = _Batch([limits[index] for index in batch], batch, on_answer, [len(part) for part in parts])
-            _generate_batch(model, [prompts[index] for index in batch], prefix, config, answer)
+    with allow_tf32_for_adapters(model):
+        prefix = _prefill_common_prefix(model, rows) if len(rows) > 1 else None
+        prefix_length = prefix.get_seq_length() if prefix is not None else 0
+        batch_bytes = batch_bytes or get_batch_bytes(model)
+        prefill_bytes = batch_bytes // PREFILL_MEMORY_DIVISOR
+        row_prefill_bytes = [estimate_prefill_bytes(model, prefix_length, len(ids)) for ids in prompts]
+        row_bytes = estimate_row_bytes(model, [len(ids) for ids in prompts], max_new_tokens)
+        if generation_config.num_beams > 1:
+            # Beam search computes all prompts of a batch at once.
+            both = zip(row_bytes, row_prefill_bytes, strict=True)
+            row_bytes = [generation_config.num_beams * (cached + prefill) for cached, prefill in both]
+            decoding_bytes = batch_bytes
+        else:
+            decoding_bytes = batch_bytes - prefill_bytes
+        for indices in batch_by_length(row_bytes, decoding_bytes):
+            parts = list(batch_by_length([row_prefill_bytes[index] for index in indices], prefill_bytes))
+            indices = [indices[place] for part in parts for place in part]
+            batch = _Batch(
+                indices, [max_new_tokens[index] for index in indices], [len(part) for part in parts], on_generation
+            )
+            _generate_batch(model, [prompts[index] for index in indices], prefix, generation_config, batch)
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Limits and numbers of a batch's rows, who is told their answers, how many prompts run at a time."""
+    """The rows of one batch.
 
-    limits: list[int]
-    indices: list[int]
-    on_answer: Callable[[int, Answer], None]
-    parts: list[int]
+    Attributes:
+        row_indices: each row's index among all rows.
+        max_new_tokens: each row's limit.
+        prefill_sizes: numbers of rows whose prompts are computed together, in order.
+        on_generation: see `generate`.
+    """
 
-    def ended(self, row: int, ids: list[int], stops: set[int]) -> None:
-        """Report one row of the batch; `ids` may go on after a stop id or the row's limit."""
-        ids = ids[: self.limits[row]]
-        end = next((place for place, id in enumerate(ids) if id in stops), None)
-        self.on_answer(self.indices[row], Answer(ids[:end], end is not None))
+    row_indices: list[int]
+    max_new_tokens: list[int]
+    prefill_sizes: list[int]
+    on_generation: Callable[[int, Generation], None]
+
+    def report(self, row: int, token_ids: list[int], stop_token_ids: set[int]) -> None:
+        """Report one row of the batch; `token_ids` may continue after a stop token or the row's limit."""
+        token_ids = token_ids[: self.max_new_tokens[row]]
+        end = next((place for place, token_id in enumerate(token_ids) if token_id in stop_token_ids), None)
+        self.on_generation(self.row_indices[row], Generation(token_ids[:end], end is not None))
 
 
 def _generate_batch(
     model: PreTrainedModel,
     prompts: list[list[int]],
     prefix: Cache | None,
-    config: GenerationConfig,
+    generation_config: GenerationConfig,
     batch: _Batch,
 ) -> None:
     width = max(map(len, prompts))
-    # Padding is masked; with the prompt's own first id it does not count for a repetition penalty either.
+    # Padding is masked. It repeats the prompt's own first id, so that a repetition penalty sees no other token.
     input_ids = torch.tensor([[ids[0]] * (width - len(ids)) + ids for ids in prompts])
     attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    config = copy.deepcopy(config)
-    config.max_new_tokens = max(batch.limits)
+    generation_config = copy.deepcopy(generation_config)
+    generation_config.max_new_tokens = max(batch.max_new_tokens)
     inputs: dict[str, Any] = {
         "input_ids": input_ids.to(model.device),
         "attention_mask": attention_mask.to(model.device),
-        "generation_config": config,
+        "generation_config": generation_config,
     }
-    if config.num_beams == 1:
+    if generation_config.num_beams == 1:
         model.generate(**inputs, custom_generate=_decode, batch=batch, prefix=prefix)
         return
-    cache = _shifted(model, prefix, attention_mask)
+    cache = _expand_prefix_cache(model, prefix, attention_mask)
     if prefix is not None:
-        cache.batch_repeat_interleave(config.num_beams)
-    stops = set(config.eos_token_id)
+        cache.batch_repeat_interleave(generation_config.num_beams)
+    stop_token_ids = set(generation_config.eos_token_id)
     sequences = model.generate(**inputs, past_key_values=cache)
-    for row, ids in enumerate(sequences[:, width:].tolist()):
-        batch.ended(row, ids, stops)
+    for row, token_ids in enumerate(sequences[:, width:].tolist()):
+        batch.report(row, token_ids, stop_token_ids)
 
 
 def _decode(
@@ -146,146 +160,103 @@ def _decode(
     generation_config: GenerationConfig,
     batch: _Batch,
     prefix: Cache | None,
-    **inputs: Any,  # named here, `generate` would take them for arguments of its own
+    **inputs: Any,  # if named here, `generate` would take them for generation arguments
 ) -> None:
-    """Greedy search or sampling as `generate` has prepared it, rows leaving the batch as they end."""
+    """Run greedy search or sampling as `generate` has prepared it, and remove finished rows from the batch."""
     width, device = input_ids.shape[1], input_ids.device
     attention_mask: torch.Tensor | None = inputs["attention_mask"]
-    if attention_mask is None:  # nothing is padded
+    if attention_mask is None:  # `generate` drops a mask without padding
         attention_mask = torch.ones_like(input_ids)
-    stops = torch.tensor(generation_config.eos_token_id, device=device)
-    limits = torch.tensor(batch.limits, device=device)
-    here = torch.arange(len(input_ids), device=device)
-    going = torch.ones_like(here, dtype=torch.bool)
-    hidden, decoder = _run_prompts(model, input_ids, attention_mask, prefix, batch.parts)
+    stop_token_ids = torch.tensor(generation_config.eos_token_id, device=device)
+    limits = torch.tensor(batch.max_new_tokens, device=device)
+    row_indices = torch.arange(len(input_ids), device=device)
+    active = torch.ones_like(row_indices, dtype=torch.bool)
+    hidden, decoder = _prefill(model, input_ids, attention_mask, prefix, batch.prefill_sizes)
     while True:
-        scores = logits_processor(input_ids, output_logits(model, hidden).to(device))
+        scores = logits_processor(input_ids, compute_logits(model, hidden).to(device))
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(-1), 1)
         else:
             tokens = scores.argmax(-1, keepdim=True)
         input_ids = torch.cat([input_ids, tokens], dim=-1)
-        ended = going & (torch.isin(tokens[:, 0], stops) | (input_ids.shape[1] - width >= limits))
-        if ended.any():
-            for row, ids in zip(here[ended].tolist(), input_ids[ended, width:].tolist(), strict=True):
-                batch.ended(row, ids, set(generation_config.eos_token_id))
-            going &= ~ended
-            if not going.any():
+        finished = active & (torch.isin(tokens[:, 0], stop_token_ids) | (input_ids.shape[1] - width >= limits))
+        if finished.any():
+            finished_rows = zip(row_indices[finished].tolist(), input_ids[finished, width:].tolist(), strict=True)
+            for row, token_ids in finished_rows:
+                batch.report(row, token_ids, set(generation_config.eos_token_id))
+            active &= ~finished
+            if not active.any():
                 return
-            # Some processors count the batch's rows.
-            if not logits_processor and int((~going).sum()) >= decoder.least_leaving * len(going):
-                decoder.keep(going)
-                input_ids, limits, here, going = input_ids[going], limits[going], here[going], going[going]
+            # Some logits processors have state for every row of the batch.
+            if not logits_processor and int((~active).sum()) >= decoder.min_finished_fraction * len(active):
+                decoder.keep(active)
+                input_ids, limits, row_indices = input_ids[active], limits[active], row_indices[active]
+                active = active[active]
         hidden = decoder.step(input_ids[:, -1:])
 
 
-def _run_prompts(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, prefix: Cache | None, sizes: Sequence[int]
+def _prefill(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    prefix: Cache | None,
+    part_sizes: Sequence[int],
 ) -> tuple[torch.Tensor, Decoder]:
-    """The last hidden states of all prompts, shape (B, H), and what goes on from there; so many rows run at a time."""
+    """Compute the prompts, `part_sizes` rows at a time.
+
+    Returns:
+        The last hidden states of all prompts, shape (B, D), and the decoder that continues from there.
+    """
     hidden, caches = [], []
-    for ids, seen in zip(input_ids.split(sizes), mask.split(sizes), strict=True):
-        width = int(seen.sum(-1).max())
-        ids, seen = ids[:, -width:], seen[:, -width:]
-        positions = (seen.cumsum(-1) - 1).clamp(min=0)
-        cache = _shifted(model, prefix, seen)
+    for ids, mask in zip(input_ids.split(part_sizes), attention_mask.split(part_sizes), strict=True):
+        width = int(mask.sum(-1).max())
+        ids, mask = ids[:, -width:], mask[:, -width:]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = _expand_prefix_cache(model, prefix, mask)
         new = slice(cache.get_seq_length(), None)
-        last = run(model, ids[:, new], seen, positions[:, new], cache)
-        hidden.append(last.clone())  # not the other positions with it
+        last_hidden = compute_last_hidden(model, ids[:, new], mask, positions[:, new], cache)
+        hidden.append(last_hidden.clone())  # a view would keep all positions in memory
         caches.append(cache)
-    return torch.cat(hidden), Decoder(model, caches, mask)
+    return torch.cat(hidden), Decoder(model, caches, attention_mask)
 
 
-def _prefix_cache(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
-    """Keys and values of what all prompts begin with, in a batch of one; None where that is nothing."""
-    length = common_prefix(rows)
+def _prefill_common_prefix(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Cache | None:
+    """Return keys and values of the tokens that all prompts begin with, as a batch of one; None if there are none."""
+    length = common_prefix_length(rows)
     if not length:
         return None
-    cache = _empty_cache(model)
+    cache = _create_cache(model)
     ids = torch.tensor([rows[0].prompt_ids[:length]], device=model.device)
     model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
 
 
-def _empty_cache(model: PreTrainedModel) -> Cache:
-    """Every layer keeps every position: the masks alone know of sliding windows, padded rows or not."""
+def _create_cache(model: PreTrainedModel) -> Cache:
+    """Return a cache whose layers store every position; only the masks implement sliding windows."""
     return Cache(layers=[DynamicLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
 
 
-def _shifted(model: PreTrainedModel, prefix: Cache | None, mask: torch.Tensor) -> Cache:
-    """The prefix for a batch, each row's behind its padding; what falls off its end is run again with the rest.
+def _expand_prefix_cache(model: PreTrainedModel, prefix: Cache | None, attention_mask: torch.Tensor) -> Cache:
+    """Copy the prefix's keys and values to every row of a batch, shifted behind the row's padding.
+
+    What the shift moves beyond length P is computed again with the rest of the prompt.
 
     Args:
         model: the model.
-        prefix: of length P, in a batch of one.
-        mask: of the prompts, shape (B, L); 0 is padding, on the left.
+        prefix: cache of length P, a batch of one.
+        attention_mask: mask of the prompts, shape (B, L); 0 is padding, on the left.
 
     Returns:
-        A cache of length P for as many rows; what stands at padded positions is masked.
+        A cache of length P for B rows. Values at padded positions are arbitrary, since they are masked.
     """
-    cache = _empty_cache(model)
+    cache = _create_cache(model)
     if prefix is None:
         return cache
-    paddings = (mask == 0).sum(-1, keepdim=True)
-    places = torch.arange(prefix.get_seq_length(), device=mask.device) - paddings
-    for number, layer in enumerate(prefix.layers):
-        index = places.clamp(min=0).to(layer.keys.device)
-        # (1, H, P, D) by (B, P) to (B, H, P, D)
+    paddings = (attention_mask == 0).sum(-1, keepdim=True)
+    positions = torch.arange(prefix.get_seq_length(), device=attention_mask.device) - paddings
+    for layer_index, layer in enumerate(prefix.layers):
+        index = positions.clamp(min=0).to(layer.keys.device)
+        # (1, H, P, D) indexed by (B, P) to (B, H, P, D)
         keys, values = (states[0, :, index].transpose(0, 1) for states in (layer.keys, layer.values))
-        cache.update(keys, values, number)
+        cache.update(keys, values, layer_index)
     return cache
-
-
-def row_costs(model: PreTrainedModel, prompts: Sequence[int], limits: Sequence[int]) -> list[int]:
-    """Memory of each row in any batch with rows that cost no more: as wide as their longest prompt and longest limit.
-
-    Args:
-        model: the model.
-        prompts: tokens of each prompt.
-        limits: most new tokens of each row.
-
-    Returns:
-        Bytes.
-    """
-    costs = [0] * len(prompts)
-    widest = longest = 0
-    for index in sorted(range(len(prompts)), key=lambda index: prompts[index] + limits[index]):
-        widest, longest = max(widest, prompts[index]), max(longest, limits[index])
-        costs[index] = _bytes(model, widest, longest)
-    return costs
-
-
-def _bytes(model: PreTrainedModel, prompt: int, limit: int) -> int:
-    """Memory of one row to its end: keys and values, a layer's once more and for all heads, and logits.
-
-    Attention that is not known to read them in place makes copies for all heads.
-    """
-    config = model.config.get_text_config()
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    cached = 2 * _head_bytes(model) * ((layers + 1) * config.num_key_value_heads + heads)
-    return cached * (prompt + limit + ROOM) + 3 * 4 * config.vocab_size
-
-
-def _prompt_bytes(model: PreTrainedModel, prefix: int, prompt: int) -> int:
-    """What a layer holds of one row while its prompt runs, all but the prefix."""
-    config = model.config.get_text_config()
-    size = model.dtype.itemsize
-    # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
-    a_token = (size + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
-    a_token += config.num_attention_heads * prompt * (2 * size + 4)
-    return a_token * (prompt - prefix)
-
-
-def _head_bytes(model: PreTrainedModel) -> int:
-    """One head's key of one token."""
-    config = model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head * model.dtype.itemsize
-
-
-def _free_bytes(model: PreTrainedModel) -> int:
-    """Half of the GPU's free memory; on a CPU what keeps a step quick."""
-    if model.device.type == "cpu":
-        return CPU_BATCH_BYTES
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return free // 2

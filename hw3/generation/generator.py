@@ -1,4 +1,4 @@
-"""What answers: a run's base or one of its checkpoints under the run's prompt, found by name, loaded when needed."""
+"""Generate with the base model of a run, or with one of its checkpoints, under the run's prompt."""
 
 from __future__ import annotations
 
@@ -15,115 +15,189 @@ from hw3.data.prompt import Example
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import TEMPLATES
 from hw3.data.tokenization import EncodedRow, Encoder
-from hw3.evaluation.selection import choose_checkpoint
-from hw3.generation.batch_generate import Answer, generate, generation_config, stop_ids
-from hw3.generation.output_limits import AnswerLengths
-from hw3.modeling.adapter_io import BadAdapter
+from hw3.evaluation.selection import select_checkpoint
+from hw3.generation.batch_generate import Generation, build_generation_config, generate, get_stop_token_ids
+from hw3.generation.output_limits import OutputLengthLimits
+from hw3.modeling.adapter_io import InvalidAdapterError
 from hw3.modeling.adapter_slot import AdapterSlot
-from hw3.modeling.logits import check_head
+from hw3.modeling.logits import verify_output_head
 from hw3.runs.checkpoints import Checkpoint
-from hw3.runs.open_run import load_checkpoint, load_for_inference, open_run, prompt_content, recipe_of
+from hw3.runs.identity import ModelIdentity
+from hw3.runs.open_run import load_checkpoint, load_for_inference, open_run
 from hw3.runs.resume import check_trained_as
+from hw3.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """What answers: a run's base, one of its checkpoints or another adapter, a prompt; loaded when first needed.
+class RunGenerator:
+    """The base model of a run, or a checkpoint, with a prompt. The weights are loaded when they are first needed.
 
     Attributes:
-        run: the run folder.
-        recipe: the run's, overrides applied.
-        checkpoint: None for the base.
-        chosen: one line on which it is and why.
+        run: the run.
+        recipe: the run's recipe, overrides applied.
+        checkpoint: the checkpoint; None for the base model.
+        selection: one line that reports which checkpoint was selected, and why.
         encoder: the run's tokenizer and prompt.
-        config: the base's configuration.
-        examples: worked examples in the prompt.
-        content: what its answers depend on, by content.
+        max_positions: the most tokens that the base model takes.
+        examples: few-shot examples in the prompt.
+        identity: what every prediction depends on, besides checkpoint and prompt.
     """
 
-    run: Path
+    run: Run
     recipe: Recipe
     checkpoint: Checkpoint | None
-    chosen: str
+    selection: str
     encoder: Encoder
-    config: Any
+    max_positions: int
     examples: list[Example]
-    content: dict[str, Any]
+    identity: ModelIdentity
 
     @classmethod
-    def of(cls, run: Path, overrides: list[str] | None, checkpoint: str, shots: int, anyway: bool) -> Answerer:
-        """Find it; nothing large is loaded.
+    def open(
+        cls,
+        run: Run,
+        checkpoint: str = "best",
+        *,
+        shots: int = 0,
+        overrides: list[str] | None = None,
+        allow_mismatch: bool = False,
+    ) -> RunGenerator:
+        """Open a run for generation; no weights are loaded.
+
+        Args:
+            run: the run.
+            checkpoint: `best`, `last`, `base`, a checkpoint's name, or the path of a checkpoint or of any PEFT adapter.
+            shots: number of few-shot examples in the prompt.
+            overrides: `generation.key=value` assignments.
+            allow_mismatch: use a checkpoint that was trained under another prompt or quantization.
 
         Raises:
-            UserError: there is no such run or checkpoint, or the prompt has fewer worked examples.
+            UserError: there is no such run or checkpoint, the prompt has fewer few-shot examples, or an override is
+                not of the `generation` section.
         """
-        foreign = [word for word in overrides or [] if not word.strip().startswith("generation.")]
-        if foreign:
-            raise UserError(f"{foreign[0]}: only generation.key=value may be set here; the rest is the run's own")
-        recipe = recipe_of(run, overrides=overrides)
-        chosen, why = choose_checkpoint(run, recipe, checkpoint)
-        if chosen is not None and not anyway:
-            check_trained_as(run, recipe)
-        there = recipe.prompt.examples
-        if not 0 <= shots <= len(there):
+        other_sections = [text for text in overrides or [] if not text.strip().startswith("generation.")]
+        if other_sections:
             raise UserError(
-                f"--shots {shots}: the prompt has {len(there)} worked examples; give a number from 0 to that"
+                f"{other_sections[0]}: only generation.key=value may be set here; the run's recipe fixes the rest"
             )
-        examples = there[:shots]
-        tokenizer, config, content = open_run(run, recipe)
-        content |= prompt_content(recipe.prompt, examples)
-        content["adapter"] = None if chosen is None else chosen.sha256
-        return cls(run, recipe, chosen, why, Encoder(tokenizer, recipe.prompt), config, examples, content)
+        recipe = run.load_recipe(overrides)
+        selected, selection = select_checkpoint(run, recipe, checkpoint)
+        if selected is not None and not allow_mismatch:
+            check_trained_as(run, recipe)
+        num_examples = len(recipe.prompt.examples)
+        if not 0 <= shots <= num_examples:
+            raise UserError(
+                f"--shots {shots}: the prompt has {num_examples} few-shot examples; give a number from 0 to "
+                f"{num_examples}"
+            )
+        opened = open_run(run, recipe)
+        return cls(
+            run=run,
+            recipe=recipe,
+            checkpoint=selected,
+            selection=selection,
+            encoder=Encoder(opened.tokenizer, recipe.prompt),
+            max_positions=opened.max_positions,
+            examples=recipe.prompt.examples[:shots],
+            identity=opened.identity,
+        )
 
     @property
     def name(self) -> str:
-        """Of the file of answers: `base`, `base+4`, `checkpoint-100`; an adapter from elsewhere has its hash in it."""
-        name = "base" if self.checkpoint is None else self.checkpoint.path.resolve().name
-        if self.checkpoint is not None and self.checkpoint.path.resolve().parent != self.run.resolve():
-            name += f"-{self.checkpoint.sha256[:8]}"
+        """File name of the predictions: `base`, `base+4` with four few-shot examples, `checkpoint-100`.
+
+        The name of an adapter from elsewhere ends in a part of its hash.
+        """
+        name = "base"
+        if self.checkpoint is not None:
+            folder = self.checkpoint.path.resolve()
+            name = folder.name
+            if folder.parent != self.run.path.resolve():
+                name += f"-{self.checkpoint.sha256[:8]}"
         return f"{name}+{len(self.examples)}" if self.examples else name
 
+    def key(self, **more: Any) -> str:
+        """Return a key that identifies predictions by everything that they depend on.
+
+        Args:
+            more: JSON values of what they depend on besides model, checkpoint and prompt.
+        """
+        adapter_sha256 = None if self.checkpoint is None else self.checkpoint.sha256
+        return self.identity.key(adapter_sha256, self.recipe.prompt, self.examples, **more)
+
     @cached_property
-    def lengths(self) -> AnswerLengths:
-        """Limits from the training rows."""
+    def length_limits(self) -> OutputLengthLimits:
+        """Limits of output lengths, from the training rows.
+
+        Raises:
+            UserError: the training file is missing.
+        """
         path = Path(self.recipe.data.train)
         if not path.is_file():
             raise UserError(
-                f"{path}: no such file; the longest answers are estimated from the training rows. Without them give a "
-                "limit: generation.max_new_tokens=512"
+                f"{path}: no such file; the limit of new tokens is estimated from the training rows. Restore the file, "
+                "or give a limit: generation.max_new_tokens=512"
             )
-        return AnswerLengths(read_rows(path), self.encoder)
+        return OutputLengthLimits(read_rows(path), self.encoder)
 
-    def limit(self, row: Row, encoded: EncodedRow) -> int:
-        """Most new tokens of one answer; the prompt leaves room for one at least."""
-        most = self.config.get_text_config().max_position_embeddings - len(encoded.prompt_ids)
-        if most < 1:
-            raise UserError(f"row {row.id}: its prompt fills the positions that the model knows; shorten it")
-        return min(most, self.recipe.generation.max_new_tokens or self.lengths.limit(row.instruction))
+    def get_max_new_tokens(self, row: Row, encoded: EncodedRow) -> int:
+        """Return the limit of new tokens for a row, EOS included.
+
+        Args:
+            row: the row.
+            encoded: the row's token ids.
+
+        Raises:
+            UserError: the prompt leaves no position for a new token.
+        """
+        free_positions = self.max_positions - len(encoded.prompt_ids)
+        if free_positions < 1:
+            raise UserError(
+                f"row {row.id}: its prompt has {len(encoded.prompt_ids)} tokens, and the model takes "
+                f"{self.max_positions} with the output; shorten the prompt"
+            )
+        limit = self.recipe.generation.max_new_tokens or self.length_limits.get_max_new_tokens(row.instruction)
+        return min(free_positions, limit)
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The base with the checkpoint's weights in it."""
-        model = load_for_inference(self.recipe, dequantized=self.content["dequantized"])
-        check_head(model, self.encoder.encode(Row("", TEMPLATES[0].text, None)))
+        """The base model with the weights of the checkpoint, in evaluation mode.
+
+        Raises:
+            UserError: the base model is not available, or the checkpoint does not fit it.
+        """
+        model = load_for_inference(self.recipe, dequantized=self.identity.dequantized)
+        verify_output_head(model, self.encoder.encode(Row("", TEMPLATES[0].text, None)))
         if self.checkpoint is not None:
             try:
                 load_checkpoint(AdapterSlot(model), model, self.checkpoint)
-            except BadAdapter as error:
+            except InvalidAdapterError as error:
                 raise UserError(str(error)) from error
         return model
 
     @cached_property
-    def generation(self) -> GenerationConfig:
-        """How the model generates."""
-        return generation_config(self.recipe.generation, stop_ids(self.model, self.encoder.eos_id))
+    def generation_config(self) -> GenerationConfig:
+        """The recipe's `generation` section with the stop ids.
 
-    def answer(self, instruction: str) -> str:
-        """The answer to one instruction."""
+        Access it before the first call of `generate`, which replaces the model's own generation config.
+        """
+        stop_token_ids = get_stop_token_ids(self.model, self.encoder.eos_token_id)
+        return build_generation_config(self.recipe.generation, stop_token_ids)
+
+    def generate_text(self, instruction: str) -> str:
+        """Return the output for one instruction.
+
+        Raises:
+            UserError: the instruction is too long for the model.
+        """
         row = Row("text", instruction, None)
         encoded = self.encoder.encode(row, self.examples)
-        limit = self.limit(row, encoded)
-        answers: list[Answer] = []
-        config = self.generation  # before the model's own settings go
-        generate(self.model, [encoded], limits=[limit], config=config, on_answer=lambda _, one: answers.append(one))
-        return self.encoder.decode(answers[0].ids)
+        generations: list[Generation] = []
+        generate(
+            self.model,
+            [encoded],
+            max_new_tokens=[self.get_max_new_tokens(row, encoded)],
+            generation_config=self.generation_config,
+            on_generation=lambda _, generation: generations.append(generation),
+        )
+        return self.encoder.decode(generations[0].token_ids)

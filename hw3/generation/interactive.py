@@ -1,4 +1,4 @@
-"""`hw3 predict` for one text, or for lines of a pipe or a terminal: one in, one answer out, at once."""
+"""`hw3 predict` for one text, or for the lines of a pipe or a terminal: each is translated as soon as it is read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from hw3.common.errors import UserError
 from hw3.data.templates import TEMPLATES, Direction
-from hw3.generation.generator import Answerer
+from hw3.generation.generator import RunGenerator
+from hw3.runs.run import Run
 
-TEXT = "{x}"
+PLACEHOLDER = "{x}"  # where a template takes the text
 
 
-def answer_lines(
-    run: Path,
+def predict_lines(
+    run: Run,
     *,
     text: str | None = None,
     direction: Direction | None = None,
@@ -25,94 +26,108 @@ def answer_lines(
     overrides: list[str] | None = None,
     checkpoint: str = "best",
     shots: int = 0,
-    anyway: bool = False,
+    allow_mismatch: bool = False,
 ) -> int:
-    """Answer one text, or every line of standard input as it comes; one line in, one answer out.
+    """Print the output for one text, or for every line of standard input as soon as it is read.
+
+    Standard output holds one line per line of input. Which checkpoint is used is printed to standard error.
 
     Args:
-        run: the run folder.
-        text: the text; lines are read if None.
-        direction: `m2c` or `c2m`, to word the request plainly.
-        template: a wording of one's own, with `{x}` for the text; `\\n` in it is a new line. Without it and a direction
-            the text is the whole instruction.
+        run: the run.
+        text: the text; None reads lines.
+        direction: `m2c` or `c2m`, to use the homework's first template of this direction.
+        template: a template of the user, with `{x}` for the text; `\\n` in it is a line break. Without template and
+            direction, the text is the complete instruction.
         overrides: `generation.key=value` assignments.
         checkpoint: as for `predict_run`.
-        shots: as for `predict_run`.
-        anyway: as for `predict_run`.
+        shots: number of few-shot examples in the prompt.
+        allow_mismatch: use a checkpoint that was trained under another prompt or quantization.
+
+    Returns:
+        0.
 
     Raises:
-        UserError: the template has no single `{x}`, or a text is empty or not UTF-8; otherwise as `predict_run`.
+        UserError: the template does not contain `{x}` exactly once, a text is empty or not UTF-8, or standard input is
+            empty; otherwise as `predict_run`.
     """
-    wording = _wording(direction, template)
+    template = _resolve_template(direction, template)
     if text is not None:
-        _check(text, "--text")
+        _check_utf8(text, "--text")
         if not text.strip():
-            raise UserError("--text: is empty")
-    answerer = Answerer.of(run, overrides, checkpoint, shots, anyway)
-    print(answerer.chosen, file=sys.stderr)
-    _ = answerer.model  # before a line is asked for
+            raise UserError("--text: is empty; give a text to translate")
+    generator = RunGenerator.open(run, checkpoint, shots=shots, overrides=overrides, allow_mismatch=allow_mismatch)
+    print(generator.selection, file=sys.stderr)
+    _ = generator.model  # load the weights before the first line is asked for
     if text is not None:
-        print(answerer.answer(wording.replace(TEXT, text)))
+        print(generator.generate_text(template.replace(PLACEHOLDER, text)))
         return 0
-    came = False
-    for line in _lines():
-        came = True
-        answer = answerer.answer(wording.replace(TEXT, line)) if line.strip() else ""
-        # Line for line, whatever the model wrote.
-        print(" ".join(answer.splitlines()), flush=True)
-    if not came and not sys.stdin.isatty():
-        raise UserError("standard input: no line came; give lines, a FILE of rows, or --text")
+    num_lines = 0
+    for line in _read_lines():
+        num_lines += 1
+        output = generator.generate_text(template.replace(PLACEHOLDER, line)) if line.strip() else ""
+        print(" ".join(output.splitlines()), flush=True)
+    if not num_lines and not sys.stdin.isatty():
+        raise UserError("standard input: no lines; give lines, a FILE of rows, or --text")
     return 0
 
 
-def one_file(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The file among a command line's words, if any, and its `key=value` assignments.
+def split_input_and_overrides(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Split positional arguments into the input file, if any, and the `key=value` overrides.
 
     Raises:
-        UserError: there are several files.
+        UserError: there is more than one file.
     """
-    files = [word for word in words if "=" not in word or Path(word).is_file()]
+    files = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
     if len(files) > 1:
-        raise UserError(f"{', '.join(files)}: one file at a time")
-    return (Path(files[0]) if files else None), [word for word in words if word not in files]
+        raise UserError(f"{', '.join(files)}: several input files; give one file per call")
+    overrides = [argument for argument in arguments if argument not in files]
+    return (Path(files[0]) if files else None), overrides
 
 
-def lines_are_meant(
-    file: Path | None, output: Path | None, *, text: str | None, direction: str | None, template: str | None
+def is_interactive(
+    input_file: Path | None, output: Path | None, *, text: str | None, direction: str | None, template: str | None
 ) -> bool:
-    """Whether a call is about a text or lines: for `-`, a text or a wording, or where lines are piped in.
+    """Return whether to predict one text or lines, and not a file of rows.
+
+    This is so with `-` as the file, with a text, a direction or a template, and if standard input is a pipe or a file.
 
     Raises:
-        UserError: a file of rows is given as well, or one to write.
+        UserError: a file of rows or an output file was given as well.
     """
-    worded = any(word is not None for word in (text, direction, template))
-    if worded and str(file) not in ("None", "-"):
-        raise UserError(f"{file}: its rows are worded already; --text, --direction and --template are about lines")
-    if (worded or str(file) == "-") and output is not None:
-        raise UserError("--output is for a file's rows; answers to lines go to standard output")
-    if file is not None or output is not None or worded:
-        return worded or str(file) == "-"
+    has_text_option = any(option is not None for option in (text, direction, template))
+    reads_stdin = str(input_file) == "-"
+    if has_text_option and input_file is not None and not reads_stdin:
+        raise UserError(
+            f"{input_file}: its rows are complete instructions; --text, --direction and --template are for lines"
+        )
+    if (has_text_option or reads_stdin) and output is not None:
+        raise UserError("--output is for a file of rows; outputs for lines are printed to standard output")
+    if input_file is not None or output is not None or has_text_option:
+        return has_text_option or reads_stdin
     try:
         mode = os.fstat(0).st_mode
-    except OSError:  # closed
+    except OSError:  # standard input is closed
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _wording(direction: Direction | None, template: str | None) -> str:
+def _resolve_template(direction: Direction | None, template: str | None) -> str:
     if template is None:
-        return next((plain.text for plain in TEMPLATES if plain.direction == direction), TEXT)
+        return next((known.text for known in TEMPLATES if known.direction == direction), PLACEHOLDER)
     template = template.replace("\\n", "\n")
-    if template.count(TEXT) != 1:
-        raise UserError(f"--template {template!r}: must hold {TEXT}, where the text goes, exactly once")
+    if template.count(PLACEHOLDER) != 1:
+        raise UserError(
+            f"--template {template!r}: found {PLACEHOLDER} {template.count(PLACEHOLDER)} times; it must stand exactly "
+            "once, where the text goes"
+        )
     return template
 
 
-def _lines() -> Iterator[str]:
-    """Lines of standard input; the prompt sign shows on a terminal only."""
+def _read_lines() -> Iterator[str]:
+    """Yield the lines of standard input. A prompt sign is shown only on a terminal."""
     sign = ""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        with contextlib.suppress(ImportError):  # editing and history for input(), where there is any
+        with contextlib.suppress(ImportError):  # gives input() line editing and a history where Python has readline
             import readline  # noqa: F401
         sign = "> "
     while True:
@@ -122,11 +137,11 @@ def _lines() -> Iterator[str]:
             return
         except UnicodeDecodeError:
             raise UserError("standard input: not UTF-8 text") from None
-        _check(line, "standard input")
+        _check_utf8(line, "standard input")
         yield line
 
 
-def _check(text: str, source: str) -> None:
-    """Refuse what Python has kept of bytes that are no text."""
+def _check_utf8(text: str, source: str) -> None:
+    """Refuse text from bytes that are not UTF-8; Python represents such bytes as surrogates."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{source}: not UTF-8 text")

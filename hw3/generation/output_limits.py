@@ -9,32 +9,39 @@ from itertools import accumulate
 from hw3.data.rows import Row
 from hw3.data.tokenization import Encoder
 
-LONGEST_FACTOR = 2
-LEAST_NEW_TOKENS = 32
+LONGEST_OUTPUT_FACTOR = 2
+MIN_OUTPUT_LIMIT_TOKENS = 32
 
 
-class AnswerLengths:
-    """How many tokens an answer may take, EOS included, from the lengths of the training rows.
+class OutputLengthLimits:
+    """Limits of new tokens, EOS included, that follow the training rows.
 
-    Twice the longest training answer to an instruction that has no more characters than the row's, and 32 at least.
-    Beyond the longest training instruction the limit grows in proportion.
+    The limit is twice the longest training output among instructions that have at most as many characters as the given
+    one, and at least 32 tokens. For instructions longer than all training instructions it grows in proportion.
+
+    Args:
+        training_rows: rows with outputs.
+        encoder: encodes the outputs.
     """
 
-    def __init__(self, training: Sequence[Row], encoder: Encoder) -> None:
-        pairs = sorted((len(row.instruction), len(encoder.output_ids(row.output or ""))) for row in training)
-        self._characters = [characters for characters, _ in pairs]
-        self._longest = list(accumulate((tokens for _, tokens in pairs), max))
+    def __init__(self, training_rows: Sequence[Row], encoder: Encoder) -> None:
+        lengths = sorted((len(row.instruction), len(encoder.encode_output(row.output or ""))) for row in training_rows)
+        self._characters = [characters for characters, _ in lengths]
+        self._longest_tokens = list(accumulate((tokens for _, tokens in lengths), max))
 
     @property
-    def steps(self) -> list[tuple[int, int]]:
-        """The instructions' characters at which the longest answer gets longer, with its tokens; the last ones last."""
-        pairs = list(zip(self._characters, self._longest, strict=True))
+    def breakpoints(self) -> list[tuple[int, int]]:
+        """(instruction characters, longest output in tokens) wherever the latter rises, and at the longest instruction.
+
+        Ascending.
+        """
+        pairs = list(zip(self._characters, self._longest_tokens, strict=True))
         rising = [pair for before, pair in zip([(0, 0), *pairs], pairs, strict=False) if pair[1] > before[1]]
         return rising if rising[-1] == pairs[-1] else [*rising, pairs[-1]]
 
-    def limit(self, instruction: str) -> int:
-        """Most new tokens of the answer to an instruction."""
-        known = self._characters[-1]
-        place = max(bisect_right(self._characters, len(instruction)), 1)
-        longest = self._longest[place - 1] * max(len(instruction), known) / known
-        return max(LEAST_NEW_TOKENS, round(LONGEST_FACTOR * longest))
+    def get_max_new_tokens(self, instruction: str) -> int:
+        """Return the limit for the output of an instruction."""
+        longest_instruction = self._characters[-1]
+        count = max(bisect_right(self._characters, len(instruction)), 1)
+        longest = self._longest_tokens[count - 1] * max(len(instruction), longest_instruction) / longest_instruction
+        return max(MIN_OUTPUT_LIMIT_TOKENS, round(LONGEST_OUTPUT_FACTOR * longest))

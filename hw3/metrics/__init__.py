@@ -1,1 +1,1 @@
-"""Metrics in the form of the `evaluate` library."""
+"""Metrics for the `evaluate` library."""

@@ -1,1 +1,1 @@
-"""Base models and adapters: loading, devices, quantization, adapter swaps, content hashes."""
+"""Base models and adapters: loading, devices, quantization, adapter swaps, masks, logits, content hashes."""

@@ -1,4 +1,4 @@
-"""Adapters read from disk: each file once, so that what is loaded is what was hashed; the next one read ahead."""
+"""Read adapters from disk. Every file is read once, so that the weights in use are those that were hashed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import torch
 from peft import PeftConfig
 
 from hw3.common.errors import first_line
-from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256
+from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class BadAdapter(Exception):
-    """A checkpoint's adapter is incomplete, empty, inert or not what it was, so its score would be another's."""
+class InvalidAdapterError(Exception):
+    """An adapter is incomplete, has no effect, does not fit the base, or changed since it was hashed."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """What a PEFT adapter folder holds.
+    """The content of a PEFT adapter folder.
 
     Attributes:
         folder: where it was read.
-        sha256: of the very bytes that configuration and weights are made from, as `Checkpoint.sha256`.
+        sha256: hash of the bytes that `config` and `weights` were made from, as `Checkpoint.sha256`.
         config: PEFT's configuration.
         weights: tensors on the CPU by name.
     """
@@ -42,53 +42,55 @@ class AdapterFiles:
     weights: dict[str, torch.Tensor]
 
 
-def read_adapter(folder: Path, *, pinned: bool = False) -> AdapterFiles:
+def read_adapter(folder: Path, *, pin_memory: bool = False) -> AdapterFiles:
     """Read an adapter folder's configuration and weights.
 
     Args:
-        folder: a PEFT adapter folder, weights in safetensors form.
-        pinned: whether into page-locked memory, from where a GPU copies while it works.
+        folder: a PEFT adapter folder, with weights in safetensors format.
+        pin_memory: read weights into page-locked memory, from which a GPU can copy asynchronously.
 
     Raises:
-        BadAdapter: a file is missing or is no such file.
+        InvalidAdapterError: a file is missing or has another format.
     """
     try:
-        described = (folder / ADAPTER_CONFIG).read_bytes()
-        attributes = json.loads(described)
+        config_bytes = (folder / ADAPTER_CONFIG).read_bytes()
+        attributes = json.loads(config_bytes)
         attributes.pop("runtime_config", None)  # as `PeftConfig.from_pretrained`
         config = PeftConfig.from_peft_type(**attributes)
-        content = _content(folder / ADAPTER_WEIGHTS, pinned)
-        weights = tensors_of(content)
+        weight_bytes = _read_bytes(folder / ADAPTER_WEIGHTS, pin_memory)
+        weights = parse_safetensors(weight_bytes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
-    files = {ADAPTER_CONFIG: described, ADAPTER_WEIGHTS: content.numpy()}
-    sha256 = weights_sha256({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+        raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
+    files = {ADAPTER_CONFIG: config_bytes, ADAPTER_WEIGHTS: weight_bytes.numpy()}
+    sha256 = combine_weight_hashes({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     return AdapterFiles(folder, sha256, config, weights)
 
 
-def _content(file: Path, pinned: bool) -> torch.Tensor:
+def _read_bytes(file: Path, pin_memory: bool) -> torch.Tensor:
     with file.open("rb") as stream:
-        content = torch.empty(os.fstat(stream.fileno()).st_size, dtype=torch.uint8, pin_memory=pinned)
+        content = torch.empty(os.fstat(stream.fileno()).st_size, dtype=torch.uint8, pin_memory=pin_memory)
         if stream.readinto(content.numpy()) != len(content):
-            raise ValueError(f"{file.name} was cut while it was read")
+            raise ValueError(f"{file.name} was truncated while it was read")
     return content
 
 
-def tensors_of(content: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file in memory, as views: `safetensors.torch.load` copies, and stops other threads.
+def parse_safetensors(content: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file as views of its bytes in memory.
 
-    The format (https://github.com/huggingface/safetensors): 8 bytes that give the header's length, the header in JSON,
-    then the data, to which the header's offsets refer.
+    `safetensors.torch.load` would copy them, and holds the GIL meanwhile.
+
+    The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, the header in JSON, then
+    the data, to which the header's offsets refer.
 
     Args:
         content: the file's bytes, uint8, shape (N,).
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is no such file, or cut short.
+        ValueError, KeyError, TypeError, AttributeError: the file has another format or is truncated.
     """
     start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
     if not 8 < start <= len(content):
-        raise ValueError(f"no safetensors file: {len(content)} bytes")
+        raise ValueError(f"not a safetensors file: {len(content)} bytes")
     header: dict[str, Any] = json.loads(content[8:start].numpy().tobytes())
     header.pop("__metadata__", None)
     tensors = {}
@@ -96,53 +98,53 @@ def tensors_of(content: torch.Tensor) -> dict[str, torch.Tensor]:
         begin, end = (start + offset for offset in entry["data_offsets"])
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise ValueError(f"{name} is of dtype {entry['dtype']}; adapters are {', '.join(_DTYPES)}")
+            raise ValueError(f"{name} has dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}")
         if not start <= begin <= end <= len(content):
-            raise ValueError(f"{name} ends at byte {end} of {len(content)}")
+            raise ValueError(f"{name} ends at byte {end}, but the file has {len(content)}")
         shape = entry["shape"]
         if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != end - begin:
-            raise ValueError(f"{name} is of shape {shape}, but has {end - begin} bytes")
+            raise ValueError(f"{name} has shape {shape}, but {end - begin} bytes")
         data = content[begin:end]
-        if begin % dtype.itemsize:  # old files; a view has to be aligned
+        if begin % dtype.itemsize:  # a view must be aligned, which tensors of old files are not
             data = data.clone()
         tensors[name] = data.view(dtype).view(shape)
     return tensors
 
 
-class ReadAhead:
-    """Adapters in a given order, each read and hashed while the one before is at work.
+class AdapterPrefetcher:
+    """Read and hash adapters in a given order, each one while the one before is in use.
 
-    Reading and hashing let go of the interpreter's lock, so neither holds up the thread that feeds a GPU.
+    Reading and hashing release the GIL, so neither delays the thread that feeds a GPU.
 
     Args:
-        folders: adapter folders in the order in which they will be taken.
-        pinned: see `read_adapter`.
+        folders: adapter folders, in the order in which they will be requested.
+        pin_memory: see `read_adapter`.
     """
 
-    def __init__(self, folders: Sequence[Path], *, pinned: bool) -> None:
+    def __init__(self, folders: Sequence[Path], *, pin_memory: bool) -> None:
         self.folders = frozenset(folders)
         self._folders = iter(folders)
-        self._pinned = pinned
+        self._pin_memory = pin_memory
         self._thread = ThreadPoolExecutor(1)
-        self._next = self._begin()
+        self._next = self._start_next()
 
-    def _begin(self) -> tuple[Path, Future[AdapterFiles]] | None:
+    def _start_next(self) -> tuple[Path, Future[AdapterFiles]] | None:
         folder = next(self._folders, None)
-        return folder and (folder, self._thread.submit(read_adapter, folder, pinned=self._pinned))
+        return folder and (folder, self._thread.submit(read_adapter, folder, pin_memory=self._pin_memory))
 
-    def take(self, folder: Path) -> AdapterFiles:
-        """The next one, which is that of `folder`; the one after it is begun.
+    def get(self, folder: Path) -> AdapterFiles:
+        """Return the next adapter, which must be that of `folder`, and start to read the one after it.
 
         Raises:
-            BadAdapter: as `read_adapter`.
+            InvalidAdapterError: as `read_adapter`.
         """
-        assert self._next is not None and self._next[0] == folder, "taken in another order"
-        reading = self._next[1]
+        assert self._next is not None and self._next[0] == folder, "requested in another order"
+        future = self._next[1]
         try:
-            return reading.result()
+            return future.result()
         finally:
-            self._next = self._begin()
+            self._next = self._start_next()
 
     def close(self) -> None:
-        """Wait for the one being read; no further one is begun."""
+        """Wait for the adapter that is being read, and start no other."""
         self._thread.shutdown(cancel_futures=True)

@@ -16,140 +16,147 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from hw3.common.errors import first_line
-from hw3.modeling.adapter_io import AdapterFiles, BadAdapter, read_adapter
-from hw3.modeling.fingerprint import file_digests, stat_signature, weights_sha256
+from hw3.modeling.adapter_io import AdapterFiles, InvalidAdapterError, read_adapter
+from hw3.modeling.fingerprint import combine_weight_hashes, hash_files, stat_signature
 
 
-def lora_config(lora: dict[str, Any]) -> LoraConfig:
-    """A recipe's `lora` section as PEFT's configuration."""
+def build_lora_config(lora: dict[str, Any]) -> LoraConfig:
+    """Return a recipe's `lora` section as PEFT's configuration."""
     return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> str:
-    """Put a full fine-tuning checkpoint's weights into the loaded base, tied ones included.
+def load_full_weights(model: PreTrainedModel, folder: Path) -> str:
+    """Load a full fine-tuning checkpoint's weights into the base model, tied weights included.
 
-    They are mapped, not read into memory, which need not hold two models.
+    The files are memory-mapped, so that memory needs to hold one model only.
+
+    Args:
+        model: the loaded base model.
+        folder: the checkpoint.
 
     Returns:
-        What `Checkpoint.sha256` is of these weights.
+        The hash of the loaded weights, as `Checkpoint.sha256`.
 
     Raises:
-        BadAdapter: the folder does not hold this model's weights, or they changed meanwhile.
+        InvalidAdapterError: the folder has no weights of this model, or they changed while they were read.
     """
     try:
         files = sorted(folder.glob("*.safetensors"))
-        stamps = [stat_signature(file) for file in files]
-        digests = file_digests(files)
+        signatures = [stat_signature(file) for file in files]
+        sha256_by_file = hash_files(files)
         weights = {key: tensor for file in files for key, tensor in load_file(file).items()}
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        changed = [file for file, stamp in zip(files, stamps, strict=True) if stat_signature(file) != stamp]
+        pairs = zip(files, signatures, strict=True)
+        changed = [file for file, signature in pairs if stat_signature(file) != signature]
     except (RuntimeError, OSError, SafetensorError) as error:
-        raise BadAdapter(f"{folder}: cannot be read: {first_line(error)}") from error
+        raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
     if changed:
-        raise BadAdapter(f"{changed[0]}: changed while it was read")
-    tied = set(model.all_tied_weights_keys)
-    if unexpected or set(missing) - tied:
-        raise BadAdapter(f"{folder}: its weights are not those of {model.config.model_type}")
+        raise InvalidAdapterError(f"{changed[0]}: changed while it was read")
+    if unexpected or set(missing) - set(model.all_tied_weights_keys):
+        raise InvalidAdapterError(f"{folder}: its weights are not those of a {model.config.model_type} like the base")
     model.tie_weights()
-    return weights_sha256({file.name: digest for file, digest in digests.items()})
+    return combine_weight_hashes({file.name: sha256 for file, sha256 in sha256_by_file.items()})
 
 
 def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> torch.Tensor:
-    """PEFT's forward of a LoRA layer, for no gradients: the float32 share is added and rounded in one pass, not three.
+    """Compute a PEFT LoRA layer without gradients.
 
-    The same for a 4-bit layer, where PEFT rounds the share to 16 bits before it adds it.
+    The float32 output of the adapter is added and rounded in one pass; PEFT needs three. This is the same for 4-bit
+    layers, where PEFT rounds the adapter's output to 16 bits before it is added.
     """
     a, b = layer.lora_A["default"], layer.lora_B["default"]
     return layer.base_layer(x).add_(b(a(x.to(a.weight.dtype))), alpha=layer.scaling["default"])
 
 
 class AdapterSlot:
-    """Room for one adapter in a base model: each load takes the place of the one before.
+    """Hold one adapter in a base model. Each adapter replaces the one before.
 
-    The base is loaded once; swapping adapters gives bit for bit what a fresh load would.
+    The base is loaded once. A swapped adapter gives bitwise the same results as a fresh load.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
         self._base = base
-        self._peft: PeftModel | None = None
-        self._config: dict[str, Any] = {}
-        self._places: dict[str, torch.nn.Parameter] = {}  # by the name in an adapter's file
+        self._peft_model: PeftModel | None = None
+        self._config: dict[str, Any] = {}  # of the adapter that is installed
+        self._adapter_parameters: dict[str, torch.nn.Parameter] = {}  # by the name in an adapter's file
 
     def load(self, folder: Path) -> None:
-        """Put the adapter of `folder` into the base's layers, in float32, and make it the active one.
+        """Read the adapter of `folder`, install it in float32 and make it the active one.
 
         Raises:
-            BadAdapter: its files cannot be read, miss weights or hold others, or every B matrix is zero.
+            InvalidAdapterError: as `read_adapter` and `set`.
         """
-        self.put(read_adapter(folder))
+        self.set(read_adapter(folder))
 
-    def put(self, adapter: AdapterFiles) -> None:
-        """The same with an adapter that has been read already.
+    def set(self, adapter: AdapterFiles) -> None:
+        """Install an adapter in float32 and make it the active one.
 
         Raises:
-            BadAdapter: it misses weights or holds others, or every B matrix is zero.
+            InvalidAdapterError: weights are missing or do not belong to the base, or every B matrix is zero.
         """
         folder, config, weights = adapter.folder, adapter.config, adapter.weights
         b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
         if b_matrices and not any(tensor.any() for tensor in b_matrices):
-            raise BadAdapter(f"{folder}: every B matrix is zero, the adapter does nothing")
+            raise InvalidAdapterError(f"{folder}: every B matrix is zero, so the adapter has no effect")
         config.inference_mode = True
         if config.to_dict() != self._config:
-            self._make_room(config, folder)
-        # Of the same shape, weights are copied over those of the adapter before.
-        if {name: place.shape for name, place in self._places.items()} == {n: w.shape for n, w in weights.items()}:
+            self._install(config, folder)
+        shapes = {name: parameter.shape for name, parameter in self._adapter_parameters.items()}
+        if shapes == {name: weight.shape for name, weight in weights.items()}:
             with torch.no_grad():
-                for name, place in self._places.items():
-                    place.copy_(weights[name], non_blocking=True)
+                for name, parameter in self._adapter_parameters.items():
+                    parameter.copy_(weights[name], non_blocking=True)
             return
-        # Other kinds of adapters are stored under names that PEFT alone knows, and so is what does not fit.
+        # PEFT stores some kinds of adapters under other names. It also reports what does not fit.
         try:
-            outcome = set_peft_model_state_dict(self._peft, weights)
+            outcome = set_peft_model_state_dict(self._peft_model, weights)
         except RuntimeError as error:
-            raise BadAdapter(f"{folder}: its weights do not fit the base: {first_line(error)}") from error
+            raise InvalidAdapterError(f"{folder}: its weights do not fit the base: {first_line(error)}") from error
         missing = [key for key in outcome.missing_keys if "default" in key]
         if missing or outcome.unexpected_keys:
-            problem = f"misses {missing[0]}" if missing else f"holds {outcome.unexpected_keys[0]}"
+            problem = f"misses {missing[0]}" if missing else f"has {outcome.unexpected_keys[0]}"
             count = len(missing) + len(outcome.unexpected_keys)
-            raise BadAdapter(f"{folder}: {count} weights do not fit the base; it {problem}")
+            raise InvalidAdapterError(f"{folder}: {count} weights do not fit the base; it {problem}")
 
-    def _make_room(self, config: PeftConfig, folder: Path) -> None:
-        self._config, self._places = {}, {}  # until there is room
+    def _install(self, config: PeftConfig, folder: Path) -> None:
+        """Add an adapter's layers to the base, in place of those of the adapter before."""
+        self._config, self._adapter_parameters = {}, {}  # none, should this fail
         try:
-            if self._peft is None:
-                self._peft = PeftModel(self._base, config)
+            if self._peft_model is None:
+                self._peft_model = PeftModel(self._base, config)
             else:
-                for layer in self._peft.modules():
-                    layer.__dict__.pop("forward", None)  # ours, for the kind before
-                if "default" in self._peft.peft_config:
-                    self._peft.delete_adapter("default")
-                self._peft.add_adapter("default", config)
-                self._peft.set_adapter("default")
+                for layer in self._peft_model.modules():
+                    layer.__dict__.pop("forward", None)  # `_forward_in_place`, which may not suit the new adapter
+                if "default" in self._peft_model.peft_config:
+                    self._peft_model.delete_adapter("default")
+                self._peft_model.add_adapter("default", config)
+                self._peft_model.set_adapter("default")
         except ValueError as error:
-            raise BadAdapter(f"{folder}: it does not fit the base: {first_line(error)}") from error
+            raise InvalidAdapterError(f"{folder}: it does not fit the base: {first_line(error)}") from error
         self._config = config.to_dict()
-        self._peft.eval()
-        parameters = self._peft.named_parameters()
-        self._places = {
-            name.replace(".default.", "."): parameter for name, parameter in parameters if ".default." in name
+        self._peft_model.eval()
+        self._adapter_parameters = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in self._peft_model.named_parameters()
+            if ".default." in name
         }
-        for layer in self._peft.modules():
-            plain = isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant
-            if plain and "default" in layer.lora_A:
+        for layer in self._peft_model.modules():
+            is_lora = isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant
+            if is_lora and "default" in layer.lora_A:
                 layer.forward = MethodType(_forward_in_place, layer)
 
     def merge(self) -> PreTrainedModel:
-        """The base with the adapter's share added to its plain weights; the slot is used up.
+        """Return the dequantized base with the adapter added to its weights. The slot cannot be used afterwards.
 
-        Each sum is made in float32 and rounded to the base's dtype once, one layer at a time to spare memory; PEFT's
-        safe merge, and its merge of DoRA, would round the share to 16 bits first.
+        Each sum is computed in float32 and rounded to the base's dtype once, one layer at a time to save memory. PEFT's
+        safe merge, and its merge of DoRA, would round the adapter's weights to 16 bits first.
         """
-        assert self._peft is not None, "no adapter loaded"
+        assert self._peft_model is not None, "no adapter loaded"
         dtype = self._base.dtype
-        for layer in self._peft.modules():
+        for layer in self._peft_model.modules():
             if isinstance(layer, BaseTunerLayer):
-                plain = layer.get_base_layer()
-                plain.float()
+                base_layer = layer.get_base_layer()
+                base_layer.float()
                 layer.merge()
-                plain.to(dtype)
-        return self._peft.unload().to(dtype)
+                base_layer.to(dtype)
+        return self._peft_model.unload().to(dtype)

@@ -13,58 +13,58 @@ from transformers import PreTrainedTokenizerBase
 from hw3.common.hashing import file_sha256
 from hw3.config.schema import ModelSection
 
+# File names of a PEFT adapter.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of vocabulary, merges and special tokens."""
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of the tokenizer's vocabulary, merges, special tokens and chat template."""
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.chat_template)
     text = tokenizer.backend_tokenizer.to_str() + repr(special)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stat_signature(file: Path) -> tuple[int, ...]:
-    """What is another once a file has been written to."""
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def base_sha256(model: ModelSection, config: Any) -> str:
-    """What the base is, by content: a hash of a local folder's weights and configuration, or the hub's commit.
+def hash_base_model(section: ModelSection, config: Any) -> str:
+    """Return a hash that identifies the base model: of a local folder's weights and configuration, or the hub's commit.
 
     Args:
-        model: the recipe's section.
-        config: the loaded configuration, which knows the commit it came from.
+        section: the recipe's `model` section.
+        config: the loaded configuration, which has the commit hash.
     """
-    folder = Path(model.pretrained_model_name_or_path)
+    folder = Path(section.pretrained_model_name_or_path)
     digest = hashlib.sha256()
     if folder.is_dir():
-        for file, content in file_digests(sorted([*folder.glob("*.safetensors"), folder / "config.json"])).items():
+        for file, sha256 in hash_files(sorted([*folder.glob("*.safetensors"), folder / "config.json"])).items():
             digest.update(file.name.encode())
-            digest.update(bytes.fromhex(content))
+            digest.update(bytes.fromhex(sha256))
     else:
-        commit = getattr(config, "_commit_hash", None) or model.revision or "main"
-        digest.update(f"{model.pretrained_model_name_or_path}@{commit}".encode())
+        commit = getattr(config, "_commit_hash", None) or section.revision or "main"
+        digest.update(f"{section.pretrained_model_name_or_path}@{commit}".encode())
     return digest.hexdigest()
 
 
-def file_digests(files: list[Path]) -> dict[Path, str]:
-    """Hex SHA-256 of files, several at once: hashing lets go of the interpreter's lock."""
+def hash_files(files: list[Path]) -> dict[Path, str]:
+    """Return the SHA-256 of each file in hexadecimal. Threads hash in parallel, since hashing releases the GIL."""
     with ThreadPoolExecutor() as threads:
         return dict(zip(files, threads.map(file_sha256, files), strict=True))
 
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-def weights_sha256(files: dict[str, str]) -> str:
-    """One hash over the checksums of weights and adapter configuration.
+def combine_weight_hashes(sha256_by_file: dict[str, str]) -> str:
+    """Return one hash over the hashes of the weights and the adapter configuration.
 
     Args:
-        files: sha256 by file name, of a checkpoint's files; others than those are passed over.
+        sha256_by_file: SHA-256 by file name, of a checkpoint's files; files of other kinds are ignored.
     """
-    parts = [(name, files[name]) for name in sorted(files) if _is_weight(name)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    hashes = [(name, sha256_by_file[name]) for name in sorted(sha256_by_file) if _is_weight_file(name)]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
-def _is_weight(name: str) -> bool:
+def stat_signature(file: Path) -> tuple[int, ...]:
+    """Return a signature that changes when the file is written to."""
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _is_weight_file(name: str) -> bool:
     return name.endswith(".safetensors") or name == ADAPTER_CONFIG

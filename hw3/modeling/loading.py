@@ -1,7 +1,8 @@
-"""Tokenizer, base model and adapters. The only place that calls `from_pretrained`."""
+"""Load the tokenizer, the configuration and the base model. This is the only module that calls `from_pretrained`."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,74 +25,151 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hw3.common.errors import UserError, first_line
-from hw3.common.gc_control import uncollected
+from hw3.common.gc_control import gc_paused
 from hw3.config.recipe import Recipe
 from hw3.config.schema import ModelSection
 from hw3.config.validation import is_gemma2
-from hw3.modeling.adapter_slot import lora_config
-from hw3.modeling.quantization import GatheredLinear4bit, quantization_config
+from hw3.modeling.adapter_slot import build_lora_config
+from hw3.modeling.quantization import GatheredLinear4bit, build_quantization_config
 
 
-def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with a padding token (EOS where it has none of its own).
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer. If it has no padding token, EOS becomes the padding token.
 
     Raises:
-        UserError: it cannot be had; says how to get it.
+        UserError: the tokenizer is not available; the message explains how to get it.
     """
-    with uncollected():
-        tokenizer = _from_pretrained(AutoTokenizer, model)
+    with gc_paused():
+        tokenizer = _from_pretrained(AutoTokenizer, section)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_config(model: ModelSection) -> Any:
-    """The base's configuration alone, no weights.
+def load_model_config(section: ModelSection) -> Any:
+    """Load the base's configuration, without its weights.
 
     Raises:
-        UserError: it cannot be had; says how to get it.
+        UserError: the configuration is not available; the message explains how to get it.
     """
-    return _from_pretrained(AutoConfig, model)
+    return _from_pretrained(AutoConfig, section)
 
 
-def load_base(recipe: Recipe, device: torch.device) -> PreTrainedModel:
-    """The recipe's base model in its compute dtype, quantized where the recipe says so, without adapters.
+def load_base_model(recipe: Recipe, device: torch.device) -> PreTrainedModel:
+    """Load the recipe's base model in its compute dtype, quantized as the recipe requires, without adapters.
 
     Raises:
-        UserError: it cannot be had; says how to get it.
+        UserError: the model is not available; the message explains how to get it.
     """
-    quantization = None if recipe.quantization is None else quantization_config(recipe.quantization)
-    if getattr(load_config(recipe.model), "quantization_config", None) is not None:
-        quantization = None  # saved quantized, and `quantized_already` found the recipe's the same
+    quantization = None if recipe.quantization is None else build_quantization_config(recipe.quantization)
+    if getattr(load_model_config(recipe.model), "quantization_config", None) is not None:
+        quantization = None  # the base was saved quantized, with the recipe's settings (`find_quantization_problems`)
     return load_model(recipe.model, quantization, device)
 
 
-def attention_of(section: ModelSection) -> str | None:
-    """The attention that the model is loaded with; None leaves it to transformers."""
-    # Gemma-2 caps its attention scores, which sdpa cannot.
+def resolve_attn_implementation(section: ModelSection) -> str | None:
+    """Return the attention implementation to load the model with; None leaves the choice to transformers."""
+    # Gemma-2 soft-caps its attention scores, which sdpa does not support.
     return section.attn_implementation or ("eager" if is_gemma2(section) else None)
 
 
 def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, device: torch.device) -> PreTrainedModel:
-    """A causal language model on a device.
+    """Load a causal language model.
+
+    Args:
+        section: a recipe's `model` section.
+        quantization: how to quantize the weights; None loads them unchanged.
+        device: where to load it, unless `section.device_map` spreads the model.
 
     Raises:
-        UserError: it cannot be had; says how to get it.
+        UserError: the model is not available; the message explains how to get it.
     """
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype)}
-    if (attention := attention_of(section)) is not None:
+    if (attention := resolve_attn_implementation(section)) is not None:
         options["attn_implementation"] = attention
     if quantization is not None:
         options["quantization_config"] = quantization
-    # Under ZeRO-3 DeepSpeed places the weights; 4-bit ones go to this process's device whole, and are spread later.
+    # Under ZeRO-3 DeepSpeed places the weights. It loads all 4-bit weights to this process's device and shards them
+    # later.
     if not is_deepspeed_zero3_enabled():
         options["device_map"] = section.device_map or {"": device}
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
-    return prepare_for_training(_from_pretrained(AutoModelForCausalLM, section, **options))
+    return _prepare_loaded_model(_from_pretrained(AutoModelForCausalLM, section, **options))
 
 
-def prepare_for_training(model: PreTrainedModel) -> PreTrainedModel:
+def build_random_base(
+    recipe: Recipe, config: Any, num_layers: int, device: torch.device, *, dequantized: bool
+) -> PreTrainedModel:
+    """Build the recipe's base with random weights and another number of decoder layers, without reading any file.
+
+    Apart from that the model is as `load_base_model` returns it.
+
+    Args:
+        recipe: the recipe.
+        config: the base's configuration.
+        num_layers: decoder layers, of the types that the base's first layers have.
+        device: where the model is made.
+        dequantized: return linear layers in the compute dtype, as from `dequantize`, even if the recipe quantizes.
+    """
+    config = copy.deepcopy(config)
+    text_config = config.get_text_config()
+    text_config.num_hidden_layers = num_layers
+    if getattr(text_config, "layer_types", None) is not None:
+        text_config.layer_types = (text_config.layer_types * num_layers)[:num_layers]
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, recipe.model.dtype),
+        "attn_implementation": resolve_attn_implementation(recipe.model),
+    }
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, **options)
+    if recipe.quantization is not None and not dequantized:
+        transformers.utils.logging.disable_progress_bar()
+        # transformers quantizes weights while it loads them, from a state dict as well as from a file.
+        model = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=model.state_dict(),
+            quantization_config=build_quantization_config(recipe.quantization),
+            device_map={"": device},
+            **options,
+        )
+    return _prepare_loaded_model(model)
+
+
+def count_base_parameters(config: Any) -> int:
+    """Count the parameters of the base, without loading weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def count_parameters(recipe: Recipe, config: Any) -> tuple[int, int]:
+    """Count the parameters of the recipe's model, without loading weights.
+
+    Args:
+        recipe: the recipe.
+        config: the base's configuration.
+
+    Returns:
+        The trained parameters, and those of the base.
+
+    Raises:
+        UserError: `lora.target_modules` names no layer of the base.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    total = model.num_parameters()
+    if recipe.lora is None:
+        return total, total
+    try:
+        peft_model = get_peft_model(model, build_lora_config(recipe.lora))
+    except ValueError as error:
+        raise UserError(f"lora: {first_line(error)}") from error
+    return sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad), total
+
+
+def _prepare_loaded_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn off the key/value cache, and adjust bitsandbytes' 4-bit layers."""
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -103,75 +181,52 @@ def prepare_for_training(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def base_parameters(config: Any) -> int:
-    """Parameters of the base, counted without weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
-
-
-def parameter_counts(recipe: Recipe, config: Any) -> tuple[int, int]:
-    """(trained, total) parameters of the recipe's model, counted without weights.
-
-    Raises:
-        UserError: `lora.target_modules` names no layer of the base.
-    """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    total = model.num_parameters()
-    if recipe.lora is None:
-        return total, total
+def _from_pretrained(factory: Any, section: ModelSection, **options: Any) -> Any:
+    name = section.pretrained_model_name_or_path
     try:
-        adapted = get_peft_model(model, lora_config(recipe.lora))
-    except ValueError as error:
-        raise UserError(f"lora: {first_line(error)}") from error
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad), total
-
-
-def _from_pretrained(factory: Any, model: ModelSection, **options: Any) -> Any:
-    name = model.pretrained_model_name_or_path
-    try:
-        return factory.from_pretrained(name, revision=model.revision, trust_remote_code=False, **options)
+        return factory.from_pretrained(name, revision=section.revision, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        problem = _why_not_loaded(name, error)
+        problem = _explain_load_error(name, error)
         if problem is None:
             raise
         raise UserError(problem) from error
 
 
-def _why_not_loaded(name: str, error: BaseException) -> str | None:
-    """One message with the fix for a model that cannot be had; None for an error of another kind."""
-    where = "model.pretrained_model_name_or_path"
-    causes = list(_causes(error))
+def _explain_load_error(name: str, error: BaseException) -> str | None:
+    """Return a message with the fix for a model that cannot be loaded; None for an unknown error."""
+    key = "model.pretrained_model_name_or_path"
+    causes = list(_iterate_causes(error))
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         return (
-            f"{where}: {name} is gated: accept its licence on https://huggingface.co/{name}, then run "
-            "`hf auth login` (or set HF_TOKEN) and try again"
+            f"{key}: {name} is gated: accept its license on https://huggingface.co/{name}, then run `hf auth login` "
+            "(or set HF_TOKEN) and try again"
         )
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"model.revision: {name} has no such revision"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"{where}: {name} is neither a local folder nor a model on the hub; check its spelling"
+        return f"{key}: {name} is neither a local folder nor a model on the Hub; check its spelling"
     if isinstance(error, ImportError):
         return f"model.attn_implementation: {first_line(error)}"
     if isinstance(error, ValueError) and "model type" in str(error):
-        return f"{where}: {name}: {first_line(error)}"
+        return f"{key}: {name}: {first_line(error)}"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{where}: {name}: {error.strerror}: {error.filename}"
+        return f"{key}: {name}: {error.strerror}: {error.filename}"
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        return f"{where}: the folder {name} is no model: it has no config.json"
+        return f"{key}: the folder {name} is not a model: it has no config.json"
     if isinstance(error, ValueError):
-        return f"{where}: {name}: {first_line(error)}" if "tokenizer" in str(error) else None
+        return f"{key}: {name}: {first_line(error)}" if "tokenizer" in str(error) else None
     if Path(name).is_dir():
-        return f"{where}: the folder {name} is not a complete model: {first_line(error)}"
+        return f"{key}: the folder {name} is not a complete model: {first_line(error)}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return f"{where}: there is no folder {name}, and no model on the hub has such a name"
+        return f"{key}: there is no folder {name}, and no model on the Hub can have such a name"
     return (
-        f"{where}: there is no folder {name}, it is not in the local cache and the hub cannot be reached; connect "
-        f"once, or download it elsewhere (`hf download {name}`) and give the folder's path"
+        f"{key}: there is no folder {name}, it is not in the local cache and the Hub cannot be reached; connect to the "
+        f"internet once, or download it on another machine (`hf download {name}`) and give the folder's path"
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the chain of errors that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -14,39 +14,41 @@ from hw3.config.recipe import Recipe
 from hw3.config.schema import QuantizationSection
 
 
-def quantization_config(quantization: QuantizationSection) -> BitsAndBytesConfig:
-    """The one configuration that training, scoring and generation share."""
-    return BitsAndBytesConfig(**quantization.model_dump())
+def build_quantization_config(section: QuantizationSection) -> BitsAndBytesConfig:
+    """Return the configuration that training, scoring and generation share."""
+    return BitsAndBytesConfig(**section.model_dump())
 
 
-def quantized_already(recipe: Recipe, config: Any) -> list[str]:
-    """Where a base that was saved quantized differs from what the recipe says; its own way is the one that counts.
+def find_quantization_problems(recipe: Recipe, config: Any) -> list[str]:
+    """Return where the recipe differs from a base that was saved quantized, whose own settings take effect.
 
     Args:
         recipe: the recipe.
         config: the base's configuration.
     """
-    found, name = getattr(config, "quantization_config", None), recipe.model.pretrained_model_name_or_path
-    if found is None:
+    saved, name = getattr(config, "quantization_config", None), recipe.model.pretrained_model_name_or_path
+    if saved is None:
         return []
-    found = found if isinstance(found, dict) else found.to_dict()
-    if found.get("quant_method") != "bitsandbytes" or not found.get("load_in_4bit"):
+    saved = saved if isinstance(saved, dict) else saved.to_dict()
+    if saved.get("quant_method") != "bitsandbytes" or not saved.get("load_in_4bit"):
         return [
-            f"{name} is quantized by {found.get('quant_method')}; hw3 takes plain weights, or bitsandbytes' 4-bit ones"
+            f"model.pretrained_model_name_or_path: {name} is quantized by {saved.get('quant_method')}; use a base "
+            "without quantization, or one in bitsandbytes' 4-bit format"
         ]
-    full = BitsAndBytesConfig.from_dict(found).to_dict()
-    section = QuantizationSection(**{key: full[key] for key in QuantizationSection.model_fields})
+    values = BitsAndBytesConfig.from_dict(saved).to_dict()
+    section = QuantizationSection(**{key: values[key] for key in QuantizationSection.model_fields})
     if recipe.quantization is None:
-        return [f"quantization: {name} is saved in 4 bits; the recipe must say so: {section.model_dump()}"]
+        return [f"quantization: {name} is saved in 4 bits; the recipe must have this section: {section.model_dump()}"]
     return [
-        f'quantization.{key}: found {value}; {name} is saved with {saved}; this works: SET="quantization.{key}={saved}"'
-        for key, saved in section.model_dump().items()
-        if (value := getattr(recipe.quantization, key)) != saved
+        f"quantization.{key}: found {value}, but {name} is saved with {saved_value}; use "
+        f'SET="quantization.{key}={saved_value}"'
+        for key, saved_value in section.model_dump().items()
+        if (value := getattr(recipe.quantization, key)) != saved_value
     ]
 
 
-class _Gathered(torch.autograd.Function):
-    """A frozen 4-bit layer whose weight need not be there between forward and backward."""
+class _GatheredLinear4bitFunction(torch.autograd.Function):
+    """A frozen 4-bit layer that does not need its weight between forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: bnb.nn.Linear4bit) -> torch.Tensor:
@@ -60,8 +62,9 @@ class _Gathered(torch.autograd.Function):
         weight, bias = ctx.layer.weight, ctx.layer.bias
         dx = db = None
         if ctx.needs_input_grad[0]:
-            plain = bnb.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)  # gathered again
-            dx = (dy.to(ctx.dtype) @ plain.to(ctx.dtype)).to(dy.dtype)
+            # DeepSpeed has gathered the weight again.
+            dequantized = bnb.functional.dequantize_4bit(weight.data.view(-1, 1), weight.quant_state)
+            dx = (dy.to(ctx.dtype) @ dequantized.to(ctx.dtype)).to(dy.dtype)
         if ctx.needs_input_grad[1]:
             db = dy.flatten(0, -2).sum(0, dtype=bias.dtype)
         return dx, db, None
@@ -70,43 +73,46 @@ class _Gathered(torch.autograd.Function):
 class GatheredLinear4bit(bnb.nn.Linear4bit):
     """A frozen 4-bit layer for ZeRO-3, which gathers weights for a forward or a backward and frees them after it.
 
-    bitsandbytes' own keeps a view of what was gathered for its backward, activation checkpointing or not (0.50.2,
-    MatMul4Bit), so that in the end a GPU holds every layer's whole weight beside its share.
+    The layer of bitsandbytes 0.50.2 (`MatMul4Bit`) keeps a view of the gathered weight for its backward, even with
+    activation checkpointing. In the end every GPU would store all layers' complete weights beside its shard.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the layer it is made of."""
-        return _Gathered.apply(x, self.bias, self)
+        """Return what `Linear4bit` returns."""
+        return _GatheredLinear4bitFunction.apply(x, self.bias, self)
 
 
-def scores_dequantized(recipe: Recipe, parameters: int, device: torch.device) -> bool:
-    """Whether 4-bit layers become plain ones of the same weights, once, before scoring.
+def should_dequantize(recipe: Recipe, num_parameters: int, device: torch.device) -> bool:
+    """Return whether to dequantize the 4-bit weights once before scoring, which saves every forward that work.
 
-    It saves every forward the same work. By the device's whole memory, not by what happens to be free, and only where
-    both ways compute in one dtype: PEFT adds the adapter's share in another order of rounding to a 4-bit layer, so the
-    choice is part of an entry's key.
+    The choice is part of an entry's key, because rounding differs: PEFT adds an adapter's output to that of a 4-bit
+    layer in another order. It therefore depends on the device's total memory, not on what is free at the moment. Both
+    forms must compute in the same dtype.
 
     Args:
         recipe: the recipe.
-        parameters: of the base.
+        num_parameters: parameters of the base.
         device: where it will run.
     """
     if recipe.quantization is None or recipe.quantization.bnb_4bit_compute_dtype != recipe.model.dtype:
         return False
-    return holds(device, parameters * getattr(torch, recipe.model.dtype).itemsize)
+    return fits_on_device(device, num_parameters * getattr(torch, recipe.model.dtype).itemsize)
 
 
-def holds(device: torch.device, weights: int) -> bool:
-    """Whether a device has room for weights of this many bytes and for working with them; a CPU always."""
+def fits_on_device(device: torch.device, weight_bytes: int) -> bool:
+    """Return whether a device has memory for the weights and for computing with them; always true for a CPU."""
     if device.type == "cpu":
         return True
-    return torch.cuda.get_device_properties(device).total_memory > 1.2 * weights + 2 * 2**30
+    return torch.cuda.get_device_properties(device).total_memory > 1.2 * weight_bytes + 2 * 2**30
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
-    """4-bit layers as plain ones, bit for bit the weights that each of their forwards makes."""
+    """Replace 4-bit layers by linear layers in the compute dtype.
+
+    Their weights are bitwise those that a 4-bit layer computes in every forward.
+    """
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # it would report the dtype as a warning
+    transformers.utils.logging.set_verbosity_error()  # transformers warns about the dtype
     try:
         return model.dequantize()
     finally:

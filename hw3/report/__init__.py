@@ -1,4 +1,4 @@
-"""`hw3 report`: runs as one HTML page and one Markdown file, from their results files alone."""
+"""`hw3 report`: write an HTML page and a Markdown file from the result files of runs."""
 
 from __future__ import annotations
 
@@ -6,36 +6,46 @@ from pathlib import Path
 
 from hw3.common.atomic_io import write_atomically
 from hw3.common.errors import UserError
-from hw3.report.render import to_html, to_markdown
-from hw3.report.run_data import read_run
-from hw3.report.sections import lead, sections
-from hw3.runs.run_dir import portable
+from hw3.common.paths import portable_path
+from hw3.report.render import render_html, render_markdown
+from hw3.report.run_data import load_run_data
+from hw3.report.sections import build_sections, build_summary
+from hw3.runs.run import Run
 
 
-def write_report(folders: list[Path], out: Path | None = None) -> int:
-    """Write `report.html` and `report.md`. The same files give the same bytes.
+def write_report(runs: list[Run], output: Path | None = None) -> int:
+    """Write `report.html` and `report.md`. The same result files give the same bytes.
 
     Args:
-        folders: the runs, the main one first; it answers the homework's questions, the others are compared with it.
-        out: the folder to write to; the first run's if None.
+        runs: the runs, the main one first. It answers the homework's questions; the others are compared with it.
+        output: the folder to write to; by default the first run's.
 
     Returns:
         0.
 
     Raises:
-        UserError: a run is not there, is named twice, or holds a file that cannot be read.
+        UserError: a run does not exist, is named twice, or holds a file that cannot be read.
     """
-    twice = [folder for at, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:at]}]
-    if twice:
-        raise UserError(f"{twice[0]}: named twice")
-    runs = [read_run(folder) for folder in folders]
-    out = out or folders[0]
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a folder: --out DIR")
+    output = output or runs[0].path
+    _check_arguments(runs, output)
+    run_data = [load_run_data(run) for run in runs]
     title = "Report: " + ", ".join(run.name for run in runs)
-    opening, parts = lead(runs), sections(runs, out)
-    pages = {out / "report.html": to_html(title, opening, parts), out / "report.md": to_markdown(title, opening, parts)}
+    summary, sections = build_summary(run_data[0]), build_sections(run_data, output)
+    pages = {
+        output / "report.html": render_html(title, summary, sections),
+        output / "report.md": render_markdown(title, summary, sections),
+    }
     for path, text in pages.items():
         write_atomically(path, text)
-        print(f"{portable(path)}: {len(text.encode()) / 1024:.0f} kB")
+        print(f"{portable_path(path)}: {len(text.encode()) / 1024:.0f} kB")
     return 0
+
+
+def _check_arguments(runs: list[Run], output: Path) -> None:
+    seen = set()
+    for run in runs:
+        if run.path.resolve() in seen:
+            raise UserError(f"{run}: the run is named twice; name each run once")
+        seen.add(run.path.resolve())
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file, but a folder is needed; set one with --output DIR")

@@ -1,146 +1,193 @@
-"""The parts that a report is put together from. Texts are plain: each output escapes them in its own way."""
+"""The blocks that a report consists of. Their texts are plain; each output format escapes them in its own way."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from markupsafe import Markup
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading inside a section; links within the page go to its `id`."""
+    """A heading inside a section.
 
+    Attributes:
+        text: the heading.
+        id: target of links within the page; empty if there are none.
+    """
+
+    kind: ClassVar[str] = "heading"
     text: str
     id: str = ""
-    kind: str = "heading"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `aside` for what qualifies the one before."""
+    """A paragraph.
 
+    Attributes:
+        text: the paragraph.
+        is_note: whether it is a note on the block before, in smaller print.
+    """
+
+    kind: ClassVar[str] = "text"
     text: str
-    aside: bool = False
-    kind: str = "text"
+    is_note: bool = False
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not there, and the commands that make it."""
+    """A part of the report that is missing, and the commands that produce it."""
 
+    kind: ClassVar[str] = "missing"
     text: str
     commands: list[str]
-    kind: str = "missing"
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Headline figures: (figure, what it is, its qualification)."""
+    """Headline numbers, each as (number, what it measures, detail)."""
 
+    kind: ClassVar[str] = "tiles"
     tiles: list[tuple[str, str, str]]
-    kind: str = "tiles"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """Pairs of name and value."""
 
+    kind: ClassVar[str] = "facts"
     facts: list[tuple[str, str]]
-    kind: str = "facts"
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it stands. Folded away, it is opened by its title."""
+    """Preformatted text.
 
+    Attributes:
+        title: title above the text.
+        text: the text.
+        is_collapsed: whether a reader has to click on the title to see the text.
+        is_chinese: whether the text is Chinese.
+    """
+
+    kind: ClassVar[str] = "code"
     title: str
     text: str
-    folded: bool = False
-    chinese: bool = False
-    kind: str = "code"
+    is_collapsed: bool = False
+    is_chinese: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Cells that are pictures (`Markup`) are left out of Markdown, with their column.
+    """A table. Cells with a picture are `Markup`; Markdown leaves out their column.
 
     Attributes:
-        title: what it shows.
-        head: column names.
-        rows: cells.
-        strong: numbers of the rows that matter most.
-        texts: how many of the first columns are text; the others are figures, set flush right.
-        folded: whether it is opened by its title.
+        title: what the table shows.
+        header: column names.
+        rows: cells by row.
+        highlighted: indices of the rows that matter most.
+        text_columns: how many of the first columns are text. The other columns are numbers, aligned to the right.
+        is_collapsed: whether a reader has to click on the title to see the table.
     """
 
+    kind: ClassVar[str] = "table"
     title: str
-    head: list[str]
-    rows: list[list[str | Markup]]
-    strong: set[int] = field(default_factory=set)
-    texts: int = 1
-    folded: bool = False
-    kind: str = "table"
+    header: list[str]
+    rows: list[list[str]]
+    highlighted: set[int] = field(default_factory=set)
+    text_columns: int = 1
+    is_collapsed: bool = False
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The learning curve for a wide and a narrow screen, and the picture that Markdown shows."""
+    """The learning curve.
 
+    Attributes:
+        wide: SVG for wide screens.
+        narrow: SVG for narrow screens.
+        picture: path of the PNG file that Markdown shows, relative to the report; None if there is none.
+        has_dev_scores: whether scores on a dev file are drawn.
+    """
+
+    kind: ClassVar[str] = "curve"
     wide: Markup
     narrow: Markup
     picture: str | None
-    dev: bool
-    kind: str = "curve"
+    has_dev_scores: bool
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One system on one row.
+class SystemOutput:
+    """What one system made of a row.
 
     Attributes:
-        system: its name.
-        perplexity: of the reference; None where it was not scored.
-        pieces: its answer, (text, differs from the reference); None where it has not answered.
-        cut: whether the answer had not ended when the room for it did.
+        system: name of the system.
+        perplexity: its perplexity of the reference; None if it was not scored.
+        pieces: its prediction as (text, differs from the reference); None if it has no prediction.
+        is_unfinished: whether the prediction was cut at its length limit.
     """
 
     system: str
     perplexity: float | None
     pieces: list[tuple[str, bool]] | None
-    cut: bool
+    is_unfinished: bool
 
 
 @dataclass(frozen=True)
-class Card:
-    """One row with all answers; `keys` are what the page sorts by, in the order of `Answers.orders`."""
+class RowComparison:
+    """A row with the outputs of all systems.
+
+    Attributes:
+        id: the row's id.
+        direction: `m2c`, `c2m` or `other`.
+        instruction: the instruction; None if the data file has changed.
+        reference: the reference output; None if the data file has changed or has none.
+        outputs: one output per system.
+        sort_keys: what the page sorts by, in the order of `RowBrowser.orders`.
+    """
 
     id: str
     direction: str
     instruction: str | None
     reference: str | None
-    answers: list[Answer]
-    keys: list[float]
+    outputs: list[SystemOutput]
+    sort_keys: list[float]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Rows to search and sort; `sample` are those that Markdown shows."""
+class RowBrowser:
+    """Rows to search and sort.
 
-    cards: list[Card]
+    Attributes:
+        rows: all rows.
+        orders: names of the orders that a reader can choose.
+        sample: the rows that Markdown shows.
+    """
+
+    kind: ClassVar[str] = "row_browser"
+    rows: list[RowComparison]
     orders: list[str]
-    sample: list[Card]
-    kind: str = "answers"
+    sample: list[RowComparison]
 
 
-Block = Heading | Text | Missing | Tiles | Facts | Code | Table | Curve | Answers
+Block = Heading | Text | Missing | Tiles | Facts | Code | Table | Curve | RowBrowser
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; `question` is what it answers."""
+    """A section of the report.
+
+    Attributes:
+        id: target of links within the page.
+        title: its title.
+        description: what it contains.
+        blocks: its blocks.
+    """
 
     id: str
     title: str
-    question: str
+    description: str
     blocks: list[Block]

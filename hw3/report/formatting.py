@@ -1,83 +1,82 @@
-"""Figures and names as a report words them."""
+"""Format numbers and names for a report."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from hw3.evaluation.bootstrap import PairedDifference
+from hw3.runs.results_file import ScoreEntry
 
-CI = "[95\u00a0%]"  # in the head of a column
-DIRECTIONS = {"all": "all rows", "m2c": "modern to Classical", "c2m": "Classical to modern", "other": "other wording"}
+CI = "[95%\u00a0CI]"  # in column names
+GROUP_NAMES = {
+    "all": "all rows",
+    "m2c": "modern to Classical",
+    "c2m": "Classical to modern",
+    "other": "other instructions",
+}
+SHORT_GROUP_NAMES = GROUP_NAMES | {"m2c": "into Classical", "c2m": "into modern"}  # for narrow columns
 
-INTO = DIRECTIONS | {"m2c": "into Classical", "c2m": "into modern"}  # where there is little room
+
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a count with its noun: `1 row`, `1,200 rows`, `2 processes`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """`1 row`, `1,200 rows`, `2 processes`."""
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
-
-
-def figure(value: float) -> str:
-    """A perplexity: two decimals, none where they say nothing."""
+def format_perplexity(value: float) -> str:
+    """Return a perplexity with two decimals, from 1,000 upwards with none."""
     return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
 
-def interval(bounds: tuple[float, float] | list[float]) -> str:
-    """`[3.95, 5.18]`."""
-    return f"[{figure(bounds[0])}, {figure(bounds[1])}]"
+def format_interval(bounds: tuple[float, float]) -> str:
+    """Return an interval of perplexities: `[3.95, 5.18]`."""
+    return f"[{format_perplexity(bounds[0])}, {format_perplexity(bounds[1])}]"
 
 
-def score(entry: dict[str, Any]) -> str:
-    """`4.52 [3.95, 5.18]`."""
-    return f"{figure(entry['mean_perplexity'])} {interval(entry['mean_perplexity_ci95'])}"
+def format_score(entry: ScoreEntry) -> str:
+    """Return a mean perplexity with its interval: `4.52 [3.95, 5.18]`."""
+    return f"{format_perplexity(entry.mean_perplexity)} {format_interval(entry.mean_perplexity_ci95)}"
 
 
-def difference(pair: PairedDifference) -> str:
-    """`+5.18 [+4.02, +6.55]`, with a true minus."""
-    return "{} [{}, {}]".format(*map(signed, (pair.difference, *pair.ci95)))
+def format_difference(pair: PairedDifference) -> str:
+    """Return a paired difference with its interval: `+5.18 [+4.02, +6.55]`."""
+    return "{} [{}, {}]".format(*map(format_signed, (pair.difference, *pair.ci95)))
 
 
-def signed(value: float) -> str:
-    """`+0.21`, `−1.30`."""
-    return ("−" if value < 0 else "+") + figure(abs(value))
+def format_signed(value: float) -> str:
+    """Return a difference of perplexities with its sign, a minus sign instead of a hyphen: `+0.21`, `−1.30`."""
+    return ("−" if value < 0 else "+") + format_perplexity(abs(value))
 
 
-def share(value: float) -> str:
-    """A share of 1 as a percentage."""
-    return f"{100 * value:.1f} %"
+def format_percent(share: float) -> str:
+    """Return a share, where 1 is everything, as a percentage with one decimal."""
+    return f"{share:.1%}"
 
 
-def seconds(value: float) -> str:
-    """A duration for people."""
-    if value < 120:
-        return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+def format_duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def length_group(name: str) -> str:
-    """`1-10` and `51-` of `by_length`."""
-    return f"{name.replace('-', '–')} characters" if name[-1] != "-" else f"{name[:-1]} characters and more"
+def format_length_group(name: str) -> str:
+    """Return the name of a group of `by_length`, such as `1-10` or `51-`, for people."""
+    return f"{name.replace('-', '–')} characters" if name[-1] != "-" else f"{name[:-1]} or more characters"
 
 
-def shots(entry: dict[str, Any]) -> str:
-    """`zero-shot`, `4-shot`, with how the examples were come by where they were drawn."""
-    name = f"{entry['shots']}-shot" if entry["shots"] else "zero-shot"
-    return f"{name}, drawn" if entry["example_ids"] else name
+def format_shots(entry: ScoreEntry) -> str:
+    """Return the number of few-shot examples: `zero-shot`, `4-shot`, `4-shot, sampled examples`."""
+    name = f"{entry.shots}-shot" if entry.shots else "zero-shot"
+    return f"{name}, sampled examples" if entry.example_ids else name
 
 
-def certain(pair: PairedDifference) -> bool:
-    """Whether the interval of a paired difference leaves out 0."""
-    return pair.ci95[0] > 0 or pair.ci95[1] < 0
+def format_model(entry: ScoreEntry) -> str:
+    """Return the scored model: `base model, zero-shot`, `checkpoint-100, zero-shot`."""
+    return f"{entry.checkpoint or 'base model'}, {format_shots(entry)}"
 
 
-def spread_of(perplexities: list[float]) -> float:
-    """How far apart systems are on a row: log of the highest over the lowest perplexity."""
-    return math.log(max(perplexities) / min(perplexities)) if perplexities else 0.0
-
-
-def brief(value: Any) -> str:
-    """A setting's value in a word or two."""
+def format_value(value: Any) -> str:
+    """Return the value of a setting as short text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -85,5 +84,5 @@ def brief(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(brief, value))
+        return ", ".join(map(format_value, value))
     return str(value)

@@ -1,206 +1,245 @@
-"""The answers: figures of quality, and every row with what each system made of it."""
+"""The predictions: their metrics, and every row with the outputs of all systems."""
 
 from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from hw3.data.templates import direction_of
-from hw3.evaluation.results import entry_name
-from hw3.report.blocks import Answer, Answers, Block, Card, Facts, Heading, Missing, Section, Table, Text
-from hw3.report.formatting import DIRECTIONS, INTO, share, spread_of
-from hw3.report.provenance import predict_command
-from hw3.report.run_data import Predictions, Run, same_rows
+from hw3.data.templates import detect_direction
+from hw3.evaluation.perplexity import RowScore
+from hw3.evaluation.translation_metrics import METRIC_DESCRIPTIONS, METRICS_OF_COPYING, format_metric
+from hw3.report.blocks import (
+    Block,
+    Facts,
+    Heading,
+    Missing,
+    RowBrowser,
+    RowComparison,
+    Section,
+    SystemOutput,
+    Table,
+    Text,
+)
+from hw3.report.command_lines import predict_command
+from hw3.report.formatting import GROUP_NAMES, SHORT_GROUP_NAMES
+from hw3.report.run_data import RunData, have_same_rows
+from hw3.runs.prediction_record import TranslationMetrics
+from hw3.runs.results_file import ScoreEntry
 
-SAMPLE = 10  # rows that Markdown shows
-QUALITY = [
-    ("BLEU", "character BLEU-4 by sacrebleu, 0 to 100: runs of one to four characters shared with the reference"),
-    ("chrF", "chrF2 by sacrebleu, 0 to 100: runs of up to six characters; what is missed counts twice"),
-    ("exact", "share of answers that are the reference"),
-    ("copied", "share of answers that are the sentence that was to be translated"),
-    ("length", "characters of the answers over characters of the references"),
-    ("unfinished", "share of answers that had not ended when the room for them did"),
-]
+_SAMPLE_ROWS = 10  # in Markdown
 
 
 @dataclass(frozen=True)
 class System:
-    """One column of the comparison: an entry's row scores, a file of answers, or both."""
+    """A model with a prompt: its scores of the rows, its predictions, or both.
+
+    Attributes:
+        label: its name.
+        perplexities: perplexity of the reference by row id.
+        outputs: predicted text by row id.
+        unfinished_ids: ids of predictions that were cut at their length limit.
+    """
 
     label: str
     perplexities: dict[str, float]
     outputs: dict[str, str]
-    cut: frozenset[str]
+    unfinished_ids: frozenset[str]
 
 
-def answers_section(runs: list[Run]) -> Section:
-    """Quality of the answers, then the rows themselves."""
+def build_predictions_section(runs: list[RunData]) -> Section:
+    """Return the metrics of the predictions and a comparison row by row.
+
+    Args:
+        runs: the runs. Those that were scored on other rows than the first are left out.
+    """
     main = runs[0]
-    compared = [run for run in runs if same_rows(main, run)]
+    compared = [run for run in runs if have_same_rows(main, run)]
     blocks: list[Block] = []
     for run in compared or [main]:
-        if missing := _missing(run):
-            text = "There are no answers to read yet, only perplexities of the references"
+        if missing := _missing_predictions(run):
+            problem = "no predictions yet, only perplexities of the references"
             if run.predictions:
-                text = f"Not there yet: the answers of {' and '.join(missing)}"
-            whose = "" if len(compared) < 2 else f"{run.name}: "
-            blocks.append(Missing(f"{whose}{text}.", [predict_command(run, name) for name in missing]))
-    blocks += [Text(note, aside=True) for run in compared for note in run.notes]
-    blocks += _quality(compared)
-    blocks += _comparison(compared)
+                problem = f"no predictions from {' and '.join(missing)} yet"
+            text = f"{run.name} has {problem}. To generate them:"
+            blocks.append(Missing(text, [predict_command(run, name) for name in missing]))
+    blocks += [Text(note, is_note=True) for run in compared for note in run.notes]
+    blocks += _metrics_blocks(compared)
+    blocks += _comparison_blocks(compared)
     return Section(
-        "answers",
-        "Answers",
-        "Perplexity ranks checkpoints; people read translations.",
+        "predictions",
+        "Predictions",
+        "Perplexity measures how well a model predicts the references. This section shows what the models generate.",
         blocks,
     )
 
 
-def _missing(run: Run) -> list[str]:
-    """The best checkpoint, the base and the base with its best worked examples, as far as they have not answered."""
-    wanted = [entry_name(entry) for entry in (run.best, run.zero_shot, _few_shot(run)) if entry is not None]
-    answered = {one.name for one in run.predictions}
-    unscored = [*(checkpoint.name for checkpoint in run.checkpoints[-1:]), "base"]
-    return [name for name in wanted or unscored if name not in answered]
+def _missing_predictions(run: RunData) -> list[str]:
+    """Return the systems without predictions, out of the best checkpoint, the base model, and its best few-shot prompt.
+
+    Before scoring, the last checkpoint and the base model are expected.
+    """
+    expected = [entry.label for entry in (run.best, run.zero_shot, _best_prompt_examples(run)) if entry is not None]
+    if not expected:
+        expected = [*(checkpoint.name for checkpoint in run.checkpoints[-1:]), "base"]
+    predicted = {predictions.name for predictions in run.predictions}
+    return [name for name in expected if name not in predicted]
 
 
-def _few_shot(run: Run) -> dict[str, Any] | None:
-    """The base's best entry with worked examples; answers are made with the prompt's own, so drawn ones are not."""
-    few = [entry for entry in run.untuned if entry["shots"] and not entry["example_ids"]]
-    return min(few, key=lambda entry: entry["mean_perplexity"], default=None)
+def _best_prompt_examples(run: RunData) -> ScoreEntry | None:
+    """Return the base model's best entry with few-shot examples of the prompt; `hw3 predict` does not sample any."""
+    few_shot = [entry for entry in run.base_entries if entry.shots and not entry.example_ids]
+    return min(few_shot, key=lambda entry: entry.mean_perplexity, default=None)
 
 
-def _quality(runs: list[Run]) -> list[Block]:
-    rows: list[list[Any]] = []
-    copied: list[list[Any]] = []
+def _metrics_blocks(runs: list[RunData]) -> list[Block]:
+    rows: list[list[str]] = []
+    copying: list[list[str]] = []
     for run in runs:
-        for one in run.predictions:
-            for group in _groups(one):
-                rows.append([_label(runs, run, one.name), INTO[group], *_figures(one.quality["groups"][group])])
-            if not copied:
-                baseline = one.quality["copy_input"]
-                copied = [
-                    ["the input, copied", INTO[group], *_figures(baseline[group], copying=True)]
-                    for group in DIRECTIONS
-                    if group in baseline
-                ]
+        for predictions in run.predictions:
+            record = predictions.record
+            copying = copying or _metrics_rows("copying the input", record.copy_input, METRICS_OF_COPYING)
+            rows += _metrics_rows(_label(runs, run, predictions.name), record.groups, tuple(METRIC_DESCRIPTIONS))
     if not rows:
         return []
-    all_rows = [*copied, *rows]
-    strong = {number for number, row in enumerate(all_rows) if row[1] == INTO["all"]}
-    head = ["answers", "rows", "number", *(name for name, _ in QUALITY)]
+    rows = [*copying, *rows]
+    highlighted = {index for index, row in enumerate(rows) if row[1] == SHORT_GROUP_NAMES["all"]}
+    header = ["predictions", "group", "rows", *(title for title, _ in METRIC_DESCRIPTIONS.values())]
     return [
-        Heading("Quality"),
-        Table("Quality of the answers, beside copying the input", head, all_rows, strong, texts=2),
-        Facts(QUALITY),
+        Heading("Metrics"),
+        Table("Metrics of the predictions, and of copying the input", header, rows, highlighted, text_columns=2),
+        Facts(list(METRIC_DESCRIPTIONS.values())),
+        Text("BLEU is character BLEU-4 and chrF is chrF2, both computed with sacrebleu.", is_note=True),
     ]
 
 
-def _groups(one: Predictions) -> list[str]:
-    return [group for group in DIRECTIONS if group in one.quality["groups"]]
-
-
-def _figures(figures: dict[str, Any], *, copying: bool = False) -> list[str]:
+def _metrics_rows(label: str, groups: dict[str, TranslationMetrics], shown: Sequence[str]) -> list[list[str]]:
     return [
-        f"{figures['rows']:,}",
-        f"{figures['bleu']:.1f}",
-        f"{figures['chrf']:.1f}",
-        share(figures["exact_match"]),
-        "" if copying else share(figures["copy_rate"]),
-        f"{figures['length_ratio']:.2f}",
-        "" if copying else share(figures["unfinished"]),
+        [
+            label,
+            SHORT_GROUP_NAMES[name],
+            f"{groups[name].rows:,}",
+            *(
+                format_metric(metric, getattr(groups[name], metric)) if metric in shown else ""
+                for metric in METRIC_DESCRIPTIONS
+            ),
+        ]
+        for name in GROUP_NAMES
+        if name in groups
     ]
 
 
-def _label(runs: list[Run], run: Run, name: str) -> str:
-    """`base`, `checkpoint-100`; with the run's name where there are several."""
+def _label(runs: list[RunData], run: RunData, name: str) -> str:
+    """Return the name of a system, with its run if there are several."""
     return name if len(runs) == 1 else f"{run.name}: {name}"
 
 
-def _systems(runs: list[Run]) -> list[System]:
-    """The base without and with its best worked examples, the best checkpoint, and whatever has answered."""
+def _systems(runs: list[RunData]) -> list[System]:
+    """Return the base model without and with its best few-shot examples, all systems with predictions, and the best
+    checkpoint.
+    """
     systems = []
     for run in runs:
         assert run.results is not None
-        own = [entry for entry in run.results.entries if entry["prompt"]["sha256"] == run.results.recipe_prompt]
-        # Answers are made with the prompt's own examples, so drawn ones are no part of this.
-        by_name = {entry_name(entry): entry for entry in own if not entry["example_ids"]}
-        outputs = {one.name: one.outputs for one in run.predictions}
-        cut = {one.name: frozenset(one.quality.get("unfinished_ids", ())) for one in run.predictions}
-        untuned = [entry_name(entry) for entry in (run.zero_shot, _few_shot(run)) if entry is not None]
-        best = [] if run.best is None else [entry_name(run.best)]
-        for name in dict.fromkeys([*untuned, *(name for name in outputs if name not in best), *best]):
-            scores = run.results.rows[by_name[name]["key"]] if name in by_name else []
-            perplexities = {score.id: score.perplexity for score in scores}
+        # `hw3 predict` uses the prompt's own examples, so scores with sampled examples belong to no predictions.
+        entries = {
+            entry.label: entry
+            for entry in run.results.entries
+            if entry.prompt.sha256 == run.results.prompt_sha256 and not entry.example_ids
+        }
+        predictions = {predictions.name: predictions for predictions in run.predictions}
+        best = [] if run.best is None else [run.best.label]
+        base = [entry.label for entry in (run.zero_shot, _best_prompt_examples(run)) if entry is not None]
+        for name in dict.fromkeys([*base, *(name for name in predictions if name not in best), *best]):
+            scores = run.results.rows[entries[name].key] if name in entries else []
+            found = predictions.get(name)
             systems.append(
-                System(_label(runs, run, name), perplexities, outputs.get(name, {}), cut.get(name, frozenset()))
+                System(
+                    label=_label(runs, run, name),
+                    perplexities={score.id: score.perplexity for score in scores},
+                    outputs={} if found is None else found.outputs,
+                    unfinished_ids=frozenset() if found is None else frozenset(found.record.unfinished_ids),
+                )
             )
     return systems
 
 
-def _comparison(runs: list[Run]) -> list[Block]:
+def _comparison_blocks(runs: list[RunData]) -> list[Block]:
     systems = _systems(runs) if runs else []
     if not systems:
         return []
     main = runs[0]
     assert main.results is not None
-    characters = {score.id: score.characters for score in next(iter(main.results.rows.values()))}
-    by_perplexity = [number for number, system in enumerate(systems) if system.perplexities]
-    orders = ["file order", "systems furthest apart first", "longest output first"]
-    orders += [f"highest perplexity first: {systems[number].label}" for number in by_perplexity]
-    gained: dict[str, float] = {}
-    if main.zero_shot is not None and main.best is not None:
-        orders.append("most gained from tuning first")
-        before, after = (main.results.rows[entry["key"]] for entry in (main.zero_shot, main.best))
-        gained = {a.id: math.log(b.perplexity / a.perplexity) for a, b in zip(after, before, strict=True)}
-    cards = []
-    for number, id in enumerate(characters):
-        row = main.rows.get(id)
-        perplexities = [systems[index].perplexities[id] for index in by_perplexity]
-        keys = [float(number), -spread_of(perplexities), -float(characters[id]), *(-value for value in perplexities)]
-        if gained:
-            keys.append(-gained[id])
-        reference = None if row is None else row.output
-        cards.append(
-            Card(
-                id=id,
-                direction="other" if row is None else direction_of(row.instruction) or "other",
-                instruction=None if row is None else row.instruction,
-                reference=reference,
-                answers=[
-                    Answer(
-                        system.label,
-                        system.perplexities.get(id),
-                        None if id not in system.outputs else marked(reference, system.outputs[id]),
-                        id in system.cut,
-                    )
-                    for system in systems
-                ],
-                keys=keys,
+    scored = [system for system in systems if system.perplexities]
+    gains = _log_gains(main)
+    orders = ["file order", "largest ratio of perplexities first", "longest reference first"]
+    orders += [f"highest perplexity first: {system.label}" for system in scored]
+    orders += ["largest gain from fine-tuning first"] if gains else []
+    rows = []
+    for index, score in enumerate(next(iter(main.results.rows.values()))):
+        perplexities = [system.perplexities[score.id] for system in scored]
+        sort_keys = [float(index), -_log_ratio(perplexities), -float(score.characters)]
+        sort_keys += [-perplexity for perplexity in perplexities]
+        sort_keys += [-gains[score.id]] if gains else []
+        rows.append(_compare_outputs(main, score, systems, sort_keys))
+    sample = [rows[index] for index in spaced_indices(len(rows), _SAMPLE_ROWS)]
+    return [Heading("Row by row", "rows"), RowBrowser(rows, orders, sample)]
+
+
+def _log_gains(run: RunData) -> dict[str, float]:
+    """Return by row id the log of the base model's perplexity divided by the best checkpoint's."""
+    if run.results is None or run.zero_shot is None or run.best is None:
+        return {}
+    before, after = run.results.rows[run.zero_shot.key], run.results.rows[run.best.key]
+    return {a.id: math.log(b.perplexity / a.perplexity) for a, b in zip(after, before, strict=True)}
+
+
+def _log_ratio(perplexities: list[float]) -> float:
+    """Return the log of the highest perplexity of a row divided by the lowest."""
+    return math.log(max(perplexities) / min(perplexities)) if perplexities else 0.0
+
+
+def _compare_outputs(run: RunData, score: RowScore, systems: list[System], sort_keys: list[float]) -> RowComparison:
+    row = run.rows.get(score.id)
+    reference = None if row is None else row.output
+    return RowComparison(
+        id=score.id,
+        direction="other" if row is None else detect_direction(row.instruction) or "other",
+        instruction=None if row is None else row.instruction,
+        reference=reference,
+        outputs=[
+            SystemOutput(
+                system.label,
+                system.perplexities.get(score.id),
+                mark_differences(reference, system.outputs[score.id]) if score.id in system.outputs else None,
+                score.id in system.unfinished_ids,
             )
-        )
-    sample = [cards[place] for place in evenly(len(cards), SAMPLE)]
-    return [Heading("Row by row", "rows"), Answers(cards, orders, sample)]
+            for system in systems
+        ],
+        sort_keys=sort_keys,
+    )
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """Places evenly spaced from the first of `count` to the last; all where there are no more than `wanted`.
+def spaced_indices(count: int, limit: int) -> list[int]:
+    """Return at most `limit` indices below `count`, evenly spaced, the first and the last included.
 
-    No fixed step: rows often come in pairs, and every other one would be of the same direction.
+    The step is not a fixed number: rows often alternate between directions, and a step of 2 would show one direction.
     """
-    if count <= wanted:
+    if count <= limit:
         return list(range(count))
-    return [round(number * (count - 1) / (wanted - 1)) for number in range(wanted)]
+    return [round(number * (count - 1) / (limit - 1)) for number in range(limit)]
 
 
-def marked(reference: str | None, output: str) -> list[tuple[str, bool]]:
-    """An answer in pieces, each with whether the reference has it otherwise.
+def mark_differences(reference: str | None, output: str) -> list[tuple[str, bool]]:
+    """Split a predicted text into pieces that are equal to the reference or differ from it.
 
     Args:
-        reference: what the answer is compared with; None marks nothing.
-        output: the answer.
+        reference: the reference; if None, nothing is marked.
+        output: the predicted text.
+
+    Returns:
+        Pairs (text, differs from the reference).
     """
     if reference is None:
         return [(output, False)]

@@ -1,188 +1,228 @@
-"""The second question: the un-tuned model with no and a few worked examples, against the tuned one."""
+"""Question 2: the base model with no and a few examples in its prompt, compared with the fine-tuned model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hw3.common.hashing import file_sha256
-from hw3.config.recipe import prompt_file
-from hw3.data.prompt import PLACEHOLDER, Example, Prompt, messages, render
+from hw3.config.recipe import find_prompt_file
+from hw3.data.prompt import PLACEHOLDER, Example, Prompt, build_messages, render_prompt
 from hw3.data.rows import read_rows
-from hw3.data.templates import direction_of
-from hw3.evaluation.results import entry_name
+from hw3.data.templates import detect_direction
 from hw3.report.blocks import Block, Code, Heading, Missing, Table, Text
-from hw3.report.formatting import CI, DIRECTIONS, INTO, certain, difference, figure, score, shots
-from hw3.report.provenance import evaluate_command
-from hw3.report.run_data import Run, pair_of
-from hw3.report.svg import interval_scale
+from hw3.report.command_lines import eval_command
+from hw3.report.formatting import (
+    CI,
+    GROUP_NAMES,
+    SHORT_GROUP_NAMES,
+    format_difference,
+    format_model,
+    format_perplexity,
+    format_score,
+    format_shots,
+)
+from hw3.report.run_data import RunData, compare_entries
+from hw3.report.svg import interval_drawer
+from hw3.runs.results_file import ScoreEntry
 
 
-def prompting(run: Run) -> list[Block]:
-    command = evaluate_command(run, base_only=True)
+def prompting_blocks(run: RunData) -> list[Block]:
+    """Return the blocks of question 2 for one run."""
+    command = eval_command(run, base_only=True)
     if run.results is None:
-        return [Missing(f"{run.recipe.data.eval} has not been scored.", [command])]
-    shown = untuned_and_best(run)
-    untuned = [entry for entry in shown if entry["checkpoint"] is None]
+        return [Missing(f"{run.recipe.data.eval} has not been scored yet.", [command])]
+    entries = entries_to_compare(run)
     blocks: list[Block] = []
-    if not any(entry["shots"] for entry in run.untuned):
-        blocks.append(Missing("The un-tuned model has not been scored with worked examples.", [command]))
-    if not shown:
+    if run.best_few_shot is None:
+        blocks.append(Missing("The base model has not been scored with few-shot examples yet.", [command]))
+    if not entries:
         return blocks
-    blocks += [*_examples_in_words(run, untuned), Heading("Scores")]
-    blocks += scores(run, shown)
-    blocks += [*_comparison_in_words(run), Heading("The prompts"), *_prompts(run, shown)]
-    return blocks
-
-
-def scores(run: Run, shown: list[dict[str, Any]]) -> list[Block]:
-    """The table of entries, each compared row by row with the tuned model."""
-    best = run.best
-    reference = best or run.zero_shot or shown[0]
-    against = "the tuned model" if reference is best else entry_name(reference)
-    draw = interval_scale(shown)
-    several = len({entry["prompt"]["sha256"] for entry in shown}) > 1
-    rows: list[list[Any]] = []
-    for entry in shown:
-        pair = None if entry is reference else pair_of(run, reference, entry)
-        directions = [entry["by_direction"].get(key) for key in ("m2c", "c2m")]
-        rows.append(
-            [
-                ("un-tuned, " if entry["checkpoint"] is None else f"{entry['checkpoint']}, ") + shots(entry),
-                *([entry["prompt"]["name"]] if several else []),
-                draw(entry),
-                score(entry),
-                *("" if group is None else figure(group["mean_perplexity"]) for group in directions),
-                *(["", ""] if pair is None else [difference(pair), f"{pair.better} / {pair.worse}"]),
-            ]
-        )
-    head = ["model", *(["prompt"] if several else []), "", f"mean perplexity {CI}", INTO["m2c"], INTO["c2m"]]
-    head += [f"minus {against} {CI}", "rows better / worse"]
-    strong = {number for number, entry in enumerate(shown) if entry is best}
-    blocks: list[Block] = [
-        Table("Zero-shot, few-shot and tuned, on the same rows", head, rows, strong, texts=2 + several)
+    return [
+        *blocks,
+        *_examples_blocks(run, [entry for entry in entries if entry.is_base]),
+        Heading("Scores"),
+        *scores_blocks(run, entries),
+        *_conclusion_blocks(run),
+        Heading("The prompts"),
+        *_prompt_blocks(run, entries),
     ]
-    blocks.append(
-        Text(
-            "Differences are paired: the mean over rows of one perplexity minus the other's, with a bootstrap interval "
-            "over the same rows. An interval without 0 is a difference.",
-            aside=True,
-        )
-    )
-    return blocks
 
 
-def untuned_and_best(run: Run) -> list[dict[str, Any]]:
-    """The base under every prompt, the recipe's first, the best checkpoint likewise, and adapters from elsewhere."""
+def entries_to_compare(run: RunData) -> list[ScoreEntry]:
+    """Return the entries of the base model, the best checkpoint and adapters from elsewhere.
+
+    All prompts are included; the recipe's comes first.
+    """
     assert run.results is not None
-    own = run.results.recipe_prompt
+    prompt_sha256 = run.results.prompt_sha256
     entries = sorted(
         run.results.entries,
-        key=lambda entry: (entry["prompt"]["sha256"] != own, entry["prompt"]["name"], bool(entry["example_ids"])),
+        key=lambda entry: (entry.prompt.sha256 != prompt_sha256, entry.prompt.name, bool(entry.example_ids)),
     )
-    untuned = [entry for entry in entries if entry["checkpoint"] is None]
-    tuned = [entry for entry in entries if entry["checkpoint"] is not None]
-    best = [entry for entry in tuned if run.best is not None and entry["checkpoint"] == run.best["checkpoint"]]
-    return [*untuned, *best, *(entry for entry in tuned if not entry["checkpoint"].startswith("checkpoint-"))]
+    base = [entry for entry in entries if entry.is_base]
+    best = [entry for entry in entries if run.best is not None and entry.checkpoint == run.best.checkpoint]
+    return [*base, *best, *(entry for entry in entries if not entry.is_base and not entry.is_run_checkpoint)]
 
 
-def _examples_in_words(run: Run, untuned: list[dict[str, Any]]) -> list[Block]:
-    blocks: list[Block] = [Heading("How the examples were chosen")]
-    listed = sorted({entry["shots"] for entry in untuned if entry["shots"] and not entry["example_ids"]})
-    examples = run.recipe.prompt.examples
-    if listed:
-        first = " or ".join([", ".join(map(str, listed[:-1])), str(listed[-1])] if listed[1:] else [str(listed[0])])
-        words = f"The first {first} of the {len(examples)} worked examples written into the recipe's prompt, in order"
-        directions = [DIRECTIONS[direction_of(example.instruction) or "other"] for example in examples]
-        words += f" ({', '.join(directions)})."
-        if run.rows:
-            scored = {text for row in run.rows.values() for text in (row.instruction, row.output)}
-            taken = sum(example.instruction in scored or example.output in scored for example in examples)
-            words += (
-                " None of them is among the scored rows."
-                if not taken
-                else f" {taken} of them are among the scored rows, which flatters the few-shot scores."
-            )
-        blocks.append(Text(words))
-    drawn = [entry for entry in untuned if entry["example_ids"]]
-    if drawn:
-        most = max(drawn, key=lambda entry: entry["shots"])
-        blocks.append(
-            Text(
-                f"Drawn from {run.recipe.data.train} with seed {run.recipe.evaluation.examples_seed}: directions in"
-                " turn, fewer examples a prefix of more, no row whose instruction or output is scored. Rows "
-                f"{', '.join(most['example_ids'])}."
-            )
+def scores_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
+    """Return a table of entries, each compared row by row with the fine-tuned model.
+
+    Args:
+        run: the run.
+        entries: entries of the run. Without a fine-tuned model, they are compared with the base model.
+    """
+    reference = run.best or run.zero_shot or entries[0]
+    reference_name = "the fine-tuned model" if reference is run.best else reference.label
+    draw_interval = interval_drawer(entries)
+    has_prompts = len({entry.prompt.sha256 for entry in entries}) > 1
+    rows = []
+    for entry in entries:
+        comparison = ["", ""]
+        if entry is not reference:
+            pair = compare_entries(run, reference, entry)
+            comparison = [format_difference(pair), f"{pair.better} / {pair.worse}"]
+        directions = [entry.by_direction.get(key) for key in ("m2c", "c2m")]
+        rows.append(
+            [
+                format_model(entry),
+                *([entry.prompt.name] if has_prompts else []),
+                draw_interval(entry),
+                format_score(entry),
+                *("" if group is None else format_perplexity(group.mean_perplexity) for group in directions),
+                *comparison,
+            ]
         )
-    return blocks if len(blocks) > 1 else []
+    header = ["model", *(["prompt"] if has_prompts else []), "", f"mean perplexity {CI}"]
+    header += [SHORT_GROUP_NAMES["m2c"], SHORT_GROUP_NAMES["c2m"]]
+    header += [f"difference from {reference_name} {CI}", "rows better / worse"]
+    highlighted = {index for index, entry in enumerate(entries) if entry is run.best}
+    return [
+        Table(
+            "Zero-shot, few-shot and fine-tuned, on the same rows",
+            header,
+            rows,
+            highlighted,
+            text_columns=3 if has_prompts else 2,
+        ),
+        Text(
+            f"Differences are paired: a model's perplexity minus that of {reference_name}, row by row, averaged over "
+            "the rows. Their intervals come from a bootstrap over the same rows. A difference is significant if its "
+            "interval does not contain 0.",
+            is_note=True,
+        ),
+    ]
 
 
-def _comparison_in_words(run: Run) -> list[Block]:
-    zero, few, best = run.zero_shot, run.few_shot, run.best
-    words = []
-    if zero is not None and few is not None:
-        pair = pair_of(run, zero, few)
-        change = "lowers" if pair.difference < 0 else "raises"
-        words.append(
-            f"The best number of worked examples, {few['shots']}, {change} the un-tuned score by "
-            f"{figure(abs(pair.difference))}, from {figure(zero['mean_perplexity'])} to "
-            f"{figure(few['mean_perplexity'])}"
-            + (
-                f" (better on {pair.better} of {few['rows']} rows)."
-                if certain(pair)
-                else ", which the interval does not tell from chance."
-            )
-        )
-    prompted = few if few is not None and (zero is None or few["mean_perplexity"] < zero["mean_perplexity"]) else zero
-    if best is not None and prompted is not None:
-        pair = pair_of(run, prompted, best)
-        words.append(
-            f"Tuning brings it to {figure(best['mean_perplexity'])}: {difference(pair)} against the best prompt "
-            f"without tuning, better on {pair.better} and worse on {pair.worse} of {best['rows']} rows."
-        )
-    return [Text(" ".join(words))] if words else []
+def prompt_block(title: str, prompt: Prompt, examples: list[Example], *, is_collapsed: bool = False) -> Code:
+    """Return a prompt as the model sees it, with a placeholder for the instruction."""
+    if not prompt.chat_template:
+        return Code(title, render_prompt(prompt, PLACEHOLDER, examples), is_collapsed, is_chinese=True)
+    messages = build_messages(prompt, PLACEHOLDER, examples)
+    text = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+    return Code(f"{title}: messages for the tokenizer's chat template", text, is_collapsed, is_chinese=True)
 
 
-def _prompts(run: Run, shown: list[dict[str, Any]]) -> list[Block]:
-    """Every prompt that was scored, as the model saw it, once."""
+def _examples_blocks(run: RunData, base_entries: list[ScoreEntry]) -> list[Block]:
+    """Return how the few-shot examples were chosen."""
+    shots = sorted({entry.shots for entry in base_entries if entry.shots and not entry.example_ids})
+    sampled = [entry for entry in base_entries if entry.example_ids]
     blocks: list[Block] = []
-    seen = set()
-    drawn = _drawn_examples(run)
-    for entry in shown:
-        key = (entry["prompt"]["sha256"], entry["shots"], tuple(entry["example_ids"] or ()))
-        if key in seen:
+    if shots:
+        blocks.append(Text(_describe_prompt_examples(run, shots)))
+    if sampled:
+        most = max(sampled, key=lambda entry: entry.shots)
+        blocks.append(Text(_describe_sampled_examples(run, most.example_ids or [])))
+    return [Heading("How the examples were chosen"), *blocks] if blocks else []
+
+
+def _describe_prompt_examples(run: RunData, shots: list[int]) -> str:
+    examples = run.recipe.prompt.examples
+    numbers = " or ".join([", ".join(map(str, shots[:-1])), str(shots[-1])] if shots[1:] else [str(shots[0])])
+    directions = [GROUP_NAMES[detect_direction(example.instruction) or "other"] for example in examples]
+    text = (
+        f"The few-shot prompts contain the first {numbers} of the {len(examples)} examples in the recipe's prompt. "
+        f"Their directions, in order: {', '.join(directions)}."
+    )
+    if not run.rows:
+        return text
+    scored = {text for row in run.rows.values() for text in (row.instruction, row.output)}
+    leaked = sum(example.instruction in scored or example.output in scored for example in examples)
+    if not leaked:
+        return f"{text} None of the examples is among the scored rows."
+    return (
+        f"{text} {leaked} of them are among the scored rows, which makes the few-shot scores look better than they are."
+    )
+
+
+def _describe_sampled_examples(run: RunData, row_ids: list[str]) -> str:
+    return (
+        f"Sampled examples were drawn from {run.recipe.data.train} with seed {run.recipe.evaluation.examples_seed}. "
+        "The two directions alternate, and a smaller sample is always the beginning of a larger one. Rows whose "
+        f"instruction or output is among the scored rows were excluded. The sampled rows are {', '.join(row_ids)}."
+    )
+
+
+def _conclusion_blocks(run: RunData) -> list[Block]:
+    """Return how much few-shot examples and fine-tuning change the score."""
+    zero_shot, few_shot, best = run.zero_shot, run.best_few_shot, run.best
+    sentences = []
+    if zero_shot is not None and few_shot is not None:
+        pair = compare_entries(run, zero_shot, few_shot)
+        verb = "lower" if pair.difference < 0 else "raise"
+        detail = (
+            f"{pair.better} of {few_shot.rows} rows improve"
+            if pair.is_significant
+            else "this difference is not significant"
+        )
+        sentences.append(
+            f"The best number of few-shot examples is {few_shot.shots}. They {verb} the base model's mean perplexity "
+            f"by {format_perplexity(abs(pair.difference))}; {detail}."
+        )
+    prompted = min(
+        (entry for entry in (zero_shot, few_shot) if entry is not None),
+        key=lambda entry: entry.mean_perplexity,
+        default=None,
+    )
+    if best is not None and prompted is not None:
+        pair = compare_entries(run, prompted, best)
+        sentences.append(
+            "Compared with the best prompt for the base model, fine-tuning changes the mean perplexity by "
+            f"{format_difference(pair)}. The fine-tuned model is better on {pair.better} rows and worse on "
+            f"{pair.worse}."
+        )
+    return [Text(" ".join(sentences))] if sentences else []
+
+
+def _prompt_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
+    """Return every prompt that was scored, once."""
+    sampled = _load_sampled_examples(run)
+    unique: dict[tuple[str, int, tuple[str, ...]], ScoreEntry] = {}
+    for entry in entries:
+        unique.setdefault((entry.prompt.sha256, entry.shots, tuple(entry.example_ids or ())), entry)
+    blocks: list[Block] = []
+    for entry in unique.values():
+        title = f"Prompt {entry.prompt.name}, {format_shots(entry)}"
+        prompt: Prompt | None = run.recipe.prompt
+        if entry.prompt.sha256 != run.recipe.prompt.sha256:
+            found = find_prompt_file(entry.prompt.sha256)
+            prompt = None if found is None else found[1]
+        if prompt is None:
+            blocks.append(Text(f"{title}: its file is no longer in recipes/prompts.", is_note=True))
             continue
-        seen.add(key)
-        title = f"Prompt {entry['prompt']['name']}, {shots(entry)}"
-        prompt = run.recipe.prompt
-        if entry["prompt"]["sha256"] != prompt.sha256:
-            file = prompt_file(entry["prompt"]["sha256"])
-            if file is None:
-                blocks.append(Text(f"{title}: its file is not in recipes/prompts any more.", aside=True))
-                continue
-            prompt = file[1]
-        if entry["example_ids"]:
-            examples = [drawn[id] for id in entry["example_ids"] if id in drawn]
+        if entry.example_ids:
+            examples = [sampled[id] for id in entry.example_ids if id in sampled]
         else:
-            examples = (prompt.examples or run.recipe.prompt.examples)[: entry["shots"]]
-        if len(examples) < entry["shots"]:
-            blocks.append(Text(f"{title}: its examples' file is not here as it was.", aside=True))
-            continue
-        blocks.append(prompt_code(title, prompt, examples, folded=True))
+            examples = (prompt.examples or run.recipe.prompt.examples)[: entry.shots]
+        if len(examples) < entry.shots:
+            blocks.append(Text(f"{title}: the file with its examples is missing or has changed.", is_note=True))
+        else:
+            blocks.append(prompt_block(title, prompt, examples, is_collapsed=True))
     return blocks
 
 
-def _drawn_examples(run: Run) -> dict[str, Example]:
-    """Training rows by id, where the training file is still the one of the manifest."""
-    path, known = Path(run.recipe.data.train), run.manifest.get("data", {}).get("train")
-    if known is None or not path.is_file() or file_sha256(path) != known["sha256"]:
+def _load_sampled_examples(run: RunData) -> dict[str, Example]:
+    """Return the training rows as examples, by id; none if the training file has changed."""
+    path = Path(run.recipe.data.train)
+    if run.manifest is None or not path.is_file() or file_sha256(path) != run.manifest.data["train"].sha256:
         return {}
     return {row.id: Example(instruction=row.instruction, output=row.output or "") for row in read_rows(path)}
-
-
-def prompt_code(title: str, prompt: Prompt, examples: list[Example], *, folded: bool) -> Code:
-    if not prompt.chat_template:
-        return Code(title, render(prompt, PLACEHOLDER, examples), folded, chinese=True)
-    turns = messages(prompt, PLACEHOLDER, examples)
-    text = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
-    return Code(f"{title}: messages, put into the tokenizer's chat template", text, folded, chinese=True)

@@ -1,236 +1,246 @@
-"""What a report is made of: a run's recipe, manifest, scores, predictions and rows, as its files hold them."""
+"""Load what a report shows of a run: recipe, manifest, scores, predictions and rows."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
-from hw3.config.recipe import Recipe, load_recipe
+from hw3.common.paths import portable_path
+from hw3.config.recipe import Recipe
 from hw3.data.rows import Row, read_rows
 from hw3.evaluation.bootstrap import PairedDifference, paired_difference
-from hw3.evaluation.learning_curve import own_entries, training_losses
-from hw3.evaluation.results import RESULTS, Results
-from hw3.runs.checkpoints import COMPLETE, Checkpoint, complete_checkpoints
-from hw3.runs.run_dir import RECIPE, portable, read_manifest
-
-QUALITY = ".quality.json"
+from hw3.evaluation.learning_curve import curve_entries
+from hw3.evaluation.results import EvalResults
+from hw3.runs.checkpoints import Checkpoint
+from hw3.runs.manifest import Manifest
+from hw3.runs.prediction_record import PredictionRecord
+from hw3.runs.results_file import ScoreEntry
+from hw3.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Answers to the run's rows.
+class PredictionSet:
+    """Predictions of one system for the rows of `data.eval`.
 
     Attributes:
-        name: `base`, `base+4`, `checkpoint-100`.
-        outputs: answer by row id.
-        quality: `<name>.quality.json`.
+        record: how they were made, and their metrics.
+        outputs: predicted text by row id.
     """
 
-    name: str
+    record: PredictionRecord
     outputs: dict[str, str]
-    quality: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the system: `base`, `base+4`, `checkpoint-100`."""
+        return self.record.name
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run, read.
+class RunData:
+    """What a report shows of a run.
 
     Attributes:
-        folder: the run folder.
-        name: how results name it.
-        recipe: the recipe as run.
-        manifest: empty where nothing has been trained.
-        checkpoints: complete ones, by step.
-        results: on the recipe's `data.eval`; None where that has not been scored.
-        others: on the dev file and whatever else has been scored.
-        predictions: for `data.eval`.
-        rows: of `data.eval`, by id; empty where the file is gone or another one now.
-        losses: (step, loss) as logged.
-        tokens: seen in training, padding left out; None where not logged.
-        disk: bytes of all complete checkpoints, and of the last one's weights.
-        notes: what was left out, and why.
+        path: the run folder.
+        name: its path, as result files store it.
+        recipe: the recipe as it was run.
+        manifest: the manifest; None before training.
+        checkpoints: the complete checkpoints, by step.
+        results: scores on the recipe's `data.eval`; None if it has not been scored.
+        other_results: scores on the dev file and on all other files.
+        predictions: predictions for `data.eval`, the base model's first, then by step.
+        rows: rows of `data.eval` by id; empty if the file is missing or has changed.
+        losses: (step, training loss) pairs as they were logged.
+        training_tokens: tokens seen in training, without padding; None if they were not counted.
+        disk_bytes: size of all complete checkpoints.
+        weight_bytes: size of the last checkpoint's weights.
+        notes: what is not shown, and why.
     """
 
-    folder: Path
+    path: Path
     name: str
     recipe: Recipe
-    manifest: dict[str, Any]
+    manifest: Manifest | None
     checkpoints: list[Checkpoint]
-    results: Results | None
-    others: list[Results]
-    predictions: list[Predictions]
+    results: EvalResults | None
+    other_results: list[EvalResults]
+    predictions: list[PredictionSet]
     rows: dict[str, Row]
     losses: list[tuple[int, float]]
-    tokens: int | None
-    disk: tuple[int, int]
+    training_tokens: int | None
+    disk_bytes: int
+    weight_bytes: int
     notes: list[str]
 
     @property
-    def base(self) -> str:
-        """Name and revision of the base."""
+    def base_name(self) -> str:
+        """Name of the base model, with its revision if the recipe has one."""
         model = self.recipe.model
         return model.pretrained_model_name_or_path + (f" ({model.revision})" if model.revision else "")
 
     @property
-    def untuned(self) -> list[dict[str, Any]]:
-        """The base's entries under the recipe's prompt, by worked examples."""
-        return [] if self.results is None else own_entries(self.results)[0]
+    def all_results(self) -> list[EvalResults]:
+        """Scores on all files, `data.eval` first."""
+        return [*([] if self.results is None else [self.results]), *self.other_results]
 
     @property
-    def tuned(self) -> list[dict[str, Any]]:
+    def base_entries(self) -> list[ScoreEntry]:
+        """The base model's entries under the recipe's prompt, by number of few-shot examples."""
+        return [] if self.results is None else curve_entries(self.results).base
+
+    @property
+    def finetuned_entries(self) -> list[ScoreEntry]:
         """The checkpoints' zero-shot entries under the recipe's prompt, by step."""
-        return [] if self.results is None else own_entries(self.results)[1]
+        return [] if self.results is None else curve_entries(self.results).finetuned
 
     @property
-    def zero_shot(self) -> dict[str, Any] | None:
-        """The base's entry without worked examples."""
-        return next((entry for entry in self.untuned if entry["shots"] == 0), None)
+    def zero_shot(self) -> ScoreEntry | None:
+        """The base model's zero-shot entry; None if it was not scored."""
+        return next((entry for entry in self.base_entries if entry.shots == 0), None)
 
     @property
-    def few_shot(self) -> dict[str, Any] | None:
-        """The base's entry with the number of worked examples that serves best."""
-        few = [entry for entry in self.untuned if entry["shots"]]
-        return min(few, key=lambda entry: entry["mean_perplexity"], default=None)
+    def best_few_shot(self) -> ScoreEntry | None:
+        """The base model's few-shot entry with the lowest mean perplexity; None if none was scored."""
+        few_shot = [entry for entry in self.base_entries if entry.shots]
+        return min(few_shot, key=lambda entry: entry.mean_perplexity, default=None)
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The entry of the best checkpoint."""
+    def best(self) -> ScoreEntry | None:
+        """The entry of the best checkpoint; None if no checkpoint was scored."""
         return None if self.results is None else self.results.best_entry()
 
 
-def read_run(folder: Path) -> Run:
-    """Everything that a report says of a run. Loads no model.
+def load_run_data(run: Run) -> RunData:
+    """Load what a report shows of a run. No model is loaded.
 
     Raises:
         UserError: there is no such run, or one of its files cannot be read.
     """
-    if not (folder / RECIPE).is_file():
-        raise UserError(f"{folder}: no such run: it holds no {RECIPE}; train it first (make train)")
-    recipe = load_recipe(folder / RECIPE)
-    try:
-        manifest = read_manifest(folder)
-    except ValueError as error:
-        raise UserError(f"{folder / 'manifest.json'}: cannot be read ({error})") from error
-    found = sorted(folder.glob(f"eval/*/{RESULTS}"))
-    scored = [Results.read(file.parent, recipe.prompt.sha256, manifest.get("started")) for file in found]
-    scored = [results for results in scored if results.entries]
-    results = _scored_on(scored, recipe.data.eval, manifest.get("data", {}).get("eval", {}).get("sha256"))
-    dev = None
-    if recipe.data.dev is not None:
-        dev = _scored_on(scored, recipe.data.dev, manifest.get("data", {}).get("dev", {}).get("sha256"))
-    for file in scored:
-        file.choose_on(dev if dev is not None and file is results else file)
-    checkpoints = complete_checkpoints(folder)
+    recipe, manifest = run.load_recipe(), run.read_manifest()
+    started = None if manifest is None else manifest.started
+    all_results = [EvalResults.read(folder, recipe.prompt.sha256, started) for folder in run.read_results()]
+    all_results = [results for results in all_results if results.entries]
+    results = _find_results(all_results, recipe.data.eval, manifest, "eval")
+    dev_results = None if recipe.data.dev is None else _find_results(all_results, recipe.data.dev, manifest, "dev")
+    for file_results in all_results:
+        is_eval = file_results is results
+        file_results.select_on(dev_results if is_eval and dev_results is not None else file_results)
+    checkpoints = run.complete_checkpoints()
     notes: list[str] = []
-    rows: dict[str, Row] = {}
-    predictions: list[Predictions] = []
-    if results is not None:
-        rows = _rows(results, recipe, notes)
-        predictions = _predictions(folder, results, checkpoints, notes)
-    return Run(
-        folder=folder,
-        name=portable(folder),
+    disk_bytes, weight_bytes = _checkpoint_sizes(checkpoints)
+    return RunData(
+        path=run.path,
+        name=run.name,
         recipe=recipe,
         manifest=manifest,
         checkpoints=checkpoints,
         results=results,
-        others=[file for file in scored if file is not results],
-        predictions=predictions,
-        rows=rows,
-        losses=training_losses(folder),
-        tokens=_tokens(checkpoints),
-        disk=_disk(checkpoints),
+        other_results=[file_results for file_results in all_results if file_results is not results],
+        rows={} if results is None else _load_rows(results, recipe, notes),
+        predictions=[] if results is None else _load_predictions(run, results, checkpoints, notes),
+        losses=run.training_losses(),
+        training_tokens=checkpoints[-1].trainer_state()["num_input_tokens_seen"] or None if checkpoints else None,
+        disk_bytes=disk_bytes,
+        weight_bytes=weight_bytes,
         notes=notes,
     )
 
 
-def pair_of(run: Run, first: dict[str, Any], second: dict[str, Any], of: Run | None = None) -> PairedDifference:
-    """The second entry minus the first, row by row; the second is another run's where `of` says so."""
-    results, others = run.results, (of or run).results
-    assert results is not None and others is not None
-    settings = results.head["settings"]
+def compare_entries(
+    run: RunData, first: ScoreEntry, second: ScoreEntry, second_run: RunData | None = None
+) -> PairedDifference:
+    """Return the second entry's perplexity minus the first's, row by row.
+
+    Args:
+        run: the run of the first entry.
+        first: an entry.
+        second: an entry on the same rows.
+        second_run: the run of the second entry, if it is not `run`.
+    """
+    results, second_results = run.results, (second_run or run).results
+    assert results is not None and second_results is not None
     return paired_difference(
-        results.rows[first["key"]],
-        others.rows[second["key"]],
-        samples=settings["bootstrap_samples"],
-        seed=settings["bootstrap_seed"],
+        results.rows[first.key],
+        second_results.rows[second.key],
+        samples=results.settings.bootstrap_samples,
+        seed=results.settings.bootstrap_seed,
     )
 
 
-def same_rows(first: Run, second: Run) -> bool:
-    """Whether two runs were scored on one file."""
+def have_same_rows(first: RunData, second: RunData) -> bool:
+    """Return whether two runs were scored on the same file."""
     if first.results is None or second.results is None:
         return False
-    return first.results.head["data"]["sha256"] == second.results.head["data"]["sha256"]
+    return first.results.data.sha256 == second.results.data.sha256
 
 
-def _scored_on(scored: list[Results], name: str, sha256: str | None) -> Results | None:
-    """The results on a file of the recipe: of that path, and among those of its content when training began first."""
+def _find_results(all_results: list[EvalResults], name: str, manifest: Manifest | None, key: str) -> EvalResults | None:
+    """Return the results on a data file of the recipe.
+
+    Several results can have the path: those of the content when training began come first.
+    """
     path = Path(name)
-    same = [file for file in scored if file.head["data"]["path"] in (portable(path), path.as_posix(), path.name)]
-    same.sort(key=lambda file: file.head["data"]["sha256"] != sha256)
-    return same[0] if same else None
+    recorded = None if manifest is None else manifest.data.get(key)
+    found = [
+        results for results in all_results if results.data.path in (portable_path(path), path.as_posix(), path.name)
+    ]
+    found.sort(key=lambda results: recorded is None or results.data.sha256 != recorded.sha256)
+    return found[0] if found else None
 
 
-def _rows(results: Results, recipe: Recipe, notes: list[str]) -> dict[str, Row]:
-    data = results.head["data"]
-    for path in (Path(data["path"]), Path(recipe.data.eval)):
-        if path.is_file() and file_sha256(path) == data["sha256"]:
+def _load_rows(results: EvalResults, recipe: Recipe, notes: list[str]) -> dict[str, Row]:
+    for path in (Path(results.data.path), Path(recipe.data.eval)):
+        if path.is_file() and file_sha256(path) == results.data.sha256:
             return {row.id: row for row in read_rows(path)}
-    notes.append(f"{data['path']} is not here as it was scored: inputs and references are left out")
+    notes.append(
+        f"{results.data.path} is missing or has changed since it was scored, so instructions and references are not "
+        "shown."
+    )
     return {}
 
 
-def _predictions(run: Path, results: Results, checkpoints: list[Checkpoint], notes: list[str]) -> list[Predictions]:
-    """Answers to the scored rows, the base's first, then by step."""
+def _load_predictions(
+    run: Run, results: EvalResults, checkpoints: list[Checkpoint], notes: list[str]
+) -> list[PredictionSet]:
+    """Load the predictions for the scored rows; add a note for each file that is not shown."""
     found = []
     adapters = {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints}
-    for record in sorted(run.glob(f"predictions/*/*{QUALITY}")):
-        file = record.with_name(record.name.removesuffix(QUALITY) + ".json")
-        try:
-            quality = json.loads(record.read_text(encoding="utf-8"))
-            if quality["data"]["sha256"] != results.head["data"]["sha256"]:
-                continue
-            outputs = {row["id"]: row["output"] for row in json.loads(file.read_text(encoding="utf-8"))}
-            unchanged = file_sha256(file) == quality["predictions_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: cannot be read ({error!r}); delete it and predict again: hw3 predict") from error
-        if not unchanged:
-            notes.append(f"{portable(file)}: changed since it was written, left out")
-        elif "adapter_sha256" in quality and adapters.get(quality["checkpoint"]) not in (
-            None,
-            quality["adapter_sha256"],
-        ):
-            notes.append(f"{portable(file)}: answers of an earlier {quality['checkpoint']}, left out")
+    for path, record in run.read_prediction_records():
+        if record.data.sha256 != results.data.sha256:
+            continue
+        name, outputs = portable_path(path), _read_outputs(path)
+        if file_sha256(path) != record.predictions_sha256:
+            notes.append(f"{name} is not shown: it has changed since it was written.")
+        elif adapters.get(record.checkpoint or "", record.adapter_sha256) != record.adapter_sha256:
+            notes.append(f"{name} is not shown: {record.checkpoint} has been trained again since.")
         else:
-            found.append(Predictions(quality["name"], outputs, quality))
-    return sorted(found, key=lambda one: _order(one.name))
+            found.append(PredictionSet(record, outputs))
+    return sorted(found, key=lambda predictions: _system_order(predictions.name))
 
 
-def _order(name: str) -> tuple[int, int, str]:
-    """`base`, `base+4`, `checkpoint-20`, `checkpoint-100`."""
+def _read_outputs(path: Path) -> dict[str, str]:
+    try:
+        return {row["id"]: row["output"] for row in json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {error!r}; delete it and run hw3 predict again") from error
+
+
+def _system_order(name: str) -> tuple[int, int, str]:
+    """Return a key that sorts `base`, `base+4`, `checkpoint-20`, `checkpoint-100` in this order."""
     stem, _, shots = name.partition("+")
     step = stem.removeprefix("checkpoint-")
     return int(step) if step.isdigit() else -1, int(shots) if shots.isdigit() else 0, name
 
 
-def _tokens(checkpoints: list[Checkpoint]) -> int | None:
-    if not checkpoints:
-        return None
-    state = json.loads((checkpoints[-1].path / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["num_input_tokens_seen"] or None
-
-
-def _disk(checkpoints: list[Checkpoint]) -> tuple[int, int]:
-    """From the checkpoints' records: bytes of them all, and of the last one's weights."""
+def _checkpoint_sizes(checkpoints: list[Checkpoint]) -> tuple[int, int]:
+    """Return the bytes of all checkpoints and the bytes of the last one's weights, from their records."""
     total, weights = 0, 0
     for checkpoint in checkpoints:
-        record = json.loads((checkpoint.path / COMPLETE).read_text(encoding="utf-8"))
-        kept = record["files"] | (record["resume_files"] if checkpoint.resumable else {})
-        total += sum(file["size"] for file in kept.values())
-        weights = sum(file["size"] for name, file in kept.items() if name.endswith(".safetensors"))
+        record = checkpoint.record()
+        files = record.files | (record.resume_files if checkpoint.resumable else {})
+        total += sum(file.size for file in files.values())
+        weights = sum(file.size for name, file in files.items() if name.endswith(".safetensors"))
     return total, weights

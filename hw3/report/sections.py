@@ -1,76 +1,79 @@
-"""The report's sections: the homework's three questions in order, the answers, and the record of how it was done."""
+"""Put the report together: a summary, the homework's three questions, the predictions, and how to reproduce it all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from hw3.report.blocks import Block, Section, Text, Tiles
-from hw3.report.formatting import figure, interval, plural, shots
-from hw3.report.models import models
-from hw3.report.predictions import answers_section
-from hw3.report.prompting import prompting
-from hw3.report.provenance import record_section
-from hw3.report.run_data import Run
-from hw3.report.tuning import other_settings, tuning
+from hw3.report.fine_tuning import fine_tuning_blocks, settings_comparison_blocks
+from hw3.report.formatting import format_count, format_interval, format_perplexity, format_shots
+from hw3.report.model_comparison import model_comparison_blocks
+from hw3.report.predictions import build_predictions_section
+from hw3.report.prompting import prompting_blocks
+from hw3.report.reproducibility import build_reproducibility_section
+from hw3.report.run_data import RunData
+from hw3.runs.results_file import ScoreEntry
 
 
-def sections(runs: list[Run], out: Path) -> list[Section]:
-    """All sections. The first run answers the questions; the others are what it is compared with.
+def build_sections(runs: list[RunData], output_dir: Path) -> list[Section]:
+    """Return all sections.
 
     Args:
-        runs: the runs, the main one first.
-        out: the folder that the report goes to, for links.
+        runs: the runs, the main one first. It answers the homework's questions; the others are compared with it.
+        output_dir: the folder of the report, for links.
     """
     main, others = runs[0], runs[1:]
-    same_base = [run for run in others if run.base == main.base]
+    same_base = [run for run in others if run.base_name == main.base_name]
+    other_base = [run for run in others if run.base_name != main.base_name]
     return [
         Section(
-            "tuning",
-            "1. Data, tuning and the final score",
-            "How much data was used, how the model was tuned, with which hyper-parameters, what it scores on the "
-            "public set, and its learning curve.",
-            [*tuning(main, out), *other_settings(main, same_base)],
+            "fine-tuning",
+            "1. Data, fine-tuning and final score",
+            "How much data was used, how the model was fine-tuned, the hyperparameters, the score on the public set, "
+            "and the learning curve.",
+            [*fine_tuning_blocks(main, output_dir), *settings_comparison_blocks(main, same_base)],
         ),
         Section(
             "prompting",
-            "2. Zero-shot and few-shot, against LoRA",
-            "What the un-tuned model does with no and with a few worked examples in its prompt, how the examples were "
-            "chosen, and how that compares with tuning.",
-            prompting(main),
+            "2. Zero-shot and few-shot prompting, compared with fine-tuning",
+            "Scores of the base model with no and with a few examples in its prompt, how the examples were chosen, and "
+            "a comparison with the fine-tuned model.",
+            prompting_blocks(main),
         ),
         Section(
             "models",
             "3. A second, larger model",
-            "The same for another base, and how the two compare.",
-            models(main, [run for run in others if run not in same_base], out),
+            "The same measurements for another base model, and a comparison of the two.",
+            model_comparison_blocks(main, other_base, output_dir),
         ),
-        answers_section(runs),
-        record_section(runs, out),
+        build_predictions_section(runs),
+        build_reproducibility_section(runs, output_dir),
     ]
 
 
-def lead(runs: list[Run]) -> list[Block]:
-    """What stands above all sections: the score in a sentence and in figures."""
-    run = runs[0]
+def build_summary(run: RunData) -> list[Block]:
+    """Return the blocks above all sections: what was scored, and the most important scores."""
     if run.results is None:
-        return [Text(f"{run.name}: nothing has been scored on {run.recipe.data.eval} yet.")]
+        return [Text(f"{run.name} has not been scored on {run.recipe.data.eval} yet.")]
     tiles = []
     if run.best is not None:
-        low_high = interval(run.best["mean_perplexity_ci95"])
-        tiles.append((figure(run.best["mean_perplexity"]), f"tuned, step {run.best['step']:,}", f"95 % {low_high}"))
-    few = run.few_shot
-    for entry, name in ((few, "un-tuned, " + shots(few) if few else ""), (run.zero_shot, "un-tuned, zero-shot")):
+        tiles.append(_score_tile(run.best, f"fine-tuned, step {run.best.step:,}"))
+    for entry in (run.best_few_shot, run.zero_shot):
         if entry is not None:
-            low_high = interval(entry["mean_perplexity_ci95"])
-            tiles.append((figure(entry["mean_perplexity"]), name, f"95 % {low_high}"))
+            tiles.append(_score_tile(entry, f"base model, {format_shots(entry)}"))
     if run.best is not None:
-        bits = f"{run.best['bits_per_character']:.3f}"
-        tiles.append((bits, "bits a character, tuned", "comparable between tokenizers"))
-    data = run.results.head["data"]
+        bits = f"{run.best.bits_per_character:.3f}"
+        tiles.append((bits, "bits per character, fine-tuned", "comparable across tokenizers"))
+    data = run.results.data
     return [
         Text(
-            f"{run.base} on {data['path']}, {plural(data['rows'], 'row')}. The score is the mean over rows of the "
-            "perplexity of the output and its end-of-sequence token, given the prompt: lower is better."
+            f"Base model: {run.base_name}. Scored on {data.path}, {format_count(data.rows, 'row')}. The score is the "
+            "mean perplexity over rows. A row's perplexity is that of its output and end-of-sequence token, given the "
+            "prompt. Lower is better."
         ),
         Tiles(tiles),
     ]
+
+
+def _score_tile(entry: ScoreEntry, name: str) -> tuple[str, str, str]:
+    return format_perplexity(entry.mean_perplexity), name, f"95% CI {format_interval(entry.mean_perplexity_ci95)}"

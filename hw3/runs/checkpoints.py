@@ -1,4 +1,8 @@
-"""Complete checkpoints: write the record that completes one, list them, delete old ones."""
+"""Complete checkpoints: write the record that makes one complete, find them, delete old ones.
+
+`COMPLETE.json` is written last. A process that is killed while it saves leaves a folder without a valid record, which
+counts as incomplete, and the checkpoint before it is still complete.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,47 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hw3.common.atomic_io import write_json
+from pydantic import Field
+
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
-from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256
-from hw3.runs.run_dir import MANIFEST, portable
+from hw3.common.paths import portable_path
+from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes
+from hw3.runs.file_model import FileModel
 
-COMPLETE = "COMPLETE.json"
-
-# What only a resumed run reads; kept in the last two complete checkpoints. FSDP and DeepSpeed have files of their own.
+MANIFEST_FILE = "manifest.json"
+COMPLETE_FILE = "COMPLETE.json"
+TRAINER_STATE_FILE = "trainer_state.json"
+# Files that only a resumed run reads: optimizer, scheduler, RNG state. FSDP and DeepSpeed have their own files.
 RESUME_FILE = re.compile(
-    r"accumulated\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
+    r"trainer_accumulators\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
     r"|optimizer\.bin|pytorch_model_fsdp\.bin|latest|global_step\d+/.*"
 )
-CHECKPOINTS_WITH_STATE = 2
+CHECKPOINTS_WITH_OPTIMIZER_STATE = 2  # the newest complete ones
+
+
+class FileRecord(FileModel):
+    """Size in bytes and hash of a file."""
+
+    size: int
+    sha256: str
+
+
+class CheckpointRecord(FileModel):
+    """`COMPLETE.json`: the files of a complete checkpoint.
+
+    Attributes:
+        step: optimizer steps.
+        files: files that scoring and prediction need, by path within the checkpoint.
+        resume_files: files that only a resumed run needs. They are deleted from older checkpoints.
+    """
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    step: int
+    files: dict[str, FileRecord]
+    resume_files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +59,11 @@ class Checkpoint:
     """A complete checkpoint.
 
     Attributes:
-        step: optimizer steps done.
+        step: optimizer steps.
         path: its folder.
-        sha256: hash of the adapter's (or model's) configuration and weights.
-        resumable: whether optimizer, scheduler and RNG state are there as well.
-        name: the folder's name; the path of one that is no part of the run.
+        sha256: hash of the adapter's, or the model's, configuration and weights.
+        resumable: whether optimizer, scheduler and RNG state are there.
+        name: the folder's name; the path of an adapter that is not part of the run.
     """
 
     step: int
@@ -43,82 +72,101 @@ class Checkpoint:
     resumable: bool
     name: str
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the checkpoint holds an adapter. Otherwise it holds all weights of the model."""
+        return (self.path / ADAPTER_CONFIG).exists()
+
+    def trainer_state(self) -> dict[str, Any]:
+        """Return the Trainer's state, as transformers saved it."""
+        return json.loads((self.path / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
+
+    def record(self) -> CheckpointRecord:
+        """Return the record that makes the checkpoint complete."""
+        return CheckpointRecord.read(self.path / COMPLETE_FILE)
+
 
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Write `COMPLETE.json`, last of all: sizes and checksums of everything in the folder."""
+    """Write `COMPLETE.json` with the sizes and checksums of all files in the folder."""
     files = {
-        file.relative_to(checkpoint).as_posix(): {"size": file.stat().st_size, "sha256": file_sha256(file)}
+        file.relative_to(checkpoint).as_posix(): FileRecord(size=file.stat().st_size, sha256=file_sha256(file))
         for file in sorted(checkpoint.rglob("*"))
-        if file.is_file() and file.name != COMPLETE and not file.name.startswith(".")
+        if file.is_file() and file.name != COMPLETE_FILE and not file.name.startswith(".")
     }
-    kept = {name: entry for name, entry in files.items() if not RESUME_FILE.fullmatch(name)}
-    state = {name: entry for name, entry in files.items() if RESUME_FILE.fullmatch(name)}
-    write_json(checkpoint / COMPLETE, {"schema": 1, "step": step, "files": kept, "resume_files": state})
+    CheckpointRecord(
+        step=step,
+        files={name: record for name, record in files.items() if not RESUME_FILE.fullmatch(name)},
+        resume_files={name: record for name, record in files.items() if RESUME_FILE.fullmatch(name)},
+    ).write(checkpoint / COMPLETE_FILE)
 
 
-def complete_checkpoints(run: Path) -> list[Checkpoint]:
-    """The run's complete checkpoints by step. A folder whose files are not of the recorded sizes is left out."""
+def find_complete_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints of a run folder, by step.
+
+    A checkpoint whose files do not have the recorded sizes is not complete.
+    """
     found = []
-    for folder in run.glob("checkpoint-*"):
+    for folder in run_dir.glob("checkpoint-*"):
         try:
-            record = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-            step, files, state = record["step"], record["files"], record["resume_files"]
-        except (OSError, ValueError, KeyError):
+            record = CheckpointRecord.read(folder / COMPLETE_FILE)
+        except (OSError, UserError):
             continue
-        if _sizes_match(folder, files):
-            resumable = bool(state) and _sizes_match(folder, state)
-            sha256 = weights_sha256({name: entry["sha256"] for name, entry in files.items()})
-            found.append(Checkpoint(step, folder, sha256, resumable, folder.name))
+        if _sizes_match(folder, record.files):
+            resumable = bool(record.resume_files) and _sizes_match(folder, record.resume_files)
+            sha256 = combine_weight_hashes({name: file.sha256 for name, file in record.files.items()})
+            found.append(Checkpoint(record.step, folder, sha256, resumable, folder.name))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def adapter_folder(folder: Path) -> Checkpoint:
-    """Any PEFT adapter folder, ours or not, to be scored beside a run's checkpoints.
+def find_incomplete_checkpoints(run_dir: Path) -> list[Path]:
+    """Return the checkpoint folders that were not written to the end."""
+    complete = {checkpoint.path for checkpoint in find_complete_checkpoints(run_dir)}
+    folders = (folder for folder in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name))
+    return sorted(folder for folder in folders if folder.is_dir() and folder not in complete)
+
+
+def external_adapter(folder: Path) -> Checkpoint:
+    """Return any PEFT adapter folder as a checkpoint, so that it can be scored like those of the run.
 
     Raises:
-        UserError: it holds no adapter in safetensors form.
+        UserError: the folder holds no adapter in safetensors format.
     """
     names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder}: no PEFT adapter: {' and '.join(missing)} missing")
-    sha256 = weights_sha256({name: file_sha256(folder / name) for name in names})
-    return Checkpoint(0, folder, sha256, False, portable(folder))
+        raise UserError(f"{folder}: not a PEFT adapter: {' and '.join(missing)} missing")
+    sha256 = combine_weight_hashes({name: file_sha256(folder / name) for name in names})
+    return Checkpoint(0, folder, sha256, False, portable_path(folder))
 
 
-def torn_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders whose writing was cut short."""
-    complete = {checkpoint.path for checkpoint in complete_checkpoints(run)}
-    folders = (folder for folder in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name))
-    return sorted(folder for folder in folders if folder.is_dir() and folder not in complete)
-
-
-def remove_torn(run: Path) -> list[Path]:
-    """Delete checkpoints whose writing was cut short; returns them.
+def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
+    """Delete the incomplete checkpoints of a run folder and return their paths.
 
     Raises:
-        UserError: the folder holds checkpoints that are not of this project.
+        UserError: the folder has no manifest, so another program wrote its checkpoints.
     """
-    torn = torn_checkpoints(run)
-    if torn and not (run / MANIFEST).is_file():
-        raise UserError(f"{run}: holds {torn[0].name}, which is not this project's; give the run another folder: RUN=")
-    for folder in torn:
+    incomplete = find_incomplete_checkpoints(run_dir)
+    if incomplete and not (run_dir / MANIFEST_FILE).is_file():
+        raise UserError(
+            f"{run_dir}: {incomplete[0].name} was not written by this project; give the run another folder: RUN="
+        )
+    for folder in incomplete:
         shutil.rmtree(folder)
-    return torn
+    return incomplete
 
 
-def rotate(run: Path, limit: int) -> None:
+def prune_checkpoints(run_dir: Path, limit: int) -> None:
     """Delete the oldest complete checkpoints, by step, until `limit` are left."""
-    for checkpoint in complete_checkpoints(run)[:-limit]:
-        # Incomplete first: a kill in between leaves a torn folder, not a checkpoint without weights.
-        (checkpoint.path / COMPLETE).unlink()
+    for checkpoint in find_complete_checkpoints(run_dir)[:-limit]:
+        # The record goes first: a kill in between leaves an incomplete folder, not a checkpoint without weights.
+        (checkpoint.path / COMPLETE_FILE).unlink()
         shutil.rmtree(checkpoint.path)
 
 
-def drop_old_state(run: Path) -> None:
-    """Delete optimizer, scheduler and RNG state from all but the last `CHECKPOINTS_WITH_STATE` checkpoints."""
-    resumable = [checkpoint for checkpoint in complete_checkpoints(run) if checkpoint.resumable]
-    for checkpoint in resumable[:-CHECKPOINTS_WITH_STATE]:
+def prune_optimizer_state(run_dir: Path) -> None:
+    """Delete the resume files of all but the newest `CHECKPOINTS_WITH_OPTIMIZER_STATE` checkpoints."""
+    resumable = [checkpoint for checkpoint in find_complete_checkpoints(run_dir) if checkpoint.resumable]
+    for checkpoint in resumable[:-CHECKPOINTS_WITH_OPTIMIZER_STATE]:
         for file in list(checkpoint.path.rglob("*")):
             if RESUME_FILE.fullmatch(file.relative_to(checkpoint.path).as_posix()):
                 file.unlink()
@@ -126,8 +174,8 @@ def drop_old_state(run: Path) -> None:
             folder.rmdir()
 
 
-def _sizes_match(folder: Path, files: dict[str, Any]) -> bool:
+def _sizes_match(folder: Path, files: dict[str, FileRecord]) -> bool:
     try:
-        return all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
+        return all((folder / name).stat().st_size == record.size for name, record in files.items())
     except OSError:
         return False

@@ -1,18 +1,17 @@
-"""Check that a run may be resumed, or used, under a recipe."""
+"""Check whether a run may be resumed, or its checkpoints used, under a recipe."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from hw3.common.errors import UserError
-from hw3.config.recipe import Recipe, load_recipe
-from hw3.runs.checkpoints import Checkpoint, complete_checkpoints
-from hw3.runs.run_dir import RECIPE, read_manifest
+from hw3.config.recipe import Recipe
+from hw3.runs.checkpoints import Checkpoint
+from hw3.runs.run import Run
 
-# Sections and keys that a resumed run may change; the rows and weights it sees stay the same.
-_FREE_ON_RESUME = (
+# Sections and keys that may change on resume, because they affect neither the rows nor the weights.
+_CHANGEABLE_KEYS = (
     "speed",
     "generation",
     "evaluation",
@@ -25,121 +24,127 @@ _FREE_ON_RESUME = (
     "training.log_level",
     "training.ddp_timeout",
 )
-_FREE_PREFIXES = ("training.save_", "training.logging_", "training.dataloader_")
+_CHANGEABLE_PREFIXES = ("training.save_", "training.logging_", "training.dataloader_")
+# Under a constant schedule the length of a run does not affect the steps before its end.
 _LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 _CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
+_MAX_VALUE_CHARACTERS = 60
 
 
-def check_trained_as(run: Path, recipe: Recipe) -> None:
-    """Refuse to use checkpoints as something they were not trained as.
+def check_trained_as(run: Run, recipe: Recipe) -> None:
+    """Refuse to use checkpoints under another prompt, base model or quantization than they were trained with.
 
     Raises:
-        UserError: the run's recipe has another prompt, base or quantization now than when it was trained.
+        UserError: names what changed in the run's recipe since training.
     """
-    manifest = read_manifest(run)
-    if not manifest or not complete_checkpoints(run):
+    manifest = run.read_manifest()
+    if manifest is None or not run.complete_checkpoints():
         return
     quantization = None if recipe.quantization is None else recipe.quantization.model_dump()
-    now = {
-        "prompt": (manifest["prompt_sha256"], recipe.prompt.sha256),
-        "quantization": (manifest["quantization"], quantization),
-        "base": (manifest["base"]["name"], recipe.model.pretrained_model_name_or_path),
+    values = {
+        "prompt": (manifest.prompt_sha256, recipe.prompt.sha256),
+        "quantization": (manifest.quantization, quantization),
+        "base": (manifest.base.name, recipe.model.pretrained_model_name_or_path),
     }
-    changed = [key for key, (then, current) in now.items() if then != current]
+    changed = [key for key, (trained, current) in values.items() if trained != current]
     if changed:
         raise UserError(
-            f"{run / RECIPE}: {', '.join(changed)} changed since the checkpoints were trained; scores and "
-            "answers would not be theirs. Put the recipe back, or go on all the same with --anyway"
+            f"{run.recipe_path}: {', '.join(changed)} changed since the checkpoints were trained, so their scores and "
+            "predictions would mean something else. Restore the recipe, or continue with --allow-mismatch"
         )
 
 
-def check_state(checkpoint: Checkpoint, sharded: str | None, processes: int) -> None:
-    """Refuse to go on from optimizer state that was kept in another way: the library would begin anew without a word.
+def check_optimizer_state(checkpoint: Checkpoint, sharding: str | None, processes: int) -> None:
+    """Refuse to resume with another sharding than the optimizer state was saved with.
+
+    The libraries would start with a new optimizer state and report nothing.
 
     Args:
-        checkpoint: the one to go on from.
-        sharded: what shards the model now, from `hw3.speed.sharded_by`.
-        processes: of this command.
+        checkpoint: the checkpoint to resume from.
+        sharding: what shards the model now: `FSDP`, `DeepSpeed` or None.
+        processes: number of processes now.
 
     Raises:
-        UserError: says how the run was begun.
+        UserError: names the way in which the state was saved.
     """
-    parts = len(list(checkpoint.path.glob("global_step*/*_optim_states.pt")))
-    then = "DeepSpeed" if parts else "FSDP" if (checkpoint.path / "optimizer.bin").exists() else None
-    ways = {
+    partitions = len(list(checkpoint.path.glob("global_step*/*_optim_states.pt")))
+    saved = "DeepSpeed" if partitions else "FSDP" if (checkpoint.path / "optimizer.bin").exists() else None
+    launch = {
         None: "one process, or with ACCELERATE=ddp",
         "FSDP": "ACCELERATE=fsdp2",
-        "DeepSpeed": f"ACCELERATE=zero3 GPUS={parts}",
+        "DeepSpeed": f"ACCELERATE=zero3 GPUS={partitions}",
     }
-    if then != sharded or (parts and parts != processes):
+    if saved != sharding or (partitions and partitions != processes):
         raise UserError(
-            f"{checkpoint.path}: its optimizer state is of {ways[then]}, and can be gone on with in that way alone; "
-            "scoring and prediction need no more than one process"
+            f"{checkpoint.path}: the optimizer state was saved with {launch[saved]}; resume in the same way. Scoring "
+            "and prediction work with one process"
         )
 
 
-def check_resume(run: Path, recipe: Recipe) -> None:
-    """Refuse to continue a run under a recipe that would make it another run.
+def check_same_recipe(run: Run, recipe: Recipe) -> None:
+    """Refuse to resume a run under a recipe that would train something else.
 
     Raises:
-        UserError: names every differing key, its two values, and the `RUN=` to use instead.
+        UserError: names every differing key, both values, and the `RUN=` to use instead.
     """
-    before = _flat(load_recipe(run / RECIPE).to_dict())
-    now = _flat(recipe.to_dict())
-    free = set(_FREE_ON_RESUME)
+    before = _flatten(run.load_recipe().to_dict())
+    now = _flatten(recipe.to_dict())
+    changeable = set(_CHANGEABLE_KEYS)
     if recipe.training.get("lr_scheduler_type", "linear") in _CONSTANT_SCHEDULES:
-        free |= set(_LENGTH_KEYS)
+        changeable |= set(_LENGTH_KEYS)
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-        and key not in free
-        and not key.startswith(_FREE_PREFIXES)
-        and key.partition(".")[0] not in free
+        and key not in changeable
+        and not key.startswith(_CHANGEABLE_PREFIXES)
+        and key.partition(".")[0] not in changeable
     ]
     if differing:
-        lines = [f"{key}: {_brief(before.get(key))} there, {_brief(now.get(key))} now" for key in differing]
+        lines = [f"{key}: {_shorten(before.get(key))} in the folder, {_shorten(now.get(key))} now" for key in differing]
         raise UserError(
-            f"{run}: holds a run of another recipe:",
+            f"{run}: the folder holds a run of another recipe:",
             *lines,
-            f"give this run a folder of its own: RUN={run}-2 (--run {run}-2)",
+            f"use another folder for this run: RUN={run}-2 (--run {run}-2)",
         )
 
 
-def check_unchanged(run: Path, now: dict[str, str]) -> None:
-    """Refuse to continue a run whose training rows, base or tokenizer have changed.
+def check_same_content(run: Run, content: dict[str, str]) -> None:
+    """Refuse to resume a run whose training rows, base model or tokenizer have changed.
 
     Args:
-        run: the run folder.
-        now: content hashes by `train`, `base` and `tokenizer`.
+        run: the run.
+        content: current hashes by `train`, `base` and `tokenizer`.
 
     Raises:
-        UserError: names what has changed.
+        UserError: names what changed.
     """
-    manifest = read_manifest(run)
-    then = {
-        "train": (manifest["data"]["train"]["path"], manifest["data"]["train"]["sha256"]),
-        "base": (manifest["base"]["name"], manifest["base"]["sha256"]),
-        "tokenizer": (f"the tokenizer of {manifest['base']['name']}", manifest["tokenizer_sha256"]),
+    manifest = run.read_manifest()
+    assert manifest is not None, "a run with complete checkpoints has a manifest"
+    train, base = manifest.data["train"], manifest.base
+    recorded = {
+        "train": (train.path, train.sha256),
+        "base": (base.name, base.sha256),
+        "tokenizer": (f"the tokenizer of {base.name}", manifest.tokenizer_sha256),
     }
-    changed = [name for key, (name, sha256) in then.items() if sha256 != now[key]]
+    changed = [name for key, (name, sha256) in recorded.items() if sha256 != content[key]]
     if changed:
         raise UserError(
-            f"{', '.join(changed)}: changed since {run} began; put it back, or give this run a folder of its own: "
+            f"{', '.join(changed)}: changed since {run} began; restore it, or use another folder for this run: "
             f"RUN={run}-2 (--run {run}-2)"
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else text[: _MAX_VALUE_CHARACTERS - 3] + "..."

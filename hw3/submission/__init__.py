@@ -1,1 +1,1 @@
-"""`hw3 pack`: the homework's submission folder, checked as its grader checks it."""
+"""`hw3 pack`: write the homework's submission folder, and verify it as its grader would."""

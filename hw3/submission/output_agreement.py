@@ -1,138 +1,155 @@
-"""Our own answers beside a packed folder's: equal, or in 16 bits parted where two tokens were a near tie."""
+"""Compare the outputs of a submission folder with those of `hw3 predict`.
+
+In float32 they must be equal. In 16-bit precision an output can differ where two tokens were almost equally likely.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from hw3.common.errors import RunFailed
+from hw3.common.errors import RunError
 from hw3.config.recipe import Recipe
 from hw3.data.rows import Row
 from hw3.data.tokenization import EncodedRow
-from hw3.evaluation.selection import Scored
-from hw3.generation.batch_generate import Answer, generate
-from hw3.generation.generator import Answerer
-from hw3.modeling.loading import attention_of
-from hw3.modeling.logits import output_logits
+from hw3.evaluation.selection import ScoredCheckpoint
+from hw3.generation.batch_generate import Generation, generate
+from hw3.generation.generator import RunGenerator
+from hw3.modeling.logits import compute_logits
 from hw3.runs.open_run import encode_rows
 
-# Greedy search takes the likeliest token. Where another is nearly as likely, sums that are rounded in another order, in
-# other batches or from packed weights, may turn the choice, and the rest of the answer with it. In nats: eight steps of
-# bfloat16 between logits of 16 and 32.
-NEAR_TIE = 1.0
+# Greedy search takes the most likely token. If another token is almost as likely, rounding in other batches or with
+# 4-bit weights can change the choice, and with it the rest of the output. 1 nat is 8 steps of bfloat16 for logits
+# between 16 and 32.
+MAX_NEAR_TIE_NATS = 1.0
 
 
 @dataclass(frozen=True)
-class OwnAnswers:
-    """Answers of `hw3 predict`, as text and as the ids that it came from.
+class ReferenceOutputs:
+    """The outputs of `hw3 predict`, one per row.
 
     Attributes:
-        texts: one a row.
-        ids: the new ids, EOS included where the model ended the answer.
-        prompts: the rows as ids.
+        texts: the outputs.
+        token_ids: their ids, EOS included if the model generated it.
+        encoded_rows: the prompts.
     """
 
     texts: list[str]
-    ids: list[list[int]]
-    prompts: list[EncodedRow]
+    token_ids: list[list[int]]
+    encoded_rows: list[EncodedRow]
 
 
-def own_answers(scored: Scored, rows: list[Row], source: Path) -> tuple[OwnAnswers, dict[str, Any]]:
-    """Our own answers, and the constants of `predict.py` that make it give the same.
-
-    Args:
-        scored: the checkpoint.
-        rows: rows to answer.
-        source: the file they came from, for messages.
-
-    Raises:
-        UserError: rows do not fit the model, or the training rows are not there to take lengths from.
-    """
-    answerer = _answerer(scored)
-    prompts = encode_rows(answerer.encoder, rows, [], answerer.config, str(source))
-    limits = [answerer.limit(row, ids) for row, ids in zip(rows, prompts, strict=True)]
-    model, config = answerer.model, answerer.generation
-    own = OwnAnswers([""] * len(rows), [[] for _ in rows], prompts)
-    with tqdm(total=len(rows), desc=scored.checkpoint.name, unit="row", disable=None, leave=False) as bar:
-
-        def keep(index: int, answer: Answer) -> None:
-            own.texts[index] = answerer.encoder.decode(answer.ids)
-            own.ids[index] = [*answer.ids, *([answerer.encoder.eos_id] if answer.finished else [])]
-            bar.update()
-
-        generate(model, prompts, limits=limits, config=config, on_answer=keep)
-    generation = scored.recipe.generation
-    constants = {
-        "DTYPE": scored.recipe.model.dtype,
-        "ATTENTION": attention_of(scored.recipe.model),
-        "GENERATION": generation.model_dump(exclude_none=True, exclude={"max_new_tokens"}),
-        "STOPS": config.eos_token_id,
-        "MAX_NEW_TOKENS": generation.max_new_tokens,
-    }
-    if generation.max_new_tokens is None:
-        constants["LONGEST"] = answerer.lengths.steps
-    return own, constants
-
-
-def compare_answers(scored: Scored, rows: list[Row], own: OwnAnswers, theirs: list[str]) -> str:
-    """One line on how the folder's answers agree with ours.
-
-    In float32 they are equal. In 16 bits a greedy answer may part from ours, but only where our model finds the two
-    tokens nearly as likely; beams and penalties have no such place and are counted only.
+def generate_reference_outputs(generator: RunGenerator, rows: list[Row], source: Path) -> ReferenceOutputs:
+    """Generate the outputs of `hw3 predict`.
 
     Args:
-        scored: the checkpoint.
+        generator: the run with the submitted checkpoint.
         rows: the rows.
-        own: our answers to them.
-        theirs: the folder's, in the same order.
+        source: the file of the rows, for messages.
 
     Raises:
-        RunFailed: they are not the same model's answers.
+        UserError: rows do not fit the model, or the training rows, which limit the lengths of outputs, are missing.
+    """
+    encoder = generator.encoder
+    encoded_rows = encode_rows(encoder, rows, [], generator.max_positions, str(source))
+    limits = [generator.get_max_new_tokens(row, encoded) for row, encoded in zip(rows, encoded_rows, strict=True)]
+    generation_config = generator.generation_config
+    reference = ReferenceOutputs([""] * len(rows), [[] for _ in rows], encoded_rows)
+    with tqdm(total=len(rows), desc=generator.name, unit="row", disable=None, leave=False) as progress_bar:
+
+        def record(index: int, generation: Generation) -> None:
+            reference.texts[index] = encoder.decode(generation.token_ids)
+            eos = [encoder.eos_token_id] if generation.finished else []
+            reference.token_ids[index] = [*generation.token_ids, *eos]
+            progress_bar.update()
+
+        generate(
+            generator.model,
+            encoded_rows,
+            max_new_tokens=limits,
+            generation_config=generation_config,
+            on_generation=record,
+        )
+    return reference
+
+
+def compare_outputs(
+    scored: ScoredCheckpoint, rows: Sequence[Row], reference: ReferenceOutputs, outputs: Sequence[str]
+) -> str:
+    """Return a line that reports how many outputs equal those of `hw3 predict`.
+
+    In float32 all must be equal. In 16-bit precision a greedy output may differ after a near tie. With beam search or
+    penalties there is no such criterion, so differing outputs are only counted.
+
+    Args:
+        scored: the submitted checkpoint.
+        rows: the rows.
+        reference: the outputs of `hw3 predict`.
+        outputs: the outputs of the submission folder, in the same order.
+
+    Raises:
+        RunError: the outputs are not those of the same model.
     """
     if scored.recipe.generation.do_sample:
-        return "answers: sampled, so not compared"
+        return "predictions: sampled, so not compared"
     dtype = scored.recipe.model.dtype
-    differing = [number for number, text in enumerate(theirs) if text != own.texts[number]]
-    line = f"answers: {len(rows) - len(differing)} of {len(rows)} equal to hw3 predict's"
+    differing = [index for index, text in enumerate(outputs) if text != reference.texts[index]]
+    line = f"predictions: {len(rows) - len(differing)} of {len(rows)} equal to those of hw3 predict"
     if not differing:
         return line
     if dtype == "float32":
-        raise RunFailed(f"{line}; not packed. The first that differs: {rows[differing[0]].id}")
+        raise RunError(f"{line}; the first that differs is row {rows[differing[0]].id}")
     if not _is_greedy(scored.recipe):
-        return f"{line}; rounding in {dtype} turns the others"
-    gaps = _gaps(scored, own, {number: theirs[number] for number in differing})
-    number, widest = max(gaps.items(), key=lambda item: item[1])
-    line += f", {len(gaps)} part from them where two tokens were at most {widest:.2f} nats apart in {dtype}"
-    if widest > NEAR_TIE:
-        raise RunFailed(f"{line}, more than {NEAR_TIE}: row {rows[number].id}; not packed")
+        return f"{line}; the others differ by rounding in {dtype}"
+    gaps = _compute_gaps(scored, reference, {index: outputs[index] for index in differing})
+    index, largest = max(gaps.items(), key=lambda item: item[1])
+    line += f"; {len(gaps)} differ, first at tokens that are at most {largest:.2f} nats apart in {dtype}"
+    if largest > MAX_NEAR_TIE_NATS:
+        raise RunError(f"{line}, but at most {MAX_NEAR_TIE_NATS:g} is rounding: row {rows[index].id}")
     return line
 
 
 @torch.inference_mode()
-def _gaps(scored: Scored, own: OwnAnswers, theirs: dict[int, str]) -> dict[int, float]:
-    """How much likelier our model finds its own token than the folder's, at the first that differs; in nats."""
-    answerer = _answerer(scored)
-    model = answerer.model
+def _compute_gaps(
+    scored: ScoredCheckpoint, reference: ReferenceOutputs, outputs: Mapping[int, str]
+) -> dict[int, float]:
+    """Return how close the two tokens were at which an output first differs from its reference.
+
+    Args:
+        scored: the submitted checkpoint.
+        reference: the outputs of `hw3 predict`.
+        outputs: outputs that differ, by index of the row.
+
+    Returns:
+        By index of the row, log p(token of the reference) - log p(token of the output), in nats. It is infinite where
+        one of the outputs is the beginning of the other.
+    """
+    generator = open_generator(scored)
+    model = generator.model
     gaps = {}
-    for number, text in tqdm(theirs.items(), desc="near ties", unit="row", disable=None, leave=False):
-        ours, other = own.ids[number], answerer.encoder.output_ids(text)
-        place = next((at for at, (a, b) in enumerate(zip(ours, other, strict=False)) if a != b), None)
-        if place is None:  # one of them goes on where the other was cut
-            gaps[number] = math.inf
+    for index, text in tqdm(outputs.items(), desc="near ties", unit="row", disable=None, leave=False):
+        expected_ids, ids = reference.token_ids[index], generator.encoder.encode_output(text)
+        pairs = enumerate(zip(expected_ids, ids, strict=False))
+        position = next((position for position, (expected, actual) in pairs if expected != actual), None)
+        if position is None:
+            gaps[index] = math.inf
             continue
-        ids = torch.tensor([own.prompts[number].prompt_ids + ours[:place]], device=model.device)
-        logits = output_logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1:])[0]
-        gaps[number] = float(logits[ours[place]] - logits[other[place]])
+        prompt_ids = reference.encoded_rows[index].prompt_ids
+        input_ids = torch.tensor([prompt_ids + expected_ids[:position]], device=model.device)
+        hidden_states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0, -1:]
+        logits = compute_logits(model, hidden_states)[0]
+        gaps[index] = float(logits[expected_ids[position]] - logits[ids[position]])
     return gaps
 
 
-def _answerer(scored: Scored) -> Answerer:
-    return Answerer.of(scored.run, None, scored.checkpoint.name, 0, False)
+def open_generator(scored: ScoredCheckpoint) -> RunGenerator:
+    """Open the run with the scored checkpoint; no weights are loaded."""
+    return RunGenerator.open(scored.run, scored.checkpoint.name)
 
 
 def _is_greedy(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""What training does around its steps: complete checkpoints, a clean stop on signals, a line of progress."""
+"""Trainer callbacks: complete checkpoints, a clean stop on signals, peak memory, a progress line."""
 
 from __future__ import annotations
 
@@ -13,141 +13,145 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hw3.common.distributed import rank, world_size
-from hw3.runs.checkpoints import drop_old_state, mark_complete, rotate
+from hw3.common.distributed import get_rank, get_world_size
+from hw3.runs.checkpoints import mark_complete, prune_checkpoints, prune_optimizer_state
 
-if TYPE_CHECKING:
-    from hw3.training.trainer import CompletionTrainer
-
-
-# Seconds that a launcher gives its processes after a signal, and of these to say what is wrong.
-LAUNCHER_PATIENCE, LAST_WORDS = 30, 5
+# torchrun's default time between a signal to its processes and their kill; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes it.
+LAUNCHER_GRACE_SECONDS = 30
+# How long before that kill a process reports that its step has not ended.
+REPORT_BEFORE_KILL_SECONDS = 5
 
 
-class CompleteCheckpoints(TrainerCallback):
-    """Marks each checkpoint complete, last of all; then old optimizer state and old checkpoints may go.
+class CheckpointCompletionCallback(TrainerCallback):
+    """Mark each checkpoint complete after its last file, then delete old optimizer state and old checkpoints.
 
-    Checksums of a gigabyte take as long as twenty captured steps, so this is done beside training, for one checkpoint
-    at a time. Killed meanwhile, that checkpoint is not complete and the one before it still is.
+    The checksums of a gigabyte take as long as twenty CUDA-graph steps. They are computed in a thread beside training,
+    for one checkpoint at a time. If the run is killed meanwhile, that checkpoint is incomplete and the one before it is
+    still complete.
+
+    Args:
+        save_total_limit: number of checkpoints to keep; None for all.
     """
 
-    def __init__(self, trainer: CompletionTrainer, keep: int | None) -> None:
-        self.trainer = trainer
-        self.keep = keep
+    def __init__(self, save_total_limit: int | None) -> None:
+        self.save_total_limit = save_total_limit
         self._thread = ThreadPoolExecutor(1)
-        self._under_way: Future[None] | None = None
-        self._left: list[Callable[[], None]] = []
+        self._pending: Future[None] | None = None
+        self._deferred_writes: list[Callable[[], None]] = []
 
-    def before_completing(self, work: Callable[[], None]) -> None:
-        """Leave a piece of the next checkpoint's writing to the thread."""
-        self._left.append(work)
+    def defer_write(self, write: Callable[[], None]) -> None:
+        """Let the thread write a part of the next checkpoint, before it marks the checkpoint complete."""
+        self._deferred_writes.append(write)
 
     def wait(self) -> None:
-        """Until the last checkpoint is complete.
+        """Wait until the last checkpoint is complete.
 
         Raises:
-            OSError, RuntimeError: it could not be written.
+            OSError, RuntimeError: the checkpoint could not be written.
         """
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step:
-            self.trainer.restore_accumulated(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._under_way is not None and self._under_way.done():
-            self.wait()  # a full disk is known at once
+        """Raise the thread's error, such as a full disk, as soon as there is one."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()
+        """Start to complete the checkpoint once all processes have written their files."""
+        PartialState().wait_for_everyone()
         if args.should_save:
-            left, self._left = self._left, []
-            self._under_way = self._thread.submit(self._complete, Path(args.output_dir), state.global_step, left)
+            writes, self._deferred_writes = self._deferred_writes, []
+            self._pending = self._thread.submit(self._complete, Path(args.output_dir), state.global_step, writes)
 
-    def _complete(self, run: Path, step: int, left: list[Callable[[], None]]) -> None:
-        for work in left:
-            work()
-        mark_complete(run / f"checkpoint-{step}", step)
-        drop_old_state(run)
-        if self.keep is not None:
-            rotate(run, self.keep)
+    def _complete(self, run_dir: Path, step: int, writes: list[Callable[[], None]]) -> None:
+        for write in writes:
+            write()
+        mark_complete(run_dir / f"checkpoint-{step}", step)
+        prune_optimizer_state(run_dir)
+        if self.save_total_limit is not None:
+            prune_checkpoints(run_dir, self.save_total_limit)
 
 
-class StopOnSignal(TrainerCallback):
-    """SIGINT and SIGTERM: finish the step, save, stop. A second one ends the process at once.
+class StopOnSignalCallback(TrainerCallback):
+    """On SIGINT or SIGTERM finish the step, save, and stop. A second signal ends the process at once.
 
     Attributes:
-        signal: the signal's number, once the run has stopped for it on every process; 0 otherwise.
+        signal: number of the signal for which the run has stopped on every process; 0 if it has not.
     """
 
-    def __init__(self, trainer: CompletionTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self) -> None:
         self.signal = 0
         self._received = 0
-        self._ended = threading.Event()
+        self._training_ended = threading.Event()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take over both signals for the length of training."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        if launched := world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        """Handle both signals inside the block."""
+        handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        if launched := get_world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             signal.set_wakeup_fd(writer)
-            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+            threading.Thread(target=self._report_before_kill, args=(reader,), daemon=True).start()
         try:
             yield
         finally:
-            self._ended.set()
+            self._training_ended.set()
             if launched:
                 signal.set_wakeup_fd(-1)
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received:
             os._exit(128 + number)
         self._received = number
-        print("\nstopping after this step, with a complete checkpoint; once more stops at once", file=sys.stderr)
+        print("\nstopping after this step, with a complete checkpoint; a second signal stops at once", file=sys.stderr)
 
-    def _watch(self, signals: int) -> None:
-        """Speak before the launcher kills this process, which may be waiting, deaf to signals, for one that is gone.
+    def _report_before_kill(self, signals: int) -> None:
+        """Report why the step has not ended, shortly before the launcher kills this process.
+
+        The main thread cannot report it: it may be waiting in a collective for a process that has ended.
 
         Args:
-            signals: file descriptor from which a signal's number is read, whatever Python is doing.
+            signals: file descriptor that receives a signal's number even while the main thread is blocked.
         """
         os.read(signals, 1)
-        seconds = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAUNCHER_PATIENCE)) - LAST_WORDS
-        if not self._ended.wait(seconds):
+        grace = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", LAUNCHER_GRACE_SECONDS))
+        seconds = grace - REPORT_BEFORE_KILL_SECONDS
+        if not self._training_ended.wait(seconds):
             print(
-                f"hw3, process {rank()} of {world_size()}: told to stop, and the step has not ended in {seconds} s: "
-                "another process has ended or hangs, or steps and checkpoints take longer than the launcher waits "
-                "(TORCH_ELASTIC_SHUTDOWN_TIMEOUT, in seconds). Checkpoints that were complete before are intact: the "
-                "same command goes on from the last",
+                f"hw3, process {get_rank()} of {get_world_size()}: received a signal to stop, and the step has not "
+                f"ended in {seconds} s. Another process has ended or hangs, or steps and checkpoints take longer than "
+                "the launcher waits (TORCH_ELASTIC_SHUTDOWN_TIMEOUT, in seconds). Complete checkpoints are intact; run "
+                "the same command to resume from the last one",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(1)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Create the process group in which processes exchange the signals they received."""
         if args.world_size > 1:
-            self._cpus = torch.distributed.new_group(backend="gloo")
+            self._cpu_group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save and stop if any process has received a signal."""
         received = self._received
         if args.world_size > 1:
-            # A launcher may signal its processes at different steps; all must save the same one. Over the CPUs: a look
-            # at a number on the GPU would wait for its step.
+            # A launcher may signal its processes at different steps, but all must save the same step. The number is
+            # reduced on the CPU: reading it from the GPU would wait for the GPU's step.
             flag = torch.tensor(received)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._cpus)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._cpu_group)
             received = int(flag)
         if received:
             self.signal = received
@@ -155,44 +159,47 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
 
-class PeakMemory(TrainerCallback):
-    """The most memory that PyTorch has had on this process's GPU: while all was loaded and made, and in the steps.
+class PeakMemoryCallback(TrainerCallback):
+    """Record the peak memory of PyTorch on this process's GPU, before training and during its steps.
 
-    Activations of the captured step are allocated while it is made alone. Its replays use the same memory again, which
-    PyTorch counts as reserved, but no longer as allocated.
+    Activations of the CUDA-graph step are allocated only during its capture. Its replays use the same memory, which
+    PyTorch counts as reserved but no longer as allocated.
 
     Attributes:
-        before: (allocated, reserved) bytes until training began, sharding included.
+        before_training: (allocated, reserved) bytes at the peak until training began, sharding included.
     """
 
     def __init__(self) -> None:
-        self.before = (0, 0)
+        self.before_training = (0, 0)
 
     @staticmethod
-    def now() -> tuple[int, int]:
-        """(allocated, reserved) bytes since training began."""
+    def read() -> tuple[int, int]:
+        """Return (allocated, reserved) bytes at the peak since training began."""
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Record the peak of loading, and start to measure that of the steps."""
         if args.device.type == "cuda":
-            self.before = self.now()
+            self.before_training = self.read()
             torch.cuda.reset_peak_memory_stats()
 
 
-class ProgressLine(TrainerCallback):
-    """Loss, learning rate and tokens a second: a bar on a terminal, a line a log elsewhere."""
+class ProgressLineCallback(TrainerCallback):
+    """Show loss, learning rate and tokens per second: in a progress bar on a terminal, else in one line per log."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self.began = 0.0
-        self.tokens_before = 0
+        self.start_time = 0.0
+        self.tokens_at_start = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.began, self.tokens_before = time.monotonic(), state.num_input_tokens_seen
+        """Start the clock, and the bar on a terminal."""
+        self.start_time, self.tokens_at_start = time.monotonic(), state.num_input_tokens_seen
         if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -204,16 +211,18 @@ class ProgressLine(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        """Show the latest numbers."""
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
-        rate = (state.num_input_tokens_seen - self.tokens_before) / (time.monotonic() - self.began)
-        shown = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        tokens_per_second = (state.num_input_tokens_seen - self.tokens_at_start) / (time.monotonic() - self.start_time)
+        line = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {tokens_per_second:,.0f} tokens/s"
         if self.bar is not None:
-            self.bar.set_postfix_str(shown)
+            self.bar.set_postfix_str(line)
         else:
             width = int(math.log10(max(state.max_steps, 1))) + 1
-            print(f"step {state.global_step:>{width}}/{state.max_steps}  {shown}", flush=True)
+            print(f"step {state.global_step:>{width}}/{state.max_steps}  {line}", flush=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()

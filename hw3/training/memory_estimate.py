@@ -9,19 +9,30 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hw3.config.recipe import Recipe
-from hw3.cuda_graphs.training_step import HEAD_POSITIONS
+from hw3.training.cuda_graph_support import HEAD_CHUNK_POSITIONS
+from hw3.training.sharding import Sharding
 
 GIB = 2**30
 
-PARTS = ("weights", "adapters", "optimizer", "activations", "head")
+MEMORY_PARTS = ("weights", "adapters", "optimizer", "activations", "head")
 
-# DeepSpeed's defaults, in parameters: how many stay gathered, how large the buffer is in which gradients are reduced.
-ZERO3_LIVE, ZERO3_BUCKET = 10**9, 5 * 10**8
+# DeepSpeed's defaults: parameters that may stay gathered, and size of the buffer in which gradients are reduced.
+ZERO3_LIVE_PARAMETERS, ZERO3_BUCKET_PARAMETERS = 10**9, 5 * 10**8
+# Tiles in which TRL 1.16 computes its output head.
+TRL_HEAD_TOKENS, TRL_HEAD_VOCABULARY = 4096, 32768
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one GPU, by part, as PyTorch counts them at the peak of a step."""
+class MemoryEstimate:
+    """Bytes on one GPU, by part, as PyTorch counts them at the peak of a step.
+
+    Attributes:
+        weights: of the base model, and what sharding gathers of it; of the model under full fine-tuning.
+        adapters: trained parameters that are not counted under `weights`, and all gradients.
+        optimizer: the optimizer's state.
+        activations: what the backward pass needs.
+        head: the output head's temporary memory.
+    """
 
     weights: int
     adapters: int
@@ -32,106 +43,181 @@ class Memory:
     @property
     def total(self) -> int:
         """Sum of the parts."""
-        return sum(getattr(self, part) for part in PARTS)
+        return sum(getattr(self, part) for part in MEMORY_PARTS)
 
 
-def weight_counts(config: Any) -> tuple[int, int]:
-    """(in linear layers, elsewhere): parameters that 4-bit loading packs, and those that it leaves alone."""
+@dataclass(frozen=True)
+class WeightCounts:
+    """Numbers of weights in a base model.
+
+    Attributes:
+        linear: weights in linear layers, which quantization stores in 4 bits.
+        other: weights elsewhere, which quantization leaves in the compute dtype.
+    """
+
+    linear: int
+    other: int
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The widest forward pass of a step, and how the step is computed.
+
+    Attributes:
+        rows: rows of the forward pass.
+        length: tokens of its longest row.
+        output_tokens: the most output tokens that it may have.
+        optim: the optimizer's name, as in `training.optim`.
+        cuda_graphs: whether the CUDA-graph step is used rather than TRL's.
+        dequantized: whether 4-bit weights have been dequantized.
+        activation_checkpointing: whether activations are recomputed in the backward pass.
+        processes: number of processes of the run.
+        sharding: what shards the model among them.
+    """
+
+    rows: int
+    length: int
+    output_tokens: int
+    optim: str
+    cuda_graphs: bool = False
+    dequantized: bool = False
+    activation_checkpointing: bool = False
+    processes: int = 1
+    sharding: Sharding | None = None
+
+
+def count_weights(config: Any) -> WeightCounts:
+    """Count the weights of a base model from its configuration."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     linear = sum(module.weight.numel() for module in model.base_model.modules() if isinstance(module, torch.nn.Linear))
-    return linear, model.num_parameters() - linear
+    return WeightCounts(linear, model.num_parameters() - linear)
 
 
-def memory_of(
-    recipe: Recipe,
-    config: Any,
-    counts: tuple[int, int],
-    trained: int,
-    *,
-    rows: int,
-    width: int,
-    outputs: int,
-    captured: bool,
-    dequantized: bool,
-    checkpointing: bool,
-    optim: str,
-    processes: int,
-    sharded: str | None = None,
-) -> Memory:
-    """Memory of a step, counted from shapes; weights need not be loaded.
-
-    Sharded, a GPU holds its part of weights, gradients and optimizer state, and what is gathered to compute with: under
-    FSDP two layers, the one at work and the one that is fetched, and the head; under ZeRO-3 as many parameters as it
-    lets live at once, or the head where that is larger. The scales of 4-bit weights are not sharded.
+def estimate_memory(
+    recipe: Recipe, config: Any, counts: WeightCounts, trained_parameters: int, step: StepShape
+) -> MemoryEstimate:
+    """Estimate the memory of a step on one GPU from shapes; no weights are loaded.
 
     Args:
         recipe: the recipe.
-        config: the base's configuration.
-        counts: from `weight_counts`.
-        trained: trained parameters.
-        rows: rows of one forward.
-        width: tokens of the widest of them.
-        outputs: most output tokens of one forward.
-        captured: the captured step rather than TRL's.
-        dequantized: 4-bit weights made plain.
-        checkpointing: activations computed again.
-        optim: the optimizer.
-        processes: of the run.
-        sharded: what shards the model among them, from `sharded_by`.
+        config: the base model's configuration.
+        counts: weights of the base model, from `count_weights`.
+        trained_parameters: number of trained parameters.
+        step: the step.
     """
-    text = config.get_text_config()
-    size = getattr(torch, recipe.model.dtype).itemsize
-    linear, other = counts
-    packed = recipe.quantization is not None and not dequantized
-    # NF4: half a byte a weight and the scale of each 64, one byte (double quantization) or four.
-    scale = 0 if not packed else (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
-    if packed and captured:
-        scale += 4 / 64  # plain scales, made once
+    weights, adapters, optimizer = _state_bytes(recipe, config, counts, trained_parameters, step)
+    if step.cuda_graphs:
+        activations, head = _cuda_graph_activation_bytes(recipe, config, step)
+    else:
+        activations, head = _trl_activation_bytes(recipe, config, step)
+    return MemoryEstimate(weights, adapters, optimizer, activations, head)
+
+
+def _state_bytes(
+    recipe: Recipe, config: Any, counts: WeightCounts, trained: int, step: StepShape
+) -> tuple[int, int, int]:
+    """Return the bytes of (weights, adapters with their gradients, optimizer state) on one GPU."""
+    itemsize = getattr(torch, recipe.model.dtype).itemsize
+    scale = _scale_bytes_per_weight(recipe, step)
+    weight_size = 0.5 + scale if _is_4bit(recipe, step) else itemsize
     full = recipe.lora is None
-    # Trained weights are float32, with autocast's copies beside them.
-    weights = (4 + size) * trained if full else int(linear * (0.5 + scale if packed else size) + other * size)
-    adapters = (0 if full else 4 * trained) + 4 * trained  # themselves and their gradients
-    if captured:
-        adapters += size * trained  # copies in the compute dtype
-    # Paged states are CUDA's managed memory, which moves to the CPU when the card is full; PyTorch does not count it.
-    moments = 0 if optim.startswith("paged") else 2 if "8bit" in optim else 8
-    optimizer = moments * trained // (processes if sharded else 1)
-    if sharded is None and processes > 1:
-        adapters += 4 * trained  # DistributedDataParallel's buckets
-    if sharded is not None:
-        whole = 0 if full else int(linear * scale)
-        layers = linear * (0.5 if packed else size) / text.num_hidden_layers
-        gathered = 2 * layers + text.vocab_size * text.hidden_size * size
-        if sharded == "DeepSpeed":
-            gathered = min(weights - whole, max(ZERO3_LIVE, text.vocab_size * text.hidden_size) * size)
-            # In the base's dtype, with gradients; the optimizer's float32 copies of both, and the buffer.
-            adapters = (2 * size + 8) * trained // processes + ZERO3_BUCKET * size
-        else:
-            adapters = 8 * trained // processes  # themselves and their gradients
-        weights = int((weights - whole) / processes + whole + gathered)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads, tokens = text.num_attention_heads, rows * width
-    eager = recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
-    if captured:
-        # Both inputs of the gated product, residuals, queries, keys, values and outputs a head; where no kernel hides
-        # them, the scores, in float32 too.
-        linear_inputs = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * head_dim
-        scores = (4 + size) * heads * width if eager else 0
-        kept = tokens * (size * linear_inputs + scores) * text.num_hidden_layers
-        head = 2 * size * min(outputs, HEAD_POSITIONS) * text.vocab_size
-        return Memory(weights, adapters, optimizer, kept, head)
-    # TRL's step: four tensors of the gated product, norms in float32, what each adapter takes; scores as they are,
-    # capped, masked, and in float32. Fitted to what Gemma-2-2B's and Llama-3-8B's shapes took.
-    attention = head_dim * (heads + 2 * text.num_key_value_heads)
-    scores = 12 * heads * width if eager else 0
-    layer = int(tokens * (size * (4 * text.intermediate_size + 8.3 * text.hidden_size + attention) + scores))
-    # The largest weights, made plain for a product and the one before it.
-    unpacked = 2 * size * text.intermediate_size * text.hidden_size if packed else 0
-    head = 4 * 3 * min(outputs, 4096) * min(text.vocab_size, 32768)  # TRL's head works in tiles of this size
-    if not checkpointing:
-        return Memory(weights, adapters, optimizer, layer * text.num_hidden_layers + unpacked, head)
-    # Inputs of all layers, and one layer at work with its gradients: then the head's part is there no more.
-    work = int(1.25 * layer) + unpacked
-    kept = size * tokens * text.hidden_size * text.num_hidden_layers + work
-    return Memory(weights, adapters, optimizer, kept, max(0, head - work))
+    # Under full fine-tuning weights are float32, and autocast makes copies in the compute dtype.
+    weights = (4 + itemsize) * trained if full else int(counts.linear * weight_size + counts.other * itemsize)
+    # float32 adapters and float32 gradients.
+    adapters = (0 if full else 4 * trained) + 4 * trained
+    if step.cuda_graphs:
+        adapters += itemsize * trained  # copies in the compute dtype
+    # Paged states are CUDA's managed memory. It moves to the CPU when the GPU is full, and PyTorch does not count it.
+    state_bytes = 0 if step.optim.startswith("paged") else 2 if "8bit" in step.optim else 8
+    optimizer = state_bytes * trained // (step.processes if step.sharding else 1)
+    if step.sharding is None:
+        if step.processes > 1:
+            adapters += 4 * trained  # the gradient buckets of DistributedDataParallel
+        return weights, adapters, optimizer
+    scales = 0 if full else int(counts.linear * scale)
+    weights, adapters = _sharded_bytes(recipe, config, counts, trained, step, weights, scales)
+    return weights, adapters, optimizer
+
+
+def _sharded_bytes(
+    recipe: Recipe, config: Any, counts: WeightCounts, trained: int, step: StepShape, weights: int, scales: int
+) -> tuple[int, int]:
+    """Return the bytes of (weights, adapters with their gradients) on one GPU when FSDP2 or ZeRO-3 shards them.
+
+    A GPU holds its shard and the parameters that are gathered for computing. FSDP2 gathers two layers (the current one
+    and the next) and the head. ZeRO-3 gathers as many parameters as it may keep, or the head if that is larger. The
+    scales of 4-bit weights are not sharded.
+    """
+    text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
+    head_parameters = text.vocab_size * text.hidden_size
+    if step.sharding == "DeepSpeed":
+        gathered = min(weights - scales, max(ZERO3_LIVE_PARAMETERS, head_parameters) * itemsize)
+        # Adapters and gradients in the base model's dtype, the optimizer's float32 copies of both, and the buffer.
+        adapters = (2 * itemsize + 8) * trained // step.processes + ZERO3_BUCKET_PARAMETERS * itemsize
+    else:
+        layer = counts.linear * (0.5 if _is_4bit(recipe, step) else itemsize) / text.num_hidden_layers
+        gathered = 2 * layer + head_parameters * itemsize
+        adapters = 8 * trained // step.processes
+    return int((weights - scales) / step.processes + scales + gathered), adapters
+
+
+def _is_4bit(recipe: Recipe, step: StepShape) -> bool:
+    """Return whether the base model's linear layers are in 4 bits during the step."""
+    return recipe.quantization is not None and not step.dequantized
+
+
+def _scale_bytes_per_weight(recipe: Recipe, step: StepShape) -> float:
+    """Return the bytes of quantization scales per weight: NF4 has one scale for each 64 weights."""
+    if not _is_4bit(recipe, step):
+        return 0
+    # Double quantization stores a scale in one byte, and four more bytes for each 256 scales.
+    scale = (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64
+    # The CUDA-graph step also keeps the scales in float32.
+    return scale + 4 / 64 if step.cuda_graphs else scale
+
+
+def _head_dim(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def _stores_attention_scores(recipe: Recipe, text: Any) -> bool:
+    """Return whether attention scores are stored, because no fused kernel computes them."""
+    return recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
+
+
+def _cuda_graph_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple[int, int]:
+    """Return the bytes of (activations, output head) of the CUDA-graph step."""
+    text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
+    heads = text.num_attention_heads
+    # Both inputs of the gated product, residuals, and each head's queries, keys, values and outputs.
+    elements = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * _head_dim(text)
+    # Attention scores are stored in the compute dtype and in float32.
+    scores = (4 + itemsize) * heads * step.length if _stores_attention_scores(recipe, text) else 0
+    activations = step.rows * step.length * (itemsize * elements + scores) * text.num_hidden_layers
+    head = 2 * itemsize * min(step.output_tokens, HEAD_CHUNK_POSITIONS) * text.vocab_size
+    return activations, head
+
+
+def _trl_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple[int, int]:
+    """Return the bytes of (activations, output head) of TRL's step.
+
+    The factors were fitted to measurements of Gemma-2-2B's and Llama-3-8B's shapes.
+    """
+    text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
+    heads, tokens = text.num_attention_heads, step.rows * step.length
+    attention = _head_dim(text) * (heads + 2 * text.num_key_value_heads)
+    # Four tensors of the gated product, norms in float32, and the inputs of the adapters.
+    elements = 4 * text.intermediate_size + 8.3 * text.hidden_size + attention
+    # Attention scores are stored as computed, capped, masked, and in float32.
+    scores = 12 * heads * step.length if _stores_attention_scores(recipe, text) else 0
+    layer = int(tokens * (itemsize * elements + scores))
+    # The largest weights are dequantized for a product while those of the product before are still there.
+    dequantized = 2 * itemsize * text.intermediate_size * text.hidden_size if _is_4bit(recipe, step) else 0
+    head = 4 * 3 * min(step.output_tokens, TRL_HEAD_TOKENS) * min(text.vocab_size, TRL_HEAD_VOCABULARY)
+    if not step.activation_checkpointing:
+        return layer * text.num_hidden_layers + dequantized, head
+    # The inputs of all layers, and one recomputed layer with its gradients. By then the head's memory is free again.
+    recomputed = int(1.25 * layer) + dequantized
+    layer_inputs = itemsize * tokens * text.hidden_size * text.num_hidden_layers
+    return layer_inputs + recomputed, max(0, head - recomputed)

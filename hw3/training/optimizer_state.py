@@ -1,4 +1,4 @@
-"""Convert the saved state of one AdamW to that of another."""
+"""Convert the saved state of one AdamW implementation to that of another."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ from typing import Any
 
 import torch
 
+# Implementations of AdamW with float32 states. Their update is the same; they differ in memory and speed.
+FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
+EQUIVALENT_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
 
-def as_states_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An AdamW's saved state in the words of another AdamW with float32 states; unchanged where they agree.
+
+def convert_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Convert an AdamW's saved state between PyTorch and bitsandbytes; both must have float32 states.
 
     Args:
-        optimizer: the one that will load it: PyTorch's or bitsandbytes'.
-        state: what the other one's `state_dict` returned.
+        optimizer: the optimizer that will load the state, PyTorch's or bitsandbytes'.
+        state: result of the saved optimizer's `state_dict`.
+
+    Returns:
+        The state under the names that `optimizer` uses; the same object if no conversion is needed.
     """
-    # bitsandbytes wraps its tensors once more when saving.
-    flat = {
+    # bitsandbytes 0.50.2 nests its tensors in one more dictionary when it saves them.
+    values_by_parameter = {
         key: {**values, **values.get("__bnb_optimizer_quant_state__", {})} for key, values in state["state"].items()
     }
-    saved = next(iter(flat.values()), {})
+    saved = next(iter(values_by_parameter.values()), {})
     to_bnb = type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith("bitsandbytes")
     if ("state1" in saved) == to_bnb or "qmap1" in saved:
         return state
-    words = {"state1": "exp_avg", "state2": "exp_avg_sq"}
+    names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
     if not to_bnb:
-        words = {old: new for new, old in words.items()}
+        names = {old: new for new, old in names.items()}
     states = {
         key: {
             "step": int(values["step"]) if to_bnb else torch.tensor(float(values["step"])),
-            **{new: values[old] for new, old in words.items()},
+            **{new: values[old] for new, old in names.items()},
         }
-        for key, values in flat.items()
+        for key, values in values_by_parameter.items()
     }
     groups = [
         {**{name: value for name, value in group.items() if name != "params"}, "params": old["params"], "lr": old["lr"]}

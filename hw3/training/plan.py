@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -14,233 +14,232 @@ from transformers import PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
 
-from hw3.common.disk import check_disk, check_writable
-from hw3.common.distributed import world_size
+from hw3.common.disk import check_disk_space, check_writable
+from hw3.common.distributed import get_world_size
 from hw3.common.errors import UserError
 from hw3.config.recipe import Recipe
-from hw3.data.rows import Row, read_rows
-from hw3.data.tokenization import EncodedRow, Encoder, apply_max_length, count_unknown, lengths_of
-from hw3.modeling.devices import device_of, device_problems
-from hw3.modeling.fingerprint import base_sha256, tokenizer_sha256
-from hw3.modeling.loading import load_config, load_tokenizer, parameter_counts
-from hw3.modeling.quantization import quantized_already
-from hw3.runs.checkpoints import Checkpoint, complete_checkpoints
-from hw3.runs.resume import check_resume, check_state, check_unchanged
-from hw3.runs.run_dir import data_facts
-from hw3.training.batch_layout import StepLayout, step_layout
-from hw3.training.sft_arguments import TIMEOUT, disk_needed, sft_config, total_steps
-from hw3.training.sharding import sharding_problems
-from hw3.training.step_strategy import Speed, choose_speed
-
-COURSE_DATA = Path("data/homework")
-MISSING_DATA = (
-    "put the course's train.json and public_test.json into data/homework/",
-    "build a set like it from a public corpus: make data CORPUS=... (README, Data)",
-    "use the sample in this repository: make train MODEL={model} TRAIN=data/train.json EVAL=data/eval.json",
+from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
+from hw3.data.rows import Row
+from hw3.data.tokenization import EncodedRow, count_tokens
+from hw3.modeling.devices import find_device_problems, select_device
+from hw3.modeling.fingerprint import hash_base_model, hash_tokenizer
+from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
+from hw3.modeling.quantization import find_quantization_problems
+from hw3.runs.checkpoints import Checkpoint
+from hw3.runs.resume import check_optimizer_state, check_same_content, check_same_recipe
+from hw3.runs.run import Run
+from hw3.training.batch_layout import divide_batch
+from hw3.training.sft_arguments import (
+    PROCESS_TIMEOUT_SECONDS,
+    build_sft_config,
+    count_optimizer_steps,
+    estimate_checkpoint_bytes,
 )
+from hw3.training.sharding import Sharding, find_sharding_problems
+from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
+from hw3.training.training_data import encode_training_rows, read_data_files
+
+T = TypeVar("T")
 
 
-def read_data(recipe: Recipe) -> dict[str, list[Row]]:
-    """The recipe's files, all read and checked, by their key in the `data` section.
-
-    Raises:
-        UserError: files are missing (the course's with three ways on) or hold bad rows, all of them named.
-    """
-    files = {key: Path(name) for key in ("train", "eval", "dev") if (name := getattr(recipe.data, key)) is not None}
-    missing = [path for path in files.values() if not path.exists()]
-    if missing and not any(path.parent == COURSE_DATA for path in missing):
-        raise UserError(*(f"data.{key}: {path}: no such file" for key, path in files.items() if path in missing))
-    if missing:
-        model = recipe.name.partition("-")[0]
-        ways = [f"  {number}. {way.format(model=model)}" for number, way in enumerate(MISSING_DATA, 1)]
-        raise UserError(f"no such file: {', '.join(map(str, missing))}. Three ways on:", *ways)
-    rows, problems = {}, []
-    for key, path in files.items():
-        try:
-            rows[key] = read_rows(path)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    return rows
-
-
-def encode_training_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
-) -> tuple[list[EncodedRow], list[str]]:
-    """Training rows as ids under the recipe's length policy, and lines that say what was done.
-
-    Raises:
-        UserError: rows are too long, or too few for one step.
-    """
-    encoder = Encoder(tokenizer, recipe.prompt)
-    encoded, lengths = apply_max_length(
-        [encoder.encode(row) for row in rows],
-        recipe.data.max_length,
-        recipe.data.too_long,
-        source=recipe.data.train,
-        has_bos=encoder.bos_id is not None,
-    )
-    if len(encoded) < recipe.rows_per_step:
-        raise UserError(
-            f"{recipe.data.train}: {len(encoded)} rows do not fill one step of {recipe.rows_per_step} rows; lower "
-            "training.per_device_train_batch_size or training.gradient_accumulation_steps"
-        )
-    tokens = sorted(len(row) for row in encoded)
-    notes = [
-        f"{len(encoded)} rows of {recipe.data.train}: {tokens[len(tokens) // 2]} tokens in the middle, "
-        f"{tokens[-1]} at most"
-    ]
-    if recipe.prompt.turn.endswith(" "):
-        notes.append("the prompt ends with a space; most vocabularies write a word's space before the word")
-    if lengths.dropped:
-        notes.append(f"{len(lengths.dropped)} rows over data.max_length={recipe.data.max_length} left out")
-    if lengths.truncated:
-        notes.append(
-            f"{len(lengths.truncated)} prompts cut at their beginning to data.max_length={recipe.data.max_length}"
-        )
-    if unknown := count_unknown(encoded, tokenizer.unk_token_id):
-        notes.append(f"{unknown} output tokens are unknown to the tokenizer")
-    return encoded, notes
+class BaseModelUnavailableError(UserError):
+    """The base model's configuration or tokenizer cannot be loaded; lists this and all other problems."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that has been checked, nothing written yet.
+    """A run that has been checked; nothing has been written.
 
     Attributes:
-        layout: how the recipe shares out a step's rows.
-        speed: how a step will be made.
-        config: arguments of the Trainer.
-        tokenizer: the base's.
+        workload: what the steps must compute.
+        strategy: how they are computed.
+        config: TRL's arguments.
+        tokenizer: the base model's tokenizer.
         rows: encoded training rows.
-        files: what the manifest says of each data file.
-        steps: optimizer steps of the whole run.
-        resume: the checkpoint to go on from.
-        content: hashes of training rows, base and tokenizer.
-        trained: parameters that are trained.
-        total: parameters of the base.
+        data: fingerprint of each data file, by key in the `data` section.
+        content: hashes of the training rows (`train`), the base model (`base`) and the tokenizer (`tokenizer`).
+        total_parameters: number of parameters of the base model.
+        steps: optimizer steps of the complete run.
+        resume_from: the checkpoint to resume from; None for a new run.
         notes: lines for the user.
     """
 
-    layout: StepLayout
-    speed: Speed
+    workload: Workload
+    strategy: StepStrategy
     config: SFTConfig
     tokenizer: PreTrainedTokenizerBase
     rows: list[EncodedRow]
-    files: dict[str, dict[str, Any]]
-    steps: int
-    resume: Checkpoint | None
+    data: dict[str, DatasetFingerprint]
     content: dict[str, str]
-    trained: int
-    total: int
+    total_parameters: int
+    steps: int
+    resume_from: Checkpoint | None
     notes: list[str]
 
     @property
-    def done(self) -> bool:
-        """Whether there is nothing left to train."""
-        return self.resume is not None and self.resume.step >= self.steps
+    def first_step(self) -> int:
+        """Optimizer steps that have been done already."""
+        return 0 if self.resume_from is None else self.resume_from.step
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no step is left to train."""
+        return self.resume_from is not None and self.resume_from.step >= self.steps
+
+    def without_cuda_graphs(self, run_dir: Path, failure: str) -> Plan:
+        """Return the plan with TRL's step, with notes only on this change.
+
+        Args:
+            run_dir: the run folder.
+            failure: why the CUDA-graph step cannot be used.
+        """
+        strategy = select_step_strategy(self.workload, failure)
+        config = build_sft_config(self.workload.recipe, strategy, run_dir)
+        return replace(self, strategy=strategy, config=config, notes=strategy.notes)
 
 
-class NoBase(UserError):
-    """Problems, the base among them: its configuration or tokenizer cannot be had."""
+@dataclass(frozen=True)
+class _Inputs:
+    """What was read of the data files and the base model; no weights."""
+
+    workload: Workload
+    tokenizer: PreTrainedTokenizerBase
+    rows_by_file: dict[str, list[Row]]
+    rows: list[EncodedRow]
+    total_parameters: int
+    notes: list[str]
 
 
-def plan_run(recipe: Recipe, run: Path, processes: int, sharded: str | None = None) -> Plan:
-    """Check recipe, machine, data, model and run folder together; load no weights, write nothing.
+def plan_run(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding | None = None) -> Plan:
+    """Check recipe, machine, data, model and run folder together; load no weights and write nothing.
 
     Args:
         recipe: the checked recipe.
-        run: the run folder, which may not be there yet.
-        processes: of the run.
-        sharded: what the launcher shards the model with, from `hw3.speed.sharded_by`.
+        run_dir: the run folder, which need not exist.
+        processes: number of processes of the run.
+        sharding: what the launcher shards the model with, from `sharding_from_env`.
 
     Raises:
-        UserError: every problem that could be found; `NoBase` where those are all that can be without the base.
+        UserError: lists all problems.
+        BaseModelUnavailableError: lists the problems that can be found without the base model.
     """
-    problems = device_problems(recipe, processes) + sharding_problems(recipe, sharded)
+    inputs = _check_inputs(recipe, run_dir, processes, sharding)
+    data = {
+        key: dataset_fingerprint(Path(getattr(recipe.data, key)), rows) for key, rows in inputs.rows_by_file.items()
+    }
+    content = {
+        "train": data["train"].sha256,
+        "base": hash_base_model(recipe.model, inputs.workload.config),
+        "tokenizer": hash_tokenizer(inputs.tokenizer),
+    }
+    resume_from = _find_resumable_checkpoint(Run(run_dir), recipe, content)
+    strategy = select_step_strategy(inputs.workload)
+    try:
+        config = build_sft_config(recipe, strategy, run_dir)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"training: {error}") from error
+    steps = count_optimizer_steps(config, len(inputs.rows), recipe.rows_per_step)
+    if resume_from is not None and resume_from.step < steps:
+        check_optimizer_state(resume_from, sharding, processes)
+    plan = Plan(
+        inputs.workload,
+        strategy,
+        config,
+        inputs.tokenizer,
+        inputs.rows,
+        data,
+        content,
+        inputs.total_parameters,
+        steps,
+        resume_from,
+        [*inputs.notes, *strategy.notes],
+    )
+    return replace(plan, notes=[*plan.notes, *_describe_run(plan, run_dir)])
 
-    def tried(check: Callable[..., Any], *arguments: Any) -> Any:
-        """What a check gives; None where it found problems, which are kept."""
+
+def _check_inputs(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding | None) -> _Inputs:
+    """Read data files, tokenizer and the base model's configuration, and report all their problems together.
+
+    Raises:
+        UserError: lists all problems.
+    """
+    problems = find_device_problems(recipe, processes) + find_sharding_problems(recipe, sharding)
+
+    def collect_errors(check: Callable[..., T], *arguments: Any) -> T | None:
+        """Return a check's result; None if it raised a `UserError`, whose problems are collected."""
         try:
             return check(*arguments)
         except UserError as error:
             problems.extend(error.problems)
+            return None
 
-    layout = tried(step_layout, recipe, processes)
-    tried(check_writable, run)
-    tried(_check_trackers, recipe)
-    data = tried(read_data, recipe)
-    base_config = tried(load_config, recipe.model)
-    # Without the one there is hardly the other, and one message says how to get both.
-    tokenizer = None if base_config is None else tried(load_tokenizer, recipe.model)
-    counts = None if base_config is None else tried(parameter_counts, recipe, base_config)
-    if base_config is not None:
-        problems += quantized_already(recipe, base_config)
-    encoded = None
-    if data is not None and tokenizer is not None:
-        encoded = tried(encode_training_rows, recipe, tokenizer, data["train"])
+    layout = collect_errors(divide_batch, recipe, processes)
+    collect_errors(check_writable, run_dir)
+    collect_errors(_check_trackers, recipe)
+    rows_by_file = collect_errors(read_data_files, recipe)
+    config = collect_errors(load_model_config, recipe.model)
+    tokenizer = counts = encoded = None
+    if config is not None:  # without the configuration the tokenizer fails too, and one message is enough
+        tokenizer = collect_errors(load_tokenizer, recipe.model)
+        counts = collect_errors(count_parameters, recipe, config)
+        problems += find_quantization_problems(recipe, config)
+    if rows_by_file is not None and tokenizer is not None:
+        encoded = collect_errors(encode_training_rows, recipe, tokenizer, rows_by_file["train"])
     if tokenizer is None:
-        raise NoBase(*problems)
+        raise BaseModelUnavailableError(*problems)
     if problems:
         raise UserError(*problems)
-    (rows, notes), (trained, total) = encoded, counts
-    files = {key: data_facts(Path(getattr(recipe.data, key)), rows) for key, rows in data.items()}
-    content = {
-        "train": files["train"]["sha256"],
-        "base": base_sha256(recipe.model, base_config),
-        "tokenizer": tokenizer_sha256(tokenizer),
-    }
-    checkpoints = complete_checkpoints(run)
+    (rows, notes), (trained_parameters, total_parameters) = encoded, counts
+    workload = Workload(recipe, layout, config, trained_parameters, count_tokens(rows), sharding)
+    return _Inputs(workload, tokenizer, rows_by_file, rows, total_parameters, notes)
+
+
+def _find_resumable_checkpoint(run: Run, recipe: Recipe, content: dict[str, str]) -> Checkpoint | None:
+    """Return the checkpoint to resume from; None if the folder holds no complete checkpoint.
+
+    Raises:
+        UserError: the folder's checkpoints were trained with another recipe or on other content, or cannot be resumed.
+    """
+    checkpoints = run.complete_checkpoints()
+    if not checkpoints:
+        return None
+    check_same_recipe(run, recipe)
+    check_same_content(run, content)
     resumable = [checkpoint for checkpoint in checkpoints if checkpoint.resumable]
-    if checkpoints:
-        check_resume(run, recipe)
-        check_unchanged(run, content)
-        if not resumable:
-            raise UserError(f"{run}: no checkpoint has the optimizer's state any more; start anew: RUN={run}-2")
-    device = device_of(recipe)
-    memory = least_memory(recipe, device) if device.type == "cuda" else None
-    speed = choose_speed(recipe, layout, base_config, trained, lengths_of(rows), device, memory, sharded=sharded)
-    notes += speed.notes
-    try:
-        config = sft_config(recipe, speed, run)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"training: {error}") from error
-    steps = total_steps(config, len(rows), recipe.rows_per_step)
-    resume = resumable[-1] if resumable else None
-    if resume is not None and resume.step < steps:
-        check_state(resume, sharded, processes)
-    notes.append(f"{trained:,} parameters are trained; the base has {total:,}")
-    per_epoch = len(rows) // recipe.rows_per_step
-    who = "one process" if processes == 1 else f"each of {processes} processes"
-    notes.append(
-        f"{steps} steps of {recipe.rows_per_step} rows, {steps / per_epoch:.2g} times through the file; {who} takes "
-        f"{speed.layout.rows_per_device} rows x {speed.layout.accumulation}"
-    )
-    to_go = max(0, steps - (resume.step if resume else 0))
-    notes.append(
-        check_disk(run, disk_needed(config, recipe.training.get("save_total_limit"), trained, to_go, per_epoch))
-    )
-    return Plan(layout, speed, config, tokenizer, rows, files, steps, resume, content, trained, total, notes)
+    if not resumable:
+        raise UserError(f"{run}: no checkpoint has its optimizer state; start a new run in another folder: RUN={run}-2")
+    return resumable[-1]
 
 
-def least_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
-    """Bytes of the GPU, free and in all; the least of all processes', since all must choose alike."""
-    found = torch.cuda.mem_get_info(device)
-    if world_size() == 1:
-        return found
-    # Joins the processes, as the Trainer would.
-    PartialState(timeout=datetime.timedelta(seconds=recipe.training.get("ddp_timeout", TIMEOUT)))
-    least = torch.tensor(found, device=device)
+def select_step_strategy(workload: Workload, failure: str | None = None) -> StepStrategy:
+    """Choose how steps are computed on this machine.
+
+    Args:
+        workload: what must be computed.
+        failure: why the CUDA-graph step cannot be used, if it has been tried already.
+    """
+    device = select_device(workload.recipe)
+    memory = gpu_memory(workload.recipe, device) if device.type == "cuda" else None
+    return choose_step_strategy(workload, device, memory, failure)
+
+
+def gpu_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
+    """Return (free, total) bytes of the GPU: the least of all processes, so that all choose the same strategy."""
+    memory = torch.cuda.mem_get_info(device)
+    if get_world_size() == 1:
+        return memory
+    # Create the process group that the Trainer would create, with the same timeout.
+    PartialState(timeout=datetime.timedelta(seconds=recipe.training.get("ddp_timeout", PROCESS_TIMEOUT_SECONDS)))
+    least = torch.tensor(memory, device=device)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least[0]), int(least[1])
 
 
 def _check_trackers(recipe: Recipe) -> None:
-    """Refuse a `report_to` that does not exist or is not installed.
+    """Check that the experiment trackers of `report_to` exist and are installed.
 
     Raises:
-        UserError: names it.
+        UserError: names the tracker.
     """
     names = recipe.training.get("report_to", "tensorboard")
     try:
@@ -248,3 +247,24 @@ def _check_trackers(recipe: Recipe) -> None:
             callback()
     except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"training.report_to: {names}: {error}") from error
+
+
+def _describe_run(plan: Plan, run_dir: Path) -> list[str]:
+    """Return lines on parameters, steps and disk space.
+
+    Raises:
+        UserError: the disk has less free space than the checkpoints need.
+    """
+    recipe, layout = plan.workload.recipe, plan.strategy.layout
+    trained_parameters = plan.workload.trained_parameters
+    steps_per_epoch = len(plan.rows) // recipe.rows_per_step
+    processes = "one process" if layout.processes == 1 else f"each of {layout.processes} processes"
+    remaining = max(0, plan.steps - plan.first_step)
+    limit = recipe.training.get("save_total_limit")
+    needed = estimate_checkpoint_bytes(plan.config, limit, trained_parameters, remaining, steps_per_epoch)
+    return [
+        f"{trained_parameters:,} parameters are trained; the base model has {plan.total_parameters:,}",
+        f"{plan.steps} steps of {recipe.rows_per_step} rows, {plan.steps / steps_per_epoch:.2g} epochs; {processes} "
+        f"takes {layout.rows_per_device} rows x {layout.accumulation}",
+        check_disk_space(run_dir, needed),
+    ]

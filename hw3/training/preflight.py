@@ -1,178 +1,168 @@
-"""`hw3 check`: what a run would do, before it does it."""
+"""`hw3 check`: report what a run would do, without running it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hw3.common.errors import UserError
+from hw3.common.statistics import percentile
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
-from hw3.data.tokenization import IGNORE_INDEX, EncodedRow, Encoder, count_unknown, lengths_of
-from hw3.modeling.devices import device_of
-from hw3.modeling.loading import load_config, load_tokenizer, parameter_counts
-from hw3.training.batch_layout import StepLayout, step_layout
-from hw3.training.memory_estimate import GIB, PARTS
-from hw3.training.plan import NoBase, plan_run, read_data
-from hw3.training.step_strategy import choose_speed
-from hw3.training.time_estimate import time_of_run
+from hw3.data.tokenization import IGNORE_INDEX, EncodedRow, Encoder, count_tokens, count_unknown
+from hw3.modeling.devices import select_device
+from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
+from hw3.training.batch_layout import divide_batch
+from hw3.training.memory_estimate import GIB, MEMORY_PARTS
+from hw3.training.plan import BaseModelUnavailableError, plan_run
+from hw3.training.sharding import Sharding
+from hw3.training.step_strategy import Workload, choose_step_strategy
+from hw3.training.time_estimate import estimate_run_time
+from hw3.training.training_data import read_data_files
 
-GREY, GREEN, BLUE, PLAIN = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
+# ANSI escape codes.
+GREY, GREEN, BLUE, RESET = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
 
-def check(
+def check_recipe(
     recipe: Recipe,
-    run: Path,
+    run_dir: Path,
     *,
-    mask_rows: int = 0,
+    show_masks: int = 0,
     processes: int = 1,
-    sharded: str | None = None,
-    probed: bool = True,
+    sharding: Sharding | None = None,
+    estimate_time: bool = True,
 ) -> int:
-    """Print the resolved recipe, the length table, masked rows, steps, disk and, where there is a GPU, time.
+    """Print the resolved recipe, token counts, masked rows, memory, steps, disk space and, on a GPU, the time.
 
     Args:
         recipe: the checked recipe.
-        run: the run folder that `train` would write or go on in.
-        mask_rows: rows to show as the collator hands them to the model.
-        processes: processes that will share a step's rows.
-        sharded: what will shard the model among them, from `hw3.training.sharding.sharded_as`.
-        probed: whether to tell the time, which some steps are made for.
+        run_dir: the run folder that `hw3 train` would write, or resume.
+        show_masks: number of rows to show as the collator passes them to the model.
+        processes: number of processes of the run.
+        sharding: what will shard the model among them, from `sharding_from_file`.
+        estimate_time: whether to estimate the time, which takes some training steps.
 
     Returns:
         0.
 
     Raises:
-        UserError: data, model, machine or run folder do not fit; what could be shown has been.
+        UserError: data, model, machine or run folder are wrong; everything that can be shown has been printed.
     """
     print(recipe.to_yaml())
     try:
-        plan = plan_run(recipe, run, processes, sharded)
-    except NoBase:
+        plan = plan_run(recipe, run_dir, processes, sharding)
+    except BaseModelUnavailableError:
         _show_files(recipe)
         raise
-    except UserError as error:
-        _show_rows(recipe, mask_rows, processes, sharded, error)
+    except UserError:
+        with contextlib.suppress(UserError):  # the same problems
+            _show_rows(recipe, show_masks, processes, sharding)
         raise
-    _show_rows(recipe, mask_rows, processes, sharded)
+    _show_rows(recipe, show_masks, processes, sharding)
     print("\n".join(plan.notes))
-    first = 0
-    if plan.resume is not None:
-        first = plan.resume.step
-        print(f"{run}: {'complete' if plan.done else 'would go on'} at step {first}")
-    if probed and not plan.done and device_of(recipe).type == "cuda":
-        print(time_of_run(recipe, plan.speed, plan.tokenizer, plan.rows, plan.steps - first))
+    if plan.resume_from is not None:
+        print(f"{run_dir}: {'complete' if plan.is_complete else 'would resume'} at step {plan.first_step}")
+    if estimate_time and not plan.is_complete and select_device(recipe).type == "cuda":
+        steps = plan.steps - plan.first_step
+        print(estimate_run_time(recipe, plan.strategy, plan.tokenizer, plan.rows, steps))
     return 0
 
 
 def _show_files(recipe: Recipe) -> None:
-    """What is known of the data without a tokenizer, unless it is wrong, which has been said already."""
-    with contextlib.suppress(UserError):
-        data = read_data(recipe)
-        files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in data.items())
-        print(f"no mistake in {files}; tokens, lengths, memory and time cannot be told without the base")
+    """Print what is known of valid data files without a tokenizer."""
+    with contextlib.suppress(UserError):  # problems of the files have been reported
+        rows_by_file = read_data_files(recipe)
+        files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in rows_by_file.items())
+        print(f"no mistake in {files}; tokens, lengths, memory and time are not known without the base model")
 
 
-def _show_rows(
-    recipe: Recipe, mask_rows: int, processes: int, sharded: str | None, known: UserError | None = None
-) -> None:
-    """Lengths, speeds and masks, as far as data and model can be read; `known` has said already what cannot."""
-    try:
-        data, tokenizer, config = read_data(recipe), load_tokenizer(recipe.model), load_config(recipe.model)
-        layout, (trained, _) = step_layout(recipe, processes), parameter_counts(recipe, config)
-    except UserError:
-        if known is None:
-            raise
-        return
+def _show_rows(recipe: Recipe, show_masks: int, processes: int, sharding: Sharding | None) -> None:
+    """Print token counts, memory under each `speed`, and masked rows.
+
+    Raises:
+        UserError: data files, tokenizer or the base model's configuration cannot be read.
+    """
+    rows_by_file, tokenizer = read_data_files(recipe), load_tokenizer(recipe.model)
+    config = load_model_config(recipe.model)
+    layout, (trained_parameters, _) = divide_batch(recipe, processes), count_parameters(recipe, config)
     encoder = Encoder(tokenizer, recipe.prompt)
-    encoded = {key: [encoder.encode(row) for row in rows] for key, rows in data.items()}
-    _print_lengths(recipe, encoded, tokenizer.unk_token_id)
-    lengths = lengths_of([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
+    encoded = {key: [encoder.encode(row) for row in rows] for key, rows in rows_by_file.items()}
+    _print_token_counts(recipe, encoded, tokenizer.unk_token_id)
+    lengths = count_tokens([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
     if lengths and not recipe.training.get("use_cpu"):
-        _print_speeds(recipe, layout, config, trained, lengths, sharded)
-    if mask_rows:
-        print(masked_rows(tokenizer, encoded["train"][:mask_rows], colour=sys.stdout.isatty()))
+        _print_memory(Workload(recipe, layout, config, trained_parameters, lengths, sharding))
+    if show_masks:
+        print(render_masked_rows(tokenizer, encoded["train"][:show_masks], color=sys.stdout.isatty()))
 
 
-def _print_speeds(
-    recipe: Recipe,
-    layout: StepLayout,
-    config: Any,
-    trained: int,
-    lengths: list[tuple[int, int]],
-    sharded: str | None,
-) -> None:
-    """Memory of a step under each `speed`, by part, and what each chooses: on this GPU, or one that is large enough."""
+def _print_token_counts(recipe: Recipe, rows_by_file: dict[str, list[EncodedRow]], unknown_id: int | None) -> None:
+    """Print a table of token counts by file, for prompts, outputs and complete rows."""
+    print(f"{'tokens':<28}{'rows':>7}{'median':>8}{'95 %':>7}{'most':>7}{'unknown in outputs':>21}")
+    for key, rows in rows_by_file.items():
+        counts_by_part = {
+            "prompt": [len(row.prompt_ids) for row in rows],
+            "output": [len(row.output_ids) for row in rows],
+            "row": [len(row) for row in rows],
+        }
+        for part, counts in counts_by_part.items():
+            unknown = f"{count_unknown(rows, unknown_id):>21}" if part == "output" else ""
+            name = f"{getattr(recipe.data, key)} {part}"
+            median, p95 = statistics.median(counts), percentile(counts, 95)
+            print(f"{name:<28}{len(rows):>7}{median:>8g}{p95:>7.0f}{max(counts):>7}{unknown}")
+    print()
+
+
+def _print_memory(workload: Workload) -> None:
+    """Print the memory of a step under each `speed`, by part, and what each chooses.
+
+    Without a GPU, assume one that is large enough.
+    """
     memory = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
-    print(f"{'GiB a GPU':<12}{'in all':>8}" + "".join(f"{name:>13}" for name in PARTS))
+    print(f"{'GiB per GPU':<12}{'total':>8}" + "".join(f"{name:>13}" for name in MEMORY_PARTS))
     notes = []
     for speed in ("auto", "plain", "lean"):
-        chosen = choose_speed(
-            dataclasses.replace(recipe, speed=speed),
-            layout,
-            config,
-            trained,
-            lengths,
-            torch.device("cuda"),
-            memory,
-            sharded=sharded,
-        )
-        parts = "".join(f"{getattr(chosen.memory, name) / GIB:>13.1f}" for name in PARTS)
-        print(f"{speed:<12}{chosen.memory.total / GIB:>8.1f}{parts}")
-        notes += chosen.notes
-    where = "on a GPU with memory enough (there is none here)"
+        recipe = dataclasses.replace(workload.recipe, speed=speed)
+        strategy = choose_step_strategy(dataclasses.replace(workload, recipe=recipe), torch.device("cuda"), memory)
+        parts = "".join(f"{getattr(strategy.memory, name) / GIB:>13.1f}" for name in MEMORY_PARTS)
+        print(f"{speed:<12}{strategy.memory.total / GIB:>8.1f}{parts}")
+        notes += strategy.notes
+    gpu = "on a GPU with enough memory (there is none here)"
     if memory is not None:
-        where = f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB are free"
-    print("\n".join([where, *notes]) + "\n")
+        gpu = f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB are free"
+    print("\n".join([gpu, *notes]) + "\n")
 
 
-def masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, colour: bool) -> str:
-    """Rows seen through the real collator: every token with its id, as prompt (masked), label or padding.
+def render_masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, color: bool) -> str:
+    """Return rows as the collator passes them to the model: each token with its id, as prompt, label or padding.
 
     Args:
-        tokenizer: turns ids into the text shown.
-        rows: one batch of rows.
-        colour: ANSI colours (grey, green, blue) beside the marks `-`, `+` and `.`.
+        tokenizer: the tokenizer of the ids.
+        rows: the rows of one batch.
+        color: whether to add ANSI colors (grey, green, blue) to the marks `-`, `+` and `.`.
     """
     batch = CompletionOnlyCollator(tokenizer.pad_token_id, tokenizer.eos_token_id)(
         [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
     )
-    lines = ["tokens as trained on: - masked prompt, + label, . padding"]
+    lines = ["tokens in training: - masked prompt, + label, . padding"]
     for index, row in enumerate(rows):
         cells = []
-        for token, label, real in zip(
+        for token, label, is_token in zip(
             batch["input_ids"][index].tolist(),
             batch["labels"][index].tolist(),
             batch["attention_mask"][index].tolist(),
             strict=True,
         ):
-            mark, tint = (".", BLUE) if not real else ("-", GREY) if label == IGNORE_INDEX else ("+", GREEN)
+            mark, tint = (".", BLUE) if not is_token else ("-", GREY) if label == IGNORE_INDEX else ("+", GREEN)
             text = tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n")
             cell = f"{mark}{text}/{token}"
-            cells.append(f"{tint}{cell}{PLAIN}" if colour else cell)
+            cells.append(f"{tint}{cell}{RESET}" if color else cell)
         lines += [f"row {row.id}", " ".join(cells)]
     return "\n".join(lines) + "\n"
-
-
-def _print_lengths(recipe: Recipe, encoded: dict[str, list[EncodedRow]], unknown_id: int | None) -> None:
-    print(f"{'tokens':<28}{'rows':>7}{'median':>8}{'95 %':>7}{'most':>7}{'unknown in outputs':>21}")
-    for key, rows in encoded.items():
-        parts = {
-            "prompt": [len(row.prompt_ids) for row in rows],
-            "output": [len(row.output_ids) for row in rows],
-            "row": [len(row) for row in rows],
-        }
-        for part, lengths in parts.items():
-            ordered = sorted(lengths)
-            p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-            unknown = f"{count_unknown(rows, unknown_id):>21}" if part == "output" else ""
-            name = f"{getattr(recipe.data, key)} {part}"
-            print(f"{name:<28}{len(rows):>7}{ordered[len(ordered) // 2]:>8}{p95:>7}{ordered[-1]:>7}{unknown}")
-    print()

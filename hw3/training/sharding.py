@@ -1,20 +1,23 @@
-"""What shards the model among processes, and what of a recipe cannot be sharded."""
+"""Find out how the launcher shards the model, and which parts of a recipe cannot be sharded."""
 
 from __future__ import annotations
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from hw3.common.errors import UserError
 from hw3.config.recipe import Recipe
-from hw3.training.step_strategy import EQUAL_ADAMW, FUSED_ADAMW
+from hw3.training.optimizer_state import EQUIVALENT_ADAMW, FUSED_ADAMW
+
+Sharding = Literal["FSDP", "DeepSpeed"]
 
 
-def sharded_by() -> str | None:
-    """What the launcher shards the model with: `FSDP`, `DeepSpeed` or nothing."""
+def sharding_from_env() -> Sharding | None:
+    """Return what `accelerate launch` shards the model with, as its environment variables report; None for nothing."""
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         return "FSDP"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -22,48 +25,69 @@ def sharded_by() -> str | None:
     return None
 
 
-def sharded_as(file: Path) -> str | None:
-    """What a launch with this accelerate file will shard the model with, as `sharded_by` would say there.
+def sharding_from_file(path: Path) -> Sharding | None:
+    """Return what a launch with an accelerate configuration file will shard the model with; None for nothing.
 
     Raises:
-        UserError: it is no accelerate file.
+        UserError: the file is not an accelerate configuration file.
     """
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))["distributed_type"]
+        distributed_type = yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no file of accelerate's that names a distributed_type") from error
-    return {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}.get(found)
+        raise UserError(
+            f"{path}: expected an accelerate configuration file with a distributed_type; see accelerate_configs/"
+        ) from error
+    names: dict[str, Sharding] = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
+    return names.get(distributed_type)
 
 
-def sharding_problems(recipe: Recipe, sharded: str | None) -> list[str]:
-    """What cannot be sharded. FSDP2 and ZeRO-3 gather parameters as one floating-point dtype, packed ones too."""
-    if sharded is None:
+def find_sharding_problems(recipe: Recipe, sharding: Sharding | None) -> list[str]:
+    """Return a message for each setting of a recipe that cannot be sharded.
+
+    FSDP2 and ZeRO-3 gather all parameters in one floating-point dtype, 4-bit ones included.
+    """
+    if sharding is None:
         return []
-    problems, quantization, training, dtype = [], recipe.quantization, recipe.training, recipe.model.dtype
-    if quantization is not None and quantization.bnb_4bit_quant_storage != dtype:
+    problems = [*_quantization_problems(recipe, sharding), *_optimizer_problems(recipe)]
+    return [*problems, *_deepspeed_problems(recipe)] if sharding == "DeepSpeed" else problems
+
+
+def _quantization_problems(recipe: Recipe, sharding: Sharding) -> list[str]:
+    if recipe.quantization is None:
+        return []
+    problems, storage, dtype = [], recipe.quantization.bnb_4bit_quant_storage, recipe.model.dtype
+    if storage != dtype:
         problems.append(
-            f"quantization.bnb_4bit_quant_storage: found {quantization.bnb_4bit_quant_storage}; {sharded} shards 4-bit "
-            f'weights in the dtype of the model alone; this works: SET="quantization.bnb_4bit_quant_storage={dtype}"'
+            f"quantization.bnb_4bit_quant_storage: found {storage}; {sharding} shards 4-bit weights only in the "
+            f'model\'s dtype; use SET="quantization.bnb_4bit_quant_storage={dtype}"'
         )
-    optim = training.get("optim", FUSED_ADAMW)
-    if optim not in EQUAL_ADAMW and ("paged" in optim or "bit" in optim or "bnb" in optim):
+    if sharding == "FSDP" and (recipe.lora or {}).get("layers_to_transform") is not None:
         problems.append(
-            f"training.optim: {optim} is bitsandbytes', which knows no sharded parameters; this works: "
-            f'SET="training.optim={FUSED_ADAMW}"'
-        )
-    if sharded == "FSDP" and quantization is not None and (recipe.lora or {}).get("layers_to_transform") is not None:
-        problems.append(
-            "lora.layers_to_transform: FSDP2 gathers a 4-bit layer without an adapter wrongly on a GPU; adapt every "
+            "lora.layers_to_transform: FSDP2 on a GPU gathers a 4-bit layer without an adapter wrongly; adapt every "
             "layer, or use quantization=null"
         )
-    if sharded == "DeepSpeed":
-        if find_spec("deepspeed") is None:
-            install = "pip install --no-build-isolation -c constraints.txt '.[deepspeed]'"
-            problems.append(f"DeepSpeed is not installed; this installs it: {install}")
-        mixed = "float16" if training.get("fp16") else "float32" if training.get("bf16") is False else "bfloat16"
-        if mixed != dtype:
-            problems.append(
-                f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and "
-                f'fp16 ask for {mixed}; this works: SET="model.dtype={mixed}"'
-            )
+    return problems
+
+
+def _optimizer_problems(recipe: Recipe) -> list[str]:
+    optim = recipe.training.get("optim", FUSED_ADAMW)
+    if optim in EQUIVALENT_ADAMW or not any(word in optim for word in ("paged", "bit", "bnb")):
+        return []
+    return [
+        f"training.optim: found {optim}; the optimizers of bitsandbytes do not support sharded parameters; use "
+        f'SET="training.optim={FUSED_ADAMW}"'
+    ]
+
+
+def _deepspeed_problems(recipe: Recipe) -> list[str]:
+    problems, training, dtype = [], recipe.training, recipe.model.dtype
+    if find_spec("deepspeed") is None:
+        install = "pip install --no-build-isolation -c constraints.txt '.[deepspeed]'"
+        problems.append(f"DeepSpeed is not installed; install it: {install}")
+    autocast_dtype = "float16" if training.get("fp16") else "float32" if training.get("bf16") is False else "bfloat16"
+    if autocast_dtype != dtype:
+        problems.append(
+            f"model.dtype: found {dtype}; DeepSpeed computes in the dtype of the weights, and training.bf16 and fp16 "
+            f'ask for {autocast_dtype}; use SET="model.dtype={autocast_dtype}"'
+        )
     return problems

@@ -1,4 +1,8 @@
-"""What `speed: auto` chooses, and why: the captured step or TRL's own, and how each shares out memory."""
+"""Choose how optimizer steps are computed: resolve `speed: auto`, `plain` or `lean` for a machine.
+
+`auto` prefers the CUDA-graph step on a dequantized base model, then on a 4-bit one with fewer tokens per replay, then
+TRL's own step. None of these choices changes the mathematics of a step.
+"""
 
 from __future__ import annotations
 
@@ -10,226 +14,323 @@ import torch
 from torch.utils._triton import has_triton
 
 from hw3.config.recipe import Recipe
-from hw3.cuda_graphs.training_step import TOKENS, rows_at_once, widths_for
-from hw3.modeling.attention_masks import MASKS_BY_KIND
-from hw3.training.batch_layout import StepLayout
-from hw3.training.memory_estimate import GIB, PARTS, Memory, memory_of, weight_counts
+from hw3.modeling.attention_masks import MASK_PER_LAYER_TYPE
+from hw3.training.batch_layout import BatchLayout
+from hw3.training.cuda_graph_support import (
+    TOKENS_PER_REPLAY,
+    compute_bucket_lengths,
+    compute_rows_per_replay,
+    why_cuda_graphs_unavailable,
+)
+from hw3.training.memory_estimate import (
+    GIB,
+    MEMORY_PARTS,
+    MemoryEstimate,
+    StepShape,
+    count_weights,
+    estimate_memory,
+)
+from hw3.training.optimizer_state import EQUIVALENT_ADAMW, FUSED_ADAMW, PAGED_ADAMW
+from hw3.training.sharding import Sharding
 
-HEADROOM = 0.15  # of a GPU's memory that the captured step leaves free: other programs, fragments, longer rows
-# AdamW with float32 states, the same update in each: the recipe's choice among them is one of memory and speed.
-FUSED_ADAMW, PAGED_ADAMW = "adamw_torch_fused", "paged_adamw_32bit"
-EQUAL_ADAMW = {"adamw_torch", FUSED_ADAMW, PAGED_ADAMW}
-
-CONTEXT = 0.6 * GIB  # CUDA's context and the graphs, outside of PyTorch's count
-GAPS = 0.4  # of its activations: what the graphs' memory pool leaves unused, since every width divides it otherwise
+# Share of a GPU's memory that `speed: auto` leaves free for other programs, fragmentation and longer rows.
+HEADROOM_FRACTION = 0.15
+# CUDA's context and the graphs themselves, which PyTorch does not count.
+CUDA_CONTEXT_BYTES = 0.6 * GIB
+# Share of its activations that the CUDA graphs' memory pool leaves unused, because each bucket length divides it
+# differently.
+POOL_FRAGMENTATION = 0.4
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How a run's steps are made.
+class Workload:
+    """What the steps of a run must compute, whatever the strategy.
 
     Attributes:
-        layout: how a step's rows are shared out; micro-batches merged where that is chosen.
-        captured: the captured step rather than TRL's.
-        dequantized: 4-bit weights made plain once, after loading.
-        activation_checkpointing: whether activations are computed again instead of kept.
-        optim: `training.optim` as it is run.
-        widths: what batches are padded to; empty for their own longest row.
-        replayed: tokens of one replay of the captured step, where a row has no more.
-        memory: what a step takes on a GPU.
-        notes: lines for the user: what was chosen and why.
+        recipe: the recipe.
+        layout: how the recipe's rows per step are divided.
+        config: the base model's configuration.
+        trained_parameters: number of trained parameters.
+        lengths: (tokens, output tokens) of each training row.
+        sharding: what the launcher shards the model with.
     """
 
-    layout: StepLayout
-    captured: bool
+    recipe: Recipe
+    layout: BatchLayout
+    config: Any
+    trained_parameters: int
+    lengths: Sequence[tuple[int, int]]
+    sharding: Sharding | None = None
+
+
+@dataclass(frozen=True)
+class StepStrategy:
+    """How the steps of a run are computed.
+
+    Attributes:
+        layout: how a step's rows are divided; the micro-batches may have been merged.
+        cuda_graphs: whether the CUDA-graph step is used rather than TRL's.
+        dequantized: whether 4-bit weights are dequantized after loading.
+        activation_checkpointing: whether activations are recomputed in the backward pass.
+        optim: the optimizer's name, as in `training.optim`.
+        memory: estimated memory of a step on one GPU.
+        bucket_lengths: lengths that batches are padded to; empty to pad to a batch's longest row.
+        tokens_per_replay: most tokens of one replay of the CUDA-graph step, unless a row has more.
+        notes: lines for the user that report the choice and its reasons.
+    """
+
+    layout: BatchLayout
+    cuda_graphs: bool
     dequantized: bool
     activation_checkpointing: bool
     optim: str
-    memory: Memory | None = None
-    widths: tuple[int, ...] = ()
-    replayed: int = TOKENS[0]
+    memory: MemoryEstimate | None = None
+    bucket_lengths: tuple[int, ...] = ()
+    tokens_per_replay: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-def choose_speed(
-    recipe: Recipe,
-    layout: StepLayout,
-    config: Any,
-    trained: int,
-    lengths: Sequence[tuple[int, int]],
-    device: torch.device,
-    memory: tuple[int, int] | None,
-    failed: str | None = None,
-    *,
-    sharded: str | None = None,
-) -> Speed:
+def choose_step_strategy(
+    workload: Workload, device: torch.device, gpu_memory: tuple[int, int] | None, failure: str | None = None
+) -> StepStrategy:
     """Resolve the recipe's `speed` for a machine.
 
     Args:
-        recipe: the recipe.
-        layout: how the recipe's rows are shared out.
-        config: the base's configuration.
-        trained: trained parameters.
-        lengths: (tokens, output tokens) of every training row.
-        device: where the run will be.
-        memory: bytes of the GPU, free and in all; None to plan for one that is large enough.
-        failed: why the captured step did not work, where it was tried already.
-        sharded: what the launcher shards the model with, from `sharded_by`.
+        workload: what must be computed.
+        device: device of the run.
+        gpu_memory: (free, total) bytes of the GPU; None to assume a GPU that is large enough.
+        failure: why the CUDA-graph step cannot be used, if it has been tried already.
     """
-    counts = weight_counts(config)
-    optim, given = recipe.training.get("optim", FUSED_ADAMW), []
-    if sharded is not None and optim in EQUAL_ADAMW - {FUSED_ADAMW} and device.type == "cuda":
-        # bitsandbytes' know no sharded parameters.
-        given = [f"  {FUSED_ADAMW} for {optim}: the same update, on parameters that are sharded"]
-        optim = FUSED_ADAMW
-    checkpointing = bool(recipe.training.get("activation_checkpointing", False))
-    widest, most_outputs = max(tokens for tokens, _ in lengths), max(outputs for _, outputs in lengths)
-
-    def plan(
-        layout: StepLayout,
-        *,
-        replayed: int | None = None,
-        dequantized: bool,
-        checkpointing: bool,
-        optim: str,
-        sharded: str | None = sharded,
-    ) -> Speed:
-        captured, batches, widths = replayed is not None, [(layout.rows_per_device, widest)], ()
-        if captured:
-            widths = widths_for([tokens for tokens, _ in lengths])
-            batches = [(rows_at_once(layout.rows_per_device, width, replayed), width) for width in widths]
-        needed = [
-            memory_of(
-                recipe,
-                config,
-                counts,
-                trained,
-                rows=rows,
-                width=width,
-                outputs=rows * most_outputs,
-                captured=captured,
-                dequantized=dequantized,
-                checkpointing=checkpointing,
-                optim=optim,
-                processes=layout.processes,
-                sharded=sharded,
-            )
-            for rows, width in batches
-        ]
-        memory = max(needed, key=lambda memory: memory.total)
-        return Speed(layout, captured, dequantized, checkpointing, optim, memory, widths, replayed or TOKENS[0])
-
-    written = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim)
-    if sharded == "FSDP" or (sharded == "DeepSpeed" and recipe.quantization is not None):
-        whole = plan(layout, dequantized=False, checkpointing=checkpointing, optim=optim, sharded=None).memory.weights
-        given.append(f"  while it is loaded a GPU holds the whole base, {whole / GIB:.1f} GiB")
-    if recipe.speed == "plain":
-        return replace(written, notes=["speed plain: TRL's own step, as the recipe is written", *given])
-    if recipe.speed == "lean":
-        optim = PAGED_ADAMW if optim in EQUAL_ADAMW and device.type == "cuda" and sharded is None else optim
-        lean = plan(layout, dequantized=False, checkpointing=True, optim=optim)
-        note = f"speed lean: activation checkpointing, {optim}, the base as it is quantized"
-        return replace(lean, notes=[note, *given])
+    chooser = _Chooser(workload, device, gpu_memory)
+    speed = workload.recipe.speed
+    if speed == "plain":
+        return chooser.choose_plain()
+    if speed == "lean":
+        return chooser.choose_lean()
     if device.type == "cpu":
-        return replace(written, notes=["speed auto: TRL's own step, since this run is on the CPU"])
+        return replace(chooser.as_written, notes=["speed auto: TRL's own step, because this run is on the CPU"])
+    return chooser.choose_auto(failure)
 
-    def taken(speed: Speed) -> float:
-        return speed.memory.total + CONTEXT + (GAPS * speed.memory.activations if speed.captured else 0)
 
-    def fits(speed: Speed) -> bool:
-        if memory is None:
+class _Chooser:
+    """Plan strategies for one workload on one machine, and choose among them.
+
+    Attributes:
+        as_written: TRL's step with the recipe's own settings.
+        notes: lines for the user on TRL's step, for every strategy.
+    """
+
+    def __init__(self, workload: Workload, device: torch.device, gpu_memory: tuple[int, int] | None) -> None:
+        self.workload, self.device, self.gpu_memory = workload, device, gpu_memory
+        recipe, sharding = workload.recipe, workload.sharding
+        self.weight_counts = count_weights(workload.config)
+        self.checkpointing = bool(recipe.training.get("activation_checkpointing", False))
+        self.optim, self.notes = recipe.training.get("optim", FUSED_ADAMW), []
+        if sharding is not None and self.optim in EQUIVALENT_ADAMW - {FUSED_ADAMW} and device.type == "cuda":
+            # The optimizers of bitsandbytes do not support sharded parameters.
+            self.notes.append(f"  {FUSED_ADAMW} replaces {self.optim}: the same update, for sharded parameters")
+            self.optim = FUSED_ADAMW
+        self.as_written = self.plan_trl_step(workload.layout, activation_checkpointing=self.checkpointing)
+        if sharding == "FSDP" or (sharding == "DeepSpeed" and recipe.quantization is not None):
+            unsharded = self.estimate(replace(self._widest_forward(self.as_written), sharding=None)).weights
+            self.notes.append(f"  while loading, each GPU holds the complete base model, {unsharded / GIB:.1f} GiB")
+
+    def choose_plain(self) -> StepStrategy:
+        """Return TRL's step with the recipe's own settings."""
+        note = "speed plain: TRL's own step, with the recipe's settings"
+        return replace(self.as_written, notes=[note, *self.notes])
+
+    def choose_lean(self) -> StepStrategy:
+        """Return TRL's step with the settings that need the least memory."""
+        can_page = self.optim in EQUIVALENT_ADAMW and self.device.type == "cuda" and self.workload.sharding is None
+        optim = PAGED_ADAMW if can_page else self.optim
+        strategy = self.plan_trl_step(self.workload.layout, activation_checkpointing=True, optim=optim)
+        note = f"speed lean: activation checkpointing, {optim}, the quantized base model"
+        return replace(strategy, notes=[note, *self.notes])
+
+    def choose_auto(self, failure: str | None) -> StepStrategy:
+        """Return the fastest strategy that fits into the GPU's memory."""
+        reason = failure or _why_no_cuda_graphs(self.workload)
+        if reason is None:
+            candidates = self._cuda_graph_candidates()
+            chosen = next(filter(self.fits, candidates), None)
+            if chosen is not None:
+                buckets = chosen.bucket_lengths
+                note = f"speed auto: the CUDA-graph step, {len(buckets)} bucket lengths of up to {buckets[-1]} tokens"
+                return replace(chosen, notes=[note, *self._describe(chosen)])
+            reason = (
+                f"the CUDA-graph step needs {self.required_bytes(candidates[-1]) / GIB:.1f} GiB and "
+                f"{HEADROOM_FRACTION:.0%} of the GPU to spare; {self.gpu_memory[0] / GIB:.1f} are free"
+            )
+        candidates = self._trl_candidates()
+        chosen = next(filter(self.fits, candidates), candidates[-1])
+        notes = [f"speed auto: TRL's own step, because {reason}", *self.notes, *self._describe(chosen)]
+        if not self.fits(chosen):
+            notes.append("  more than is free: speed=lean, or fewer rows per device, needs less")
+        return replace(chosen, notes=notes)
+
+    def _cuda_graph_candidates(self) -> list[StepStrategy]:
+        """Return CUDA-graph strategies, the fastest first: dequantized if possible, then with fewer tokens at once."""
+        recipe = self.workload.recipe
+        always_dequantized = _can_dequantize(recipe) and not _all_4bit_layers_are_fusable(recipe)
+        settings = [
+            (_can_dequantize(recipe), TOKENS_PER_REPLAY[0]),
+            *((always_dequantized, tokens) for tokens in TOKENS_PER_REPLAY),
+        ]
+        return [self.plan_cuda_graph_step(dequantized, tokens) for dequantized, tokens in settings]
+
+    def _trl_candidates(self) -> list[StepStrategy]:
+        """Return strategies of TRL's step, the fastest first; each needs less memory than the one before."""
+        as_written = self.plan_trl_step(self.workload.layout, activation_checkpointing=self.checkpointing)
+        if self.workload.sharding is not None:
+            return [as_written]
+        merged = self.workload.layout.merge_micro_batches()
+        return [
+            self.plan_trl_step(merged, dequantized=_can_dequantize(self.workload.recipe)),
+            self.plan_trl_step(merged),
+            as_written,
+        ]
+
+    def plan_trl_step(
+        self,
+        layout: BatchLayout,
+        *,
+        dequantized: bool = False,
+        activation_checkpointing: bool = False,
+        optim: str | None = None,
+    ) -> StepStrategy:
+        """Plan TRL's step with these settings, and estimate its memory."""
+        strategy = StepStrategy(layout, False, dequantized, activation_checkpointing, optim or self.optim)
+        return replace(strategy, memory=self.estimate(self._widest_forward(strategy)))
+
+    def plan_cuda_graph_step(self, dequantized: bool, tokens_per_replay: int) -> StepStrategy:
+        """Plan the CUDA-graph step on merged micro-batches, and estimate its memory."""
+        layout = self.workload.layout.merge_micro_batches()
+        optim = FUSED_ADAMW if self.optim in EQUIVALENT_ADAMW else self.optim
+        buckets = compute_bucket_lengths([tokens for tokens, _ in self.workload.lengths])
+        strategy = StepStrategy(
+            layout, True, dequantized, False, optim, bucket_lengths=buckets, tokens_per_replay=tokens_per_replay
+        )
+        shapes = [
+            self._shape(strategy, compute_rows_per_replay(layout.rows_per_device, length, tokens_per_replay), length)
+            for length in buckets
+        ]
+        return replace(strategy, memory=max(map(self.estimate, shapes), key=lambda memory: memory.total))
+
+    def _widest_forward(self, strategy: StepStrategy) -> StepShape:
+        longest = max(tokens for tokens, _ in self.workload.lengths)
+        return self._shape(strategy, strategy.layout.rows_per_device, longest)
+
+    def _shape(self, strategy: StepStrategy, rows: int, length: int) -> StepShape:
+        return StepShape(
+            rows,
+            length,
+            rows * max(outputs for _, outputs in self.workload.lengths),
+            strategy.optim,
+            strategy.cuda_graphs,
+            strategy.dequantized,
+            strategy.activation_checkpointing,
+            strategy.layout.processes,
+            self.workload.sharding,
+        )
+
+    def estimate(self, step: StepShape) -> MemoryEstimate:
+        """Estimate the memory of a step of this workload."""
+        workload = self.workload
+        return estimate_memory(workload.recipe, workload.config, self.weight_counts, workload.trained_parameters, step)
+
+    def required_bytes(self, strategy: StepStrategy) -> float:
+        """Return the bytes that a strategy takes on the GPU, memory that PyTorch does not count included."""
+        fragmentation = POOL_FRAGMENTATION * strategy.memory.activations if strategy.cuda_graphs else 0
+        return strategy.memory.total + CUDA_CONTEXT_BYTES + fragmentation
+
+    def fits(self, strategy: StepStrategy) -> bool:
+        """Return whether a strategy and the headroom fit into the GPU's free memory."""
+        if self.gpu_memory is None:
             return True
-        return taken(speed) <= memory[0] - HEADROOM * memory[1]
+        free, total = self.gpu_memory
+        return self.required_bytes(strategy) <= free - HEADROOM_FRACTION * total
 
-    merged = StepLayout(layout.processes, layout.rows_per_device * layout.accumulation, 1)
-    fused = FUSED_ADAMW if optim in EQUAL_ADAMW else optim
-    plain_weights = recipe.quantization is not None and (
-        recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
-    )
-    why_not = failed or _why_not_captured(recipe, config, sharded)
-    # The base plain where that fits; else packed, and fewer tokens at once.
-    else_plain = plain_weights and not _packed_can_be_captured(recipe)
-    for dequantized, replayed in [(plain_weights, TOKENS[0]), *((else_plain, replayed) for replayed in TOKENS)]:
-        captured = plan(merged, replayed=replayed, dequantized=dequantized, checkpointing=False, optim=fused)
-        if why_not is None and fits(captured):
-            note = f"speed auto: the captured step, {len(captured.widths)} widths of up to {captured.widths[-1]} tokens"
-            return replace(captured, notes=[note, *_changes(recipe, written, captured), _in_words(captured.memory)])
-    reason = why_not or (
-        f"the captured step needs {taken(captured) / GIB:.1f} GiB and {HEADROOM:.0%} of the card to spare, "
-        f"{memory[0] / GIB:.1f} are free"
-    )
-    # By steps: each gives up what the one before it could not have.
-    choices = [(merged, plain_weights, False), (merged, False, False), (layout, False, checkpointing)]
-    for shared, dequantized, again in choices if sharded is None else choices[-1:]:
-        chosen = plan(shared, dequantized=dequantized, checkpointing=again, optim=optim)
-        if fits(chosen):
-            break
-    short = [] if fits(chosen) else ["  more than is free: speed=lean, or fewer rows per device, takes less"]
-    note = f"speed auto: TRL's own step, since {reason}"
-    return replace(chosen, notes=[note, *given, *_changes(recipe, written, chosen), _in_words(chosen.memory), *short])
+    def _describe(self, chosen: StepStrategy) -> list[str]:
+        """Return lines on how a strategy differs from the recipe's own settings, and on its memory."""
+        recipe, changes = self.workload.recipe, []
+        if chosen.dequantized:
+            changes.append(
+                "the 4-bit base model is dequantized after loading, to the weights that each forward would compute"
+            )
+        elif chosen.cuda_graphs and recipe.quantization is not None:
+            changes.append("the base model stays in 4 bits, which is slower and needs less memory")
+        if chosen.cuda_graphs and chosen.tokens_per_replay < TOKENS_PER_REPLAY[0]:
+            changes.append(f"at most {chosen.tokens_per_replay} tokens at once, to fit into memory")
+        if chosen.layout != self.as_written.layout:
+            dropout = "" if not (recipe.lora or {}).get("lora_dropout") else "; dropout draws other numbers"
+            changes.append(f"micro-batches are merged: the same loss over the step's tokens{dropout}")
+        if chosen.activation_checkpointing != self.as_written.activation_checkpointing:
+            changes.append("activations are not recomputed, because there is enough memory")
+        if chosen.optim != self.as_written.optim:
+            changes.append(f"{chosen.optim} replaces {self.as_written.optim}: the same update, its states fit")
+        parts = ", ".join(f"{part} {getattr(chosen.memory, part) / GIB:.1f}" for part in MEMORY_PARTS)
+        changes.append(f"about {chosen.memory.total / GIB:.1f} GiB per GPU: {parts}")
+        return [f"  {change}" for change in changes]
 
 
-def _why_not_captured(recipe: Recipe, config: Any, sharded: str | None) -> str | None:
-    """What stands against the captured step, memory apart; None if nothing does."""
+def _can_dequantize(recipe: Recipe) -> bool:
+    """Return whether a dequantized base model computes in the same dtype as the 4-bit one."""
+    return recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype == recipe.model.dtype
+
+
+def _all_4bit_layers_are_fusable(recipe: Recipe) -> bool:
+    """Return whether each 4-bit layer has an adapter that can be fused with it into one operation."""
     lora = recipe.lora or {}
-    beyond = [
-        key for key in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices") if lora.get(key)
-    ]
-    training, attention = recipe.training, recipe.model.attn_implementation
-    optim = training.get("optim", FUSED_ADAMW)
+    is_restricted = any(lora.get(key) for key in ("lora_dropout", "exclude_modules", "layers_to_transform"))
+    return lora.get("target_modules") == "all-linear" and not is_restricted
+
+
+def _why_no_cuda_graphs(workload: Workload) -> str | None:
+    """Return why the CUDA-graph step cannot compute this workload, memory aside; None if it can."""
+    unavailable = why_cuda_graphs_unavailable()
     reasons = [
-        (sharded is not None, f"{sharded} shards the model"),
-        (recipe.lora is None, "every weight is trained, not adapters alone"),
-        (bool(beyond), f"lora.{beyond[0] if beyond else ''} is set"),
-        (lora.get("bias", "none") != "none", "lora.bias is set"),
-        (config.model_type not in MASKS_BY_KIND, f"it does not know {config.model_type}"),
-        (recipe.model.device_map is not None, "model.device_map spreads the model"),
-        (attention not in (None, "eager", "sdpa"), f"model.attn_implementation is {attention}"),
-        (recipe.model.dtype != "bfloat16", f"model.dtype is {recipe.model.dtype}, not bfloat16"),
-        (training.get("bf16", True) is False, "training.bf16 is false"),
-        (bool(training.get("fp16")), "training.fp16 is true"),
-        (
-            recipe.quantization is not None and recipe.quantization.bnb_4bit_compute_dtype != "bfloat16",
-            "quantization.bnb_4bit_compute_dtype is not bfloat16",
-        ),
-        (training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
-        (training.get("neftune_noise_alpha") is not None, "training.neftune_noise_alpha changes TRL's forward"),
-        (bool(training.get("debug")), "training.debug watches TRL's forward"),
-        (
-            optim.startswith("schedule_free") or optim.endswith("layerwise") or "lomo" in optim,
-            f"training.optim={optim} works inside TRL's step",
-        ),
+        (unavailable is not None, unavailable),
+        (workload.sharding is not None, f"{workload.sharding} shards the model"),
+        *_model_reasons(workload.recipe, workload.config),
+        *_training_reasons(workload.recipe),
         (torch.cuda.is_available() and not has_triton(), "there is no Triton on this machine"),
     ]
-    return next((reason for holds, reason in reasons if holds), None)
+    return next((reason for applies, reason in reasons if applies), None)
 
 
-def _packed_can_be_captured(recipe: Recipe) -> bool:
-    """Whether every 4-bit layer has an adapter that goes into one operation with it."""
-    lora = recipe.lora or {}
-    fewer = any(lora.get(key) for key in ("lora_dropout", "exclude_modules", "layers_to_transform"))
-    return lora.get("target_modules") == "all-linear" and not fewer
+def _model_reasons(recipe: Recipe, config: Any) -> list[tuple[bool, str]]:
+    """Return (whether it applies, reason) for the settings of model, adapters and quantization."""
+    lora, model, quantization = recipe.lora or {}, recipe.model, recipe.quantization
+    unsupported = ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices")
+    return [
+        (recipe.lora is None, "every weight is trained, not only adapters"),
+        *((bool(lora.get(key)), f"lora.{key} is set") for key in unsupported),
+        (lora.get("bias", "none") != "none", "lora.bias is set"),
+        (config.model_type not in MASK_PER_LAYER_TYPE, f"it does not support {config.model_type}"),
+        (model.device_map is not None, "model.device_map distributes the model over devices"),
+        (
+            model.attn_implementation not in (None, "eager", "sdpa"),
+            f"model.attn_implementation is {model.attn_implementation}",
+        ),
+        (model.dtype != "bfloat16", f"model.dtype is {model.dtype}, not bfloat16"),
+        (
+            quantization is not None and quantization.bnb_4bit_compute_dtype != "bfloat16",
+            "quantization.bnb_4bit_compute_dtype is not bfloat16",
+        ),
+    ]
 
 
-def _changes(recipe: Recipe, written: Speed, chosen: Speed) -> list[str]:
-    """What differs from the recipe as it is written, none of it the mathematics."""
-    changes = []
-    if chosen.dequantized:
-        changes.append("the 4-bit base is dequantized once, to the weights that each of its forwards would make")
-    elif chosen.captured and recipe.quantization is not None:
-        changes.append("the 4-bit base stays packed, which is slower and needs less memory")
-    if chosen.captured and chosen.replayed < TOKENS[0]:
-        changes.append(f"at most {chosen.replayed} tokens at once, to fit")
-    if chosen.layout != written.layout:
-        dropout = "" if not (recipe.lora or {}).get("lora_dropout") else ", other draws of dropout"
-        changes.append(f"micro-batches are merged: one loss over the step's tokens, as accumulated{dropout}")
-    if chosen.activation_checkpointing != written.activation_checkpointing:
-        changes.append("activations are kept, there is memory for them")
-    if chosen.optim != written.optim:
-        changes.append(f"{chosen.optim} for {written.optim}: the same update, its states fit")
-    return [f"  {change}" for change in changes]
-
-
-def _in_words(memory: Memory) -> str:
-    parts = ", ".join(f"{part} {getattr(memory, part) / GIB:.1f}" for part in PARTS)
-    return f"  about {memory.total / GIB:.1f} GiB a GPU: {parts}"
+def _training_reasons(recipe: Recipe) -> list[tuple[bool, str]]:
+    """Return (whether it applies, reason) for the settings of the `training` section."""
+    training = recipe.training
+    optim = training.get("optim", FUSED_ADAMW)
+    steps_in_backward = optim.startswith("schedule_free") or optim.endswith("layerwise") or "lomo" in optim
+    return [
+        (training.get("bf16", True) is False, "training.bf16 is false"),
+        (bool(training.get("fp16")), "training.fp16 is true"),
+        (training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
+        (training.get("neftune_noise_alpha") is not None, "training.neftune_noise_alpha changes TRL's forward"),
+        (bool(training.get("debug")), "training.debug observes TRL's forward"),
+        (steps_in_backward, f"training.optim={optim} works inside TRL's step"),
+    ]

@@ -1,183 +1,199 @@
-"""`hw3 train`: a recipe becomes a run folder of complete checkpoints. Reads from top to bottom."""
+"""`hw3 train`: fine-tune a base model on a recipe's rows, and write a run folder of complete checkpoints.
+
+`train` reads from top to bottom. Three things make up a run:
+
+- the rows: `plan_run` encodes each row as prompt and output with `Encoder(tokenizer, recipe.prompt)`;
+- the collator: `CompletionOnlyCollator` pads a batch and puts labels on the outputs only;
+- the trainer: `CompletionTrainer` is a subclass of TRL's `SFTTrainer`.
+"""
 
 from __future__ import annotations
 
-import datetime
 import gc
 import hashlib
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from hw3.common.atomic_io import write_atomically, write_json
-from hw3.common.distributed import check_same, gather, rank, world_size
+from hw3.common.atomic_io import write_atomically
+from hw3.common.distributed import assert_same_across_ranks, get_rank, get_world_size
 from hw3.config.recipe import Recipe
-from hw3.cuda_graphs.training_step import unallocated_bytes
-from hw3.data.tokenization import lengths_of
-from hw3.modeling.devices import device_of
-from hw3.modeling.loading import load_base, load_config
+from hw3.data.collator import CompletionOnlyCollator
+from hw3.data.sampler import StepSampler
+from hw3.data.tokenization import EncodedRow
+from hw3.modeling.adapter_slot import build_lora_config
+from hw3.modeling.devices import select_device
+from hw3.modeling.loading import load_base_model
 from hw3.modeling.quantization import dequantize
-from hw3.runs.checkpoints import remove_torn
-from hw3.runs.run_dir import MANIFEST, RECIPE, TOKENIZER, environment, read_manifest
-from hw3.training.memory_estimate import GIB
-from hw3.training.plan import Plan, least_memory, plan_run
-from hw3.training.sft_arguments import sft_config
-from hw3.training.sharding import sharded_by
-from hw3.training.step_strategy import Speed, choose_speed
-from hw3.training.trainer import CompletionTrainer
+from hw3.runs.checkpoints import remove_incomplete_checkpoints
+from hw3.runs.manifest import Manifest
+from hw3.runs.run import Run
+from hw3.training.plan import Plan, plan_run
+from hw3.training.run_manifest import build_manifest, build_session
+from hw3.training.sharding import sharding_from_env
+from hw3.training.step_strategy import StepStrategy
+from hw3.training.trainer import CompletionTrainer  # a subclass of trl.SFTTrainer
 
 
-def train(recipe: Recipe, run: Path) -> int:
-    """Fine-tune, or resume. Everything a user can get wrong is checked before anything is written.
+def train(recipe: Recipe, run_dir: Path) -> int:
+    """Fine-tune, or resume an interrupted run. All user errors are reported before anything is written.
 
     Args:
         recipe: the checked recipe.
-        run: the run folder, made if absent.
+        run_dir: the run folder; created if it does not exist.
 
     Returns:
-        0, or 128 plus a signal's number when one stopped the run after a complete checkpoint.
+        0, or 128 plus a signal's number if the signal stopped the run after a complete checkpoint.
 
     Raises:
-        UserError: recipe, data, machine or run folder do not fit; nothing has been written.
-        NonFiniteLoss: the loss became NaN or infinite.
+        UserError: recipe, data, machine or run folder are wrong; nothing has been written.
+        NonFiniteLossError: the loss became NaN or infinite.
     """
-
-    def say(line: str) -> None:
-        if rank() == 0:
-            print(line, flush=True)
-
     # --- check ------------------------------------------------------------------------------------------------------
-    began = time.time()
-    plan = plan_run(recipe, run, world_size(), sharded_by())
-    for note in plan.notes:
-        say(note)
-    check_same(
-        {
-            f"{run}": f"step {plan.resume.step} ({plan.resume.sha256[:8]})" if plan.resume else "no checkpoint",
-            "recipe": hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:8],
-            **{key: sha256[:8] for key, sha256 in plan.content.items()},
-        }
-    )
-    if plan.done:
-        say(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run}")
+    started = time.time()
+    plan = plan_run(recipe, run_dir, get_world_size(), sharding_from_env())
+    _print(*plan.notes)
+    assert_same_across_ranks(_summarize(plan, run_dir))
+    if plan.is_complete:
+        _print(f"{run_dir} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run_dir}")
         return 0
-    device = device_of(recipe)
-    if (
-        device.type == "cuda"
-        and world_size() == 1
-        and recipe.model.device_map is None
-        and torch.cuda.device_count() > 1
-    ):
-        count = torch.cuda.device_count()
-        others = f"make train GPUS={count}, or accelerate launch --num_processes {count} -m hw3 train ..."
-        say(f"using the first of {count} GPUs; all of them: {others}")
+    _print(*_describe_unused_gpus(recipe))
 
-    # --- build: base, adapters, trainer -----------------------------------------------------------------------------
-    trainer = _build(recipe, plan.config, plan.speed, plan, device)
-    if plan.speed.captured:
-        say(f"capturing {len(plan.speed.widths)} widths of batch; the layers are compiled first")
-        if reason := trainer.capture():
-            del trainer
-            gc.collect()
-            torch._dynamo.reset()
-            torch.cuda.empty_cache()
-            memory, failed = least_memory(recipe, device), f"the captured one {reason}"
-            config, lengths = load_config(recipe.model), lengths_of(plan.rows)
-            speed = choose_speed(recipe, plan.layout, config, plan.trained, lengths, device, memory, failed)
-            for note in speed.notes:
-                say(note)
-            trainer = _build(recipe, sft_config(recipe, speed, run), speed, plan, device)
-        else:
-            say(f"captured in {trainer.seconds_capturing:.0f} s; the first step's loss and gradient agree with TRL's")
+    # --- build: base model, collator, trainer -----------------------------------------------------------------------
+    trainer = _load_model_and_build_trainer(plan)
+
+    # --- verify: the CUDA-graph step must agree with TRL's ----------------------------------------------------------
+    if plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer)):
+        del trainer  # its memory must be free before the base model is loaded again
+        _free_memory()
+        plan = plan.without_cuda_graphs(run_dir, f"the CUDA-graph step {failure}")
+        _print(*plan.notes)
+        trainer = _load_model_and_build_trainer(plan)
 
     # --- write: recipe, manifest, tokenizer -------------------------------------------------------------------------
-    manifest = read_manifest(run) if plan.resume else {}
-    if trainer.args.should_save:
-        for folder in remove_torn(run):
-            say(f"{folder}: not complete, removed")
-        manifest = {
-            "schema": 1,
-            "name": recipe.name,
-            "started": manifest.get("started", datetime.datetime.now(datetime.UTC).isoformat()),
-            **environment(),
-            "data": plan.files,
-            "prompt_sha256": recipe.prompt.sha256,
-            "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
-            "base": {"name": recipe.model.pretrained_model_name_or_path, "sha256": plan.content["base"]},
-            "tokenizer_sha256": plan.content["tokenizer"],
-            "tokens": {
-                "bos": plan.tokenizer.bos_token_id,
-                "eos": plan.tokenizer.eos_token_id,
-                "pad": plan.tokenizer.pad_token_id,
-            },
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "layout": asdict(trainer.speed.layout),
-            "speed": {
-                "asked": recipe.speed,
-                **{
-                    key: getattr(trainer.speed, key)
-                    for key in ("captured", "dequantized", "activation_checkpointing", "optim")
-                },
-            },
-            "parameters": {"trained": plan.trained, "total": plan.total},
-            "sessions": manifest.get("sessions", []),
-        }
-        write_json(run / MANIFEST, manifest)
-        write_atomically(run / RECIPE, recipe.to_yaml())
-        plan.tokenizer.save_pretrained(run / TOKENIZER)
+    run, is_writer = Run(run_dir), trainer.args.should_save
+    manifest = _write_run_files(run, plan) if is_writer else None
 
     # --- train ------------------------------------------------------------------------------------------------------
-    first = plan.resume.step if plan.resume else 0
-    if plan.resume:
-        say(f"resuming {run} from step {first} of {plan.steps}")
+    if plan.resume_from is not None:
+        _print(f"resuming {run} from step {plan.first_step} of {plan.steps}")
     with trainer.stop.installed():
-        trainer.train(resume_from_checkpoint=str(plan.resume.path) if plan.resume else None)
+        trainer.train(resume_from_checkpoint=None if plan.resume_from is None else str(plan.resume_from.path))
 
-    # --- close ------------------------------------------------------------------------------------------------------
-    last = trainer.state.global_step
-    peaks = _peaks(trainer) if device.type == "cuda" else {}
-    if trainer.args.should_save:
-        manifest["sessions"].append(_session(began, first, last, world_size()) | peaks)
-        write_json(run / MANIFEST, manifest)
-    if trainer.stop.signal and last < plan.steps:
-        say(f"stopped at step {last} of {plan.steps}; the same command goes on from there")
+    # --- close: record the session ----------------------------------------------------------------------------------
+    session = build_session(trainer, started, plan.first_step)
+    if manifest is not None:
+        manifest.sessions.append(session)
+        manifest.write(run.manifest_path)
+    if trainer.stop.signal and session.to_step < plan.steps:
+        _print(f"stopped at step {session.to_step} of {plan.steps}; run the same command to resume")
         return 128 + trainer.stop.signal
-    say(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
+    _print(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
     return 0
 
 
-def _build(recipe: Recipe, config: SFTConfig, speed: Speed, plan: Plan, device: torch.device) -> CompletionTrainer:
-    """Base and trainer; adapters are made by the trainer."""
-    model = load_base(recipe, device)
-    if speed.dequantized:
+def build_trainer(
+    recipe: Recipe,
+    config: SFTConfig,
+    strategy: StepStrategy,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[EncodedRow],
+    trainer_class: type[CompletionTrainer] = CompletionTrainer,
+) -> CompletionTrainer:
+    """Build the trainer of a run: dataset, collator, row order and adapters.
+
+    Args:
+        recipe: the recipe.
+        config: TRL's arguments, from `build_sft_config`.
+        strategy: how steps are computed.
+        model: the base model, without adapters.
+        tokenizer: the base model's tokenizer.
+        rows: encoded training rows.
+        trainer_class: the class to build.
+    """
+    dataset = Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+    collator = CompletionOnlyCollator(
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        strategy.bucket_lengths,
+        return_output_positions=strategy.cuda_graphs,
+    )
+    return trainer_class(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=tokenizer,
+        peft_config=None if recipe.lora is None else build_lora_config(recipe.lora),
+        sampler=StepSampler([len(row) for row in rows], strategy.layout.rows_per_step, recipe.seed),
+        row_ids=[row.id for row in rows],
+        strategy=strategy,
+        save_total_limit=recipe.training.get("save_total_limit"),
+    )
+
+
+def _load_model_and_build_trainer(plan: Plan) -> CompletionTrainer:
+    recipe = plan.workload.recipe
+    model = load_base_model(recipe, select_device(recipe))
+    if plan.strategy.dequantized:
         model = dequantize(model)
-    return CompletionTrainer(recipe, config, speed, model, plan.tokenizer, plan.rows)
+    return build_trainer(recipe, plan.config, plan.strategy, model, plan.tokenizer, plan.rows)
 
 
-def _session(began: float, first: int, last: int, processes: int) -> dict[str, Any]:
-    """One stretch of training, for the manifest."""
+def _capture_cuda_graph_step(trainer: CompletionTrainer) -> str | None:
+    """Capture the CUDA-graph step; return why it cannot be used, or None."""
+    _print(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
+    failure = trainer.capture()
+    if failure is None:
+        _print(f"captured in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
+    return failure
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+
+
+def _write_run_files(run: Run, plan: Plan) -> Manifest:
+    """Write manifest, recipe and tokenizer; delete incomplete checkpoints."""
+    previous = None if plan.resume_from is None else run.read_manifest()
+    for folder in remove_incomplete_checkpoints(run.path):
+        _print(f"{folder}: not complete, removed")
+    manifest = build_manifest(plan, previous)
+    manifest.write(run.manifest_path)
+    write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
+    plan.tokenizer.save_pretrained(run.tokenizer_path)
+    return manifest
+
+
+def _summarize(plan: Plan, run_dir: Path) -> dict[str, str]:
+    """Return what all processes must have read alike, under names that a user knows."""
+    checkpoint = plan.resume_from
     return {
-        "began": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - began, 1),
-        "from_step": first,
-        "to_step": last,
-        "processes": processes,
+        f"{run_dir}": f"step {checkpoint.step} ({checkpoint.sha256[:8]})" if checkpoint else "no checkpoint",
+        "recipe": hashlib.sha256(plan.workload.recipe.to_yaml().encode()).hexdigest()[:8],
+        **{key: sha256[:8] for key, sha256 in plan.content.items()},
     }
 
 
-def _peaks(trainer: CompletionTrainer) -> dict[str, float]:
-    """GPU memory of the process that had most, for the manifest: of the whole session, and of its steps alone."""
-    before, steps = trainer.peak_memory.before, trainer.peak_memory.now()
-    found = [
-        *(max(pair) for pair in zip(before, steps, strict=True)),
-        *steps,
-        unallocated_bytes(trainer.args.device, of_graphs=True) if trainer.captured_step else 0,
-    ]
-    most = (max(values) / GIB for values in zip(*gather(found), strict=True))
-    names = ("peak_gib", "peak_reserved_gib", "peak_steps_gib", "peak_steps_reserved_gib", "graphs_gib")
-    figures = {name: round(value, 3) for name, value in zip(names, most, strict=True)}
-    return {"seconds_capturing": round(trainer.seconds_capturing, 1), **figures}
+def _describe_unused_gpus(recipe: Recipe) -> list[str]:
+    """Return a line on how to use all GPUs if this run uses only one of several."""
+    uses_one = select_device(recipe).type == "cuda" and get_world_size() == 1 and recipe.model.device_map is None
+    count = torch.cuda.device_count()
+    if not uses_one or count == 1:
+        return []
+    commands = f"make train GPUS={count}, or accelerate launch --num_processes {count} -m hw3 train ..."
+    return [f"using the first of {count} GPUs; to use all of them: {commands}"]
+
+
+def _print(*lines: str) -> None:
+    """Print lines in the first process only."""
+    if get_rank() == 0:
+        for line in lines:
+            print(line, flush=True)

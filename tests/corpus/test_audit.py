@@ -1,28 +1,19 @@
-"""`hw3 data check` and `hw3 data rows`: literal counts on rows written for these tests, files in every format."""
+"""`hw3 data check`: literal counts on rows written for these tests."""
 
 import json
 from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
+from sample_corpus import write_row_file
 
 from hw3.cli import main
-from hw3.corpus.audit import check_files
-from hw3.data.rows import read_rows
-
-
-def write(path: Path, rows: list[tuple[str, str | None]]) -> Path:
-    records = [
-        {"id": f"{path.stem}-{number}", "instruction": instruction} | ({} if output is None else {"output": output})
-        for number, (instruction, output) in enumerate(rows)
-    ]
-    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    return path
+from hw3.corpus.audit import audit_files
 
 
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
-    return write(
+    return write_row_file(
         tmp_path / "train.json",
         [
             ("庭前老梅著花三朵，雪猶未消。\n翻譯成現代文：", "院子前面的老梅樹開了三朵花，雪還沒有融化。"),
@@ -37,179 +28,95 @@ def train(tmp_path: Path) -> Path:
     )
 
 
-def figures_of(files: list[Path], folder: Path, **options: Path) -> dict:
-    assert check_files(files, report=folder / "report.json", **options) == 0
+def read_report(files: list[Path], folder: Path, **options: Path) -> dict:
+    """Audit files and return the JSON report."""
+    assert audit_files(files, report_path=folder / "report.json", **options) == 0
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def test_counts_of_one_file(train: Path, tmp_path: Path) -> None:
-    (file,) = figures_of([train], tmp_path)["files"].values()
+def test_audit_counts_findings_of_one_file(train: Path, tmp_path: Path) -> None:
+    (file,) = read_report([train], tmp_path)["files"].values()
     assert (file["rows"], file["without_output"], file["short_outputs"]) == (8, 1, 1)
     assert file["duplicates"] == {
-        "same_instruction": 0,
-        "same_text": 1,  # but for punctuation and 着
-        "same_text_and_output": 1,
-        "both_directions": 2,
-        "near_text": 3,
+        "repeated_instructions": 0,
+        "repeated_texts": 1,  # apart from punctuation and 着
+        "repeated_pairs": 1,
+        "reversed_pairs": 2,
+        "near_duplicates": 3,
     }
-    assert file["output_equals_input"] == {"exactly": 1, "but_for_script_and_punctuation": 1}
-    assert file["characters"]["output"] == {"least": 6, "median": 13, "p95": 21, "most": 21}
-    assert file["characters"]["text"]["least"] == 3
+    assert file["output_equals_input"] == {"exact": 1, "normalized": 1}
+    assert file["characters"]["output"] == {"min": 6, "median": 13.0, "p95": 21.0, "max": 21}
+    assert file["characters"]["text"]["min"] == 3
+    assert file["tokens"] is None
     assert file["special_tokens_in_text"] == {"<eos>": 1}
     assert file["odd_characters"]["rows"] == 2
-    assert file["odd_characters"]["most"]["U+25A1"] == 1
+    assert file["odd_characters"]["most_frequent"]["U+25A1"] == 1
     scripts = file["scripts"]
-    assert [scripts[kind] for kind in ("traditional", "simplified", "mixed", "either")] == [6, 0, 1, 1]
-    assert file["directions"] == {"m2c": 2, "c2m": 5, "other": 1, "wordings": 6}
+    assert [scripts[kind] for kind in ("traditional", "simplified", "mixed", "undetermined")] == [6, 0, 1, 1]
+    assert file["directions"] == {"m2c": 2, "c2m": 5, "unknown": 1, "templates": 6}
 
 
-def test_leakage_between_files_on_either_side(train: Path, tmp_path: Path) -> None:
+def test_audit_reports_median_and_p95_by_linear_interpolation(tmp_path: Path) -> None:
+    rows = write_row_file(tmp_path / "rows.json", [(f"問{number}", "天" * (number + 1)) for number in range(10)])
+    (file,) = read_report([rows], tmp_path)["files"].values()
+    assert file["characters"]["output"] == {"min": 1, "median": 5.5, "p95": 9.55, "max": 10}
+
+
+def test_audit_finds_leakage_on_either_side(train: Path, tmp_path: Path) -> None:
     rows = [
         ("庭前老梅着花三朵，雪犹未消！\n翻譯成現代文：", "別的譯文，與訓練所用完全不同。"),  # the same, simplified
-        (
-            "翻譯成古文：\n有人問：雨停了嗎？",
-            "風起雲湧，山雨欲來",
-        ),  # the output is a text to predict there, less a mark
-        ("翻譯成古文：\n昨天院子前面的老梅樹開了三朵花，雪還沒有融化。", "昨日天寒。"),  # one inside the other
+        ("翻譯成古文：\n有人問：雨停了嗎？", "風起雲湧，山雨欲來"),  # the output is a text of train.json without □
+        ("翻譯成古文：\n昨天院子前面的老梅樹開了三朵花，雪還沒有融化。", "昨日天寒。"),  # contains a text
         ("春去秋來。\n翻譯成現代文：", "春天過去，秋天到來。"),
     ]
-    (pair,) = figures_of([train, write(tmp_path / "test.json", rows)], tmp_path)["between"]
+    (pair,) = read_report([train, write_row_file(tmp_path / "test.json", rows)], tmp_path)["leakage"]
     assert pair == {
-        "small": str(tmp_path / "test.json"),
-        "large": str(train),
+        "smaller_file": str(tmp_path / "test.json"),
+        "larger_file": str(train),
         "rows": 4,
         "same": 2,
-        "inside": 1,
+        "contained": 1,
         "near": 0,
         "both_sides": 0,
         "ids": ["test-0", "test-1", "test-2"],
     }
 
 
-def test_notes_name_what_is_worth_a_look(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    test = write(tmp_path / "test.json", [("庭前老梅著花三朵，雪猶未消。\n翻譯成現代文：", "梅花開了。")])
+def test_audit_prints_warnings(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = write_row_file(tmp_path / "test.json", [("庭前老梅著花三朵，雪猶未消。\n翻譯成現代文：", "梅花開了。")])
     assert main(["data", "check", str(train), str(test)]) == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
-        f"! {train}: 1 of 8 rows have no output: rows to predict, not to train on or score",
-        f"! {train}: 1 of 8 rows have a special token spelled out; it stays text",
+        f"! {train}: 1 of 8 rows have no output: they can be predicted, but not trained on or scored",
+        f"! {train}: 1 of 8 rows contain the text of a special token; it is encoded as ordinary text",
         f"! {train}: 1 of 8 rows mix simplified and traditional characters",
-        f"! {train}: the directions are out of balance: 2 modern to Classical, 5 Classical to modern",
-        f"! leakage: 1 of 1 rows of {test} have a side that stands in {train} (1 the same, 0 one inside the other, "
-        "0 nearly; 0 with both sides): test-0",
+        f"! {train}: the directions are unbalanced: 2 modern to Classical, 5 Classical to modern",
+        f"! leakage: 1 of 1 rows of {test} have a side that is also in {train} (1 the same, 0 one contained in the "
+        "other, 0 near duplicates; 0 with both sides): test-0",
     ):
-        assert line in shown.splitlines()
+        assert line in printed.splitlines()
 
 
-def test_the_samples_are_clean_and_tokens_are_the_recipes(
+def test_audit_of_the_sample_rows_has_no_warnings_and_counts_the_recipes_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     files = [Path("data/train.json"), Path("data/eval.json")]
-    figures = figures_of(files, tmp_path, recipe=Path("recipes/tiny/qlora.yaml"), picture=tmp_path / "rows.png")
-    shown = capsys.readouterr().out
-    assert "no row of data/eval.json has a side that stands in data/train.json" in shown
-    assert figures["notes"] == []
-    tokens = figures["files"]["data/eval.json"]["tokens"]
-    # One token a character, and EOS.
-    most = figures["files"]["data/eval.json"]["characters"]["output"]["most"]
-    assert tokens["output"]["most"] == most + 1 == 80
+    report = read_report(files, tmp_path, recipe_path=Path("recipes/tiny/qlora.yaml"), plot_path=tmp_path / "rows.png")
+    printed = capsys.readouterr().out
+    assert "no row of data/eval.json has a side that is also in data/train.json" in printed
+    assert report["warnings"] == []
+    tokens = report["files"]["data/eval.json"]["tokens"]
+    # One token per character, and EOS.
+    longest = report["files"]["data/eval.json"]["characters"]["output"]["max"]
+    assert tokens["output"]["max"] == longest + 1 == 80
     assert (tokens["over_max_length"], tokens["unknown_in_prompts"], tokens["unknown_in_outputs"]) == (0, 0, 0)
     assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_bad_rows_of_every_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_names_the_bad_rows_of_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text('[{"id": "1", "instruction": 3}]', encoding="utf-8")
     assert main(["data", "check", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
-    said = capsys.readouterr().err
-    assert "a.json: row 1 (id 1): instruction is a number, text is needed" in said
-    assert "b.json: no such file" in said
-
-
-# ------------------------------------------------------------------------------------------------------ own data
-
-CSV = '古,今,號\n雨止。,雨停了。,007\n"雪深三尺，人不得行。","雪有三尺深，人走不了。",008\n'
-
-
-@pytest.fixture
-def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import pandas
-
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "a.csv").write_text(CSV, encoding="utf-8")
-    table = pandas.read_csv(tmp_path / "a.csv", dtype=str)
-    table.to_csv(tmp_path / "a.tsv", sep="\t", index=False)
-    table.to_parquet(tmp_path / "a.parquet")
-    table.to_json(tmp_path / "a.jsonl", orient="records", lines=True, force_ascii=False)
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.jsonl"])
-def test_any_format_and_a_template_give_rows(sources: Path, name: str) -> None:
-    words = ["--columns", "input=古", "output=今", "id=號", "--template", r"{x}\n翻譯成現代文："]
-    assert main(["data", "rows", str(sources / name), "--out", str(sources / "out.json"), *words]) == 0
-    assert [(row.id, row.instruction, row.output) for row in read_rows(sources / "out.json")] == [
-        ("007", "雨止。\n翻譯成現代文：", "雨停了。"),
-        ("008", "雪深三尺，人不得行。\n翻譯成現代文：", "雪有三尺深，人走不了。"),
-    ]
-
-
-def test_classical_and_modern_columns_are_worded_as_the_homeworks(sources: Path) -> None:
-    from hw3.corpus.build import sides
-
-    out = sources / "out.json"
-    columns = ["--columns", "classical=古", "modern=今"]
-    assert main(["data", "rows", str(sources / "a.csv"), "--out", str(out), *columns]) == 0
-    first = out.read_bytes()
-    assert [set(sides(row)) for row in read_rows(out)] == [
-        {"雨止。", "雨停了。"},
-        {"雪深三尺，人不得行。", "雪有三尺深，人走不了。"},
-    ]
-    out.unlink()
-    assert main(["data", "rows", str(sources / "a.csv"), "--out", str(out), *columns]) == 0
-    assert out.read_bytes() == first
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["a.csv", "--columns", "input=古", "output=譯"], "--columns output=譯: no such column; a.csv has 古, 今, 號"),
-        (
-            ["a.csv", "--columns", "input=古", "outpt=今"],
-            "input=COLUMN output=COLUMN or classical=COLUMN modern=COLUMN",
-        ),
-        (["a.csv", "--columns", "input=古", "output=今", "--template", "翻譯"], "holds {x} exactly once"),
-        (["a.csv", "--columns", "classical=古", "modern=今", "--template", "{x}"], "goes with input= and output="),
-        (["b.csv", "--columns", "input=古", "output=今"], "b.csv: row 2: 今 is empty, text is needed"),
-        (["c.csv", "--columns", "input=古", "output=今", "id=號"], "c.csv: id 1 stands 2 times; ids must differ"),
-        (["none.csv", "--columns", "input=古", "output=今"], "none.csv: no such file"),
-        (["notes.md", "--columns", "input=古", "output=今"], "notes.md: read as a file by its ending: .csv, .tsv"),
-        (["torn.parquet", "--columns", "input=古", "output=今"], "torn.parquet: cannot be read as a dataset"),
-        (["nobody/nothing", "--columns", "input=古", "output=今"], "nobody/nothing: cannot be read as a dataset"),
-    ],
-)
-def test_own_data_that_does_not_fit_is_named_and_nothing_is_written(
-    sources: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(sources)
-    Path("b.csv").write_text("古,今\n雨止。,雨停了。\n雪深。,\n", encoding="utf-8")
-    Path("c.csv").write_text("古,今,號\n雨止。,雨停了。,1\n雪深。,雪很深。,1\n", encoding="utf-8")
-    Path("notes.md").write_text("古\n", encoding="utf-8")
-    Path("torn.parquet").write_bytes(b"torn")
-    assert main(["data", "rows", *words, "--out", "out.json"]) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("out.json").exists()
-
-
-def test_rows_are_never_written_over(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = sources / "out.json"
-    out.write_text("mine", encoding="utf-8")
-    words = ["--columns", "input=古", "output=今", "--out", str(out)]
-    assert main(["data", "rows", str(sources / "a.csv"), *words]) == 2
-    assert f"{out}: there already and never written over" in capsys.readouterr().err
-    assert out.read_text(encoding="utf-8") == "mine"
+    stderr = capsys.readouterr().err
+    assert "a.json: row 1 (id 1): instruction is a number" in stderr
+    assert "b.json: no such file" in stderr

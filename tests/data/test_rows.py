@@ -1,4 +1,4 @@
-"""Rows files: both forms, and every kind of bad row with its number and id."""
+"""Data files: JSON lists, JSON Lines, and the message for every kind of invalid row."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 GOOD = {"id": "a", "instruction": "甲", "output": "乙"}
 
 
-def problems_of(path: Path, content: str | bytes) -> list[str]:
+def read_problems(path: Path, content: str | bytes) -> list[str]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
         read_rows(path)
@@ -22,7 +22,9 @@ def problems_of(path: Path, content: str | bytes) -> list[str]:
 
 
 @given(rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8), lines=st.booleans(), escaped=st.booleans())
-def test_both_forms_read_back(tmp_path_factory, rows: list[tuple[str, str]], lines: bool, escaped: bool) -> None:
+def test_read_rows_reads_json_lists_and_json_lines(
+    tmp_path_factory, rows: list[tuple[str, str]], lines: bool, escaped: bool
+) -> None:
     expected = [Row(str(number), instruction, output) for number, (instruction, output) in enumerate(rows)]
     records = [{"id": row.id, "instruction": row.instruction, "output": row.output} for row in expected]
     path = tmp_path_factory.getbasetemp() / "rows.json"
@@ -34,7 +36,7 @@ def test_both_forms_read_back(tmp_path_factory, rows: list[tuple[str, str]], lin
     assert read_rows(path) == expected
 
 
-def test_every_bad_row_is_named(tmp_path: Path) -> None:
+def test_read_rows_reports_every_invalid_row(tmp_path: Path) -> None:
     rows = [
         GOOD,
         {"id": "b", "instruction": "甲"},
@@ -43,12 +45,12 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
         "text",
         {"id": 7, "instruction": None, "output": " \n"},
     ]
-    assert problems_of(tmp_path / "rows.json", json.dumps(rows)) == [
+    assert read_problems(tmp_path / "rows.json", json.dumps(rows)) == [
         "F: row 2 (id b): output is missing",
-        "F: row 3 (id c): instruction is a number, text is needed; output is empty",
-        "F: row 4 (id a): the same id as row 1; ids must differ",
-        "F: row 5: is text, an object with id, instruction and output is needed",
-        "F: row 6 (id 7): id is a number, text is needed; instruction is null, text is needed; output is empty",
+        "F: row 3 (id c): instruction is a number, expected text; output is empty",
+        "F: row 4 (id a): same id as row 1; ids must be unique",
+        "F: row 5: found text, expected an object with id, instruction and output",
+        "F: row 6 (id 7): id is a number, expected text; instruction is null, expected text; output is empty",
     ]
 
 
@@ -56,35 +58,41 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"\xef\xbb\xbf[]", "F: begins with a byte-order mark; save it as UTF-8 without one"),
-        (b'[{"id":\n"\xff"}]', "F:2: broken UTF-8: byte 0xff; save it as UTF-8"),
-        ("[{]", "F:1: not JSON: Expecting property name enclosed in double quotes"),
-        ("[]", "F: holds no rows"),
-        ("", "F: holds no rows"),
-        ('{"id": "a"\n', "F:1: not JSON: Expecting ',' delimiter (a JSON list or one JSON object a line is needed)"),
-        (json.dumps([GOOD | {"output": "\ud800"}]), "F: row 1 (id a): output holds half a surrogate pair, broken text"),
+        (b'[{"id":\n"\xff"}]', "F:2: invalid UTF-8: byte 0xff; save the file as UTF-8"),
+        ("[{]", "F:1: invalid JSON: Expecting property name enclosed in double quotes"),
+        ("[]", "F: found no rows; expected at least one"),
+        ("", "F: found no rows; expected at least one"),
+        (
+            '{"id": "a"\n',
+            "F:1: invalid JSON: Expecting ',' delimiter (expected a JSON list, or one JSON object per line)",
+        ),
+        (
+            json.dumps([GOOD | {"output": "\ud800"}]),
+            "F: row 1 (id a): output contains half of a surrogate pair, which is no valid text",
+        ),
     ],
 )
-def test_bad_files(tmp_path: Path, content: str | bytes, problem: str) -> None:
-    assert problems_of(tmp_path / "rows.json", content) == [problem]
+def test_read_rows_reports_unreadable_files(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    assert read_problems(tmp_path / "rows.json", content) == [problem]
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_read_rows_reports_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_rows(tmp_path / "none.json")
 
 
-def test_many_problems_are_counted(tmp_path: Path) -> None:
-    found = problems_of(tmp_path / "rows.json", json.dumps([{"id": str(number)} for number in range(25)]))
+def test_read_rows_lists_20_problems_and_counts_the_others(tmp_path: Path) -> None:
+    found = read_problems(tmp_path / "rows.json", json.dumps([{"id": str(number)} for number in range(25)]))
     assert len(found) == 21 and found[-1] == "... and 5 more"
 
 
-def test_rows_to_predict_need_no_output(tmp_path: Path) -> None:
+def test_read_rows_accepts_rows_to_predict_without_output(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"id": "a", "instruction": "甲"}]), encoding="utf-8")
-    assert read_rows(path, need_output=False) == [Row("a", "甲", None)]
+    assert read_rows(path, require_output=False) == [Row("a", "甲", None)]
 
 
-def test_a_line_separator_inside_text_is_no_line_end(tmp_path: Path) -> None:
+def test_read_rows_keeps_a_line_separator_inside_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a", "instruction": "甲\u2028", "output": "乙"}\n', encoding="utf-8")
     assert read_rows(path) == [Row("a", "甲\u2028", "乙")]

@@ -1,12 +1,12 @@
-"""Every template by its literal wording, and rendering undone by recognising."""
+"""Every template with its literal text, and the round trip from rendering to matching."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.data.templates import TEMPLATES, direction_of, match, slots, text_of
+from hw3.data.templates import TEMPLATES, Template, detect_direction, extract_text, list_templates, match_template
 
-WORDINGS = [
+INSTRUCTIONS = [
     ("今日無雨。\n翻譯成現代文：", "c2m", "今日無雨。"),
     ("今日無雨。\n幫我把這句話翻譯成現代文", "c2m", "今日無雨。"),
     ("今日無雨。\n翻譯成白話文：", "c2m", "今日無雨。"),
@@ -27,17 +27,17 @@ WORDINGS = [
 ]
 
 
-@pytest.mark.parametrize(("instruction", "direction", "text"), WORDINGS)
-def test_every_wording_is_recognised(instruction: str, direction: str, text: str) -> None:
-    assert direction_of(instruction) == direction
-    assert text_of(instruction) == text
+@pytest.mark.parametrize(("instruction", "direction", "text"), INSTRUCTIONS)
+def test_every_template_is_recognized(instruction: str, direction: str, text: str) -> None:
+    assert detect_direction(instruction) == direction
+    assert extract_text(instruction) == text
 
 
-def test_the_wordings_are_all_the_templates() -> None:
+def test_templates_render_to_the_literal_instructions() -> None:
     rendered = {
         template.render("今日無雨。" if template.direction == "c2m" else "今天沒有下雨。") for template in TEMPLATES
     }
-    assert rendered == {instruction for instruction, _, _ in WORDINGS}
+    assert rendered == {instruction for instruction, _, _ in INSTRUCTIONS}
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,26 @@ def test_the_wordings_are_all_the_templates() -> None:
         ("一行。\n又一行。\n翻譯成古文：", "m2c", "一行。\n又一行。"),
     ],
 )
-def test_the_homeworks_spelling_and_texts_of_several_lines(instruction: str, direction: str, text: str) -> None:
-    assert direction_of(instruction) == direction
-    assert text_of(instruction) == text
+def test_homework_spelling_and_multi_line_texts_are_recognized(instruction: str, direction: str, text: str) -> None:
+    assert detect_direction(instruction) == direction
+    assert extract_text(instruction) == text
 
 
 @pytest.mark.parametrize(
     "instruction", ["", "今日無雨。", "翻譯成英文：\n今日無雨。", "翻譯成文言文：\n", "\n翻譯成現代文："]
 )
-def test_anything_else_has_no_direction(instruction: str) -> None:
-    assert direction_of(instruction) is None
-    assert text_of(instruction) is None
+def test_other_instructions_have_no_direction(instruction: str) -> None:
+    assert detect_direction(instruction) is None
+    assert extract_text(instruction) is None
 
 
-def test_slots_and_the_one_answer_prefix() -> None:
+def test_weights_and_output_prefix() -> None:
     assert len(TEMPLATES) == 17
-    assert [len(slots("m2c")), len(slots("c2m"))] == [10, 9]
-    assert [(t.text, t.answer_prefix) for t in TEMPLATES if t.answer_prefix] == [("文言文翻譯：\n{x}", "答案：")]
+    assert [len(list_templates("m2c")), len(list_templates("c2m"))] == [10, 9]
+    assert [(t.text, t.output_prefix) for t in TEMPLATES if t.output_prefix] == [("文言文翻譯：\n{x}", "答案：")]
 
 
-# A text that is itself a template's fixed line is ambiguous by nature; no sentence is one.
+# A text that equals the fixed text of a template would be ambiguous; no sentence does.
 SENTENCES = st.text(
     st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF) | st.sampled_from("，。：；？！「」"),
     min_size=1,
@@ -75,5 +75,5 @@ SENTENCES = st.text(
 
 
 @given(template=st.sampled_from(TEMPLATES), text=SENTENCES)
-def test_recognising_undoes_rendering(template, text: str) -> None:
-    assert match(template.render(text)) == (template, text)
+def test_match_template_inverts_render(template: Template, text: str) -> None:
+    assert match_template(template.render(text)) == (template, text)

@@ -1,78 +1,54 @@
-"""The learning curve: labels moved apart, and which lines are drawn."""
+"""The learning curve: which entries are drawn, and what the figure shows."""
 
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers import make_score_entry
 
-from hw3.evaluation.learning_curve import _draw, own_entries, spread
-from hw3.evaluation.results import Results
+from hw3.evaluation.learning_curve import CurveEntries, curve_entries, draw_learning_curve, save_learning_curve
+from hw3.evaluation.results import EvalResults
 
-
-def entry(step: int, mean: float, *, shots: int = 0, checkpoint: str | None = None, prompt: str = "ours") -> dict:
-    return {
-        "key": f"{checkpoint}+{shots}",
-        "step": step,
-        "checkpoint": checkpoint,
-        "shots": shots,
-        "prompt": {"name": prompt, "sha256": prompt},
-        "mean_perplexity": mean,
-        "mean_perplexity_ci95": [mean - 1, mean + 1],
-    }
+MakeResults = Callable[..., EvalResults]
 
 
-def results(path: str, *entries: dict) -> Results:
-    return Results(Path("eval"), {"run": "outputs/run", "data": {"path": path}}, "ours", list(entries))
-
-
-def test_labels_that_clash_are_moved_apart() -> None:
-    assert spread([], 10) == []
-    assert spread([0, 30, 15], 10) == [0, 30, 15]
-    assert spread([5, 5], 10) == [0, 10]
-    # Three within a gap share the middle; the far one stays.
-    assert spread([12, 10, 11, 50], 10) == pytest.approx([21, 1, 11, 50])
-
-
-@given(st.lists(st.floats(-1e4, 1e4), max_size=12), st.floats(0.5, 50))
-def test_spread_keeps_order_and_distance(positions: list[float], gap: float) -> None:
-    placed = spread(positions, gap)
-    order = sorted(range(len(positions)), key=lambda index: positions[index])
-    for before, after in pairwise(order):
-        assert placed[after] - placed[before] >= gap - 1e-6
-    assert sum(placed) == pytest.approx(sum(positions), abs=1e-4)
-
-
-def test_other_prompts_and_foreign_adapters_are_no_part_of_the_curve() -> None:
-    mine = [entry(0, 30.0), entry(0, 12.0, shots=2), entry(10, 6.0, checkpoint="checkpoint-10")]
+def test_curve_entries_leave_out_other_prompts_few_shot_checkpoints_and_external_adapters(
+    make_results: MakeResults,
+) -> None:
+    base, few_shot = make_score_entry(0, 30.0), make_score_entry(0, 12.0, shots=2)
+    finetuned = make_score_entry(10, 6.0)
     others = [
-        entry(0, 40.0, prompt="theirs"),
-        entry(10, 5.0, checkpoint="checkpoint-10", prompt="theirs"),
-        entry(10, 7.0, shots=2, checkpoint="checkpoint-10"),
-        entry(0, 9.0, checkpoint="some/adapter"),
+        make_score_entry(0, 40.0, prompt="other"),
+        make_score_entry(10, 5.0, prompt="other"),
+        make_score_entry(10, 7.0, shots=2),
+        make_score_entry(0, 9.0, checkpoint="some/adapter"),
     ]
-    assert own_entries(results("eval.json", *others, *mine)) == (mine[:2], mine[2:])
+    entries = curve_entries(make_results("eval.json", *others, few_shot, base, finetuned))
+    assert entries == CurveEntries([base, few_shot], [finetuned])
+    assert entries.line == [base, finetuned]
 
 
-def test_the_dev_file_is_a_line_of_its_own_and_chooses_the_star() -> None:
-    tuned = [entry(10, 6.0, checkpoint="checkpoint-10"), entry(20, 7.0, checkpoint="checkpoint-20")]
-    scored = results("eval.json", entry(0, 30.0), *tuned)
-    dev = results("dev.json", entry(0, 25.0), *({**one, "mean_perplexity": 20 - one["step"] / 2} for one in tuned))
-    scored.choose_on(dev)
-    figure, axes = plt.subplots()
-    try:
-        _draw(axes, scored, tuned, [entry(0, 30.0)], [(5, 1.5), (10, 1.0)])
-        lines = {line.get_label(): line for line in axes.get_lines()}
-        dev_line = lines["on dev.json, which chooses"]
-        assert list(dev_line.get_xdata()) == [0, 10, 20] and list(dev_line.get_ydata()) == [25.0, 15.0, 10.0]
-        texts = [text.get_text() for text in axes.texts]
-        # Best on the dev file is step 20; the figure is the scored file's.
-        assert texts == ["base: 30.00", "best: 7.000 at step 20"]
-        (legend,) = figure.legends
-        assert [text.get_text() for text in legend.get_texts()] == [
-            "mean perplexity on eval.json, 95 % interval", "on dev.json, which chooses", "training loss",
-        ]  # fmt: skip
-    finally:
-        plt.close(figure)
+def test_draw_learning_curve_shows_the_dev_file_and_stars_the_checkpoint_that_it_selects(
+    make_results: MakeResults,
+) -> None:
+    results = make_results("eval.json", make_score_entry(0, 30.0), make_score_entry(10, 6.0), make_score_entry(20, 7.0))
+    dev = make_results("dev.json", make_score_entry(0, 25.0), make_score_entry(10, 15.0), make_score_entry(20, 10.0))
+    results.select_on(dev)
+    figure = draw_learning_curve(results, [(5, 1.5), (10, 1.0)])
+    axes = figure.axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    dev_line = lines["on dev.json, which selects the best"]
+    assert list(dev_line.get_xdata()) == [0, 10, 20] and list(dev_line.get_ydata()) == [25.0, 15.0, 10.0]
+    # The dev file selects step 20. The value beside the star is its score on the eval file.
+    assert [text.get_text() for text in axes.texts] == ["base: 30.00", "best: 7.000 at step 20"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "mean perplexity on eval.json, 95 % interval",
+        "on dev.json, which selects the best",
+        "training loss",
+    ]
+
+
+def test_save_learning_curve_writes_a_png(make_results: MakeResults, tmp_path: Path) -> None:
+    path = tmp_path / "eval/learning_curve.png"
+    save_learning_curve(make_results("eval.json", make_score_entry(0, 30.0)), [], path)
+    assert path.read_bytes()[:4] == b"\x89PNG"

@@ -1,24 +1,39 @@
-"""The builder of the embedded base, on a made-up corpus: ids, split, layouts, and three training steps on a CPU."""
+"""The builder of the embedded base model, on a made-up corpus: encoding, documents, and three training steps."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import importlib.util
 import json
 import lzma
 import random
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from base_model.documents import NO_LOSS, build_epoch
+from base_model.encoding import (
+    EncodedCorpus,
+    encode_corpus,
+    is_held_out,
+    load_encoded_corpus,
+    read_training_pairs,
+)
+from base_model.layouts import DIRECTED_LABELS, FORMS
+from base_model.model_card import write_model_card
+from base_model.muon import orthogonalize
+from base_model.network import build_model, document_mask, round_to_nf4
+from base_model.scoring import held_out_loss
+from base_model.settings import BOS, EOS, QUOTES, TrainingSettings
+from base_model.training import learning_rate_factor, train_quotes
+from base_model.vocabulary import build_vocabulary, encode_characters
+from build_base import main
 from helpers import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-NAMES = "赵钱孙李周吴郑王冯陈"
+SURNAMES = "赵钱孙李周吴郑王冯陈"
 PLACES = "京洛晋楚齐鲁燕秦蜀越"
 DEEDS = [
     ("出{}门", "从{}的城门出去"),
@@ -26,25 +41,14 @@ DEEDS = [
     ("入{}宫", "进入{}的宫殿"),
     ("守{}边", "守卫{}的边境"),
 ]
-
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_base", REPOSITORY / "tools" / "build_base.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_base"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
-TINY = {"rows": 2, "length": 64, "width": 64, "layers": 2, "heads": 1, "mlp": 128, "warmup": 1}
+SMALL_SETTINGS = {"rows": 2, "length": 64, "width": 64, "layers": 2, "heads": 1, "mlp": 128, "warmup": 1}
 
 
 def corpus_lines() -> list[str]:
-    speech = [f"书\t{name}氏曰：{place}远。\t姓{name}的人说：{place}很遥远。" for name in NAMES for place in PLACES]
+    speech = [f"书\t{name}氏曰：{place}远。\t姓{name}的人说：{place}很遥远。" for name in SURNAMES for place in PLACES]
     return speech + [
         f"书\t{name}氏{classical.format(place)}。\t姓{name}的人{modern.format(place)}了。"
-        for name in NAMES
+        for name in SURNAMES
         for place in PLACES
         for classical, modern in DEEDS
     ]
@@ -61,18 +65,18 @@ def write_corpus(folder: Path, lines: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tool.encode(write_corpus(folder / "corpus", corpus_lines()), folder / "encoded")
+    encode_corpus(write_corpus(folder / "corpus", corpus_lines()), folder / "encoded")
     return folder / "encoded"
 
 
-def test_vocabulary_is_by_count_then_code_point_and_ids_are_literal() -> None:
+def test_build_vocabulary_orders_by_count_then_code_point() -> None:
     text = "乙" * 20 + "甲" * 20 + "丁" * 30 + "戊" * 14
-    vocabulary = tool.build_vocabulary([text], {"丙", "丁"})
+    vocabulary = build_vocabulary([text], {"丙", "丁"})
     assert vocabulary == ["<pad>", "<eos>", "<bos>", "<unk>", "丁", "乙", "甲", "丙", *"「」『』“”"]
-    assert tool.to_ids("甲乙丙丁戊𠮷", vocabulary).tolist() == [6, 5, 7, 4, 3, 3]
+    assert encode_characters("甲乙丙丁戊𠮷", vocabulary).tolist() == [6, 5, 7, 4, 3, 3]
 
 
-def test_encoding_holds_the_converted_pairs(encoded: Path) -> None:
+def test_encode_corpus_writes_the_converted_pairs(encoded: Path) -> None:
     with np.load(encoded / "pairs.npz") as arrays:
         ids, lengths, held_out = arrays["ids"], arrays["lengths"], arrays["held_out"]
     vocabulary = json.loads((encoded / "vocabulary.json").read_text(encoding="utf-8"))
@@ -86,60 +90,62 @@ def test_encoding_holds_the_converted_pairs(encoded: Path) -> None:
     assert set("下面麵齣答案：\n") <= set(vocabulary)
 
 
-def test_the_text_is_the_one_that_the_committed_base_has_read(tmp_path: Path) -> None:
-    """The hash is of what the tool's own reader made of these lines, before it read through `hw3.corpus`."""
+def test_read_training_pairs_reads_the_text_that_the_committed_model_was_trained_on(tmp_path: Path) -> None:
+    """The hash was computed with the reader that this tool had before it used `hw3.corpus`."""
     lines = [*corpus_lines(), "书\t里后云：干了。\t 他在发里面说 ，云后乾隆出发了？", f"书\t长\t{'长' * 500}"]
-    pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / "corpus", lines))
+    pairs, held_out, _ = read_training_pairs(write_corpus(tmp_path / "corpus", lines))
     text = "".join(f"{a}\t{b}\t{int(held)}\n" for (a, b), held in zip(pairs, held_out, strict=True))
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert (len(pairs), digest) == (501, "1f54919b94828538687207d68489ae0063c5697181331e9bfaea7765b437c183")
 
 
-def test_the_split_does_not_depend_on_the_order(tmp_path: Path) -> None:
+def test_held_out_pairs_do_not_depend_on_the_order_of_the_corpus(tmp_path: Path) -> None:
     lines = corpus_lines()
     shuffled = random.Random(1).sample(lines, len(lines))
     splits = []
     for name, order in (("a", lines), ("b", shuffled)):
-        pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / name, order))
+        pairs, held_out, _ = read_training_pairs(write_corpus(tmp_path / name, order))
         splits.append({pair for pair, held in zip(pairs, held_out, strict=True) if held})
         assert not splits[-1] & {pair for pair, held in zip(pairs, held_out, strict=True) if not held}
     assert splits[0] == splits[1]
 
 
-def test_a_training_pair_with_a_held_out_modern_text_is_dropped(tmp_path: Path) -> None:
-    held = next(line for line in corpus_lines() if tool.is_held_out(line.split("\t")[1]))
-    seen = next(line for line in corpus_lines() if not tool.is_held_out(line.split("\t")[1])).split("\t")[1]
+def test_read_training_pairs_drops_a_training_pair_with_a_held_out_modern_text(tmp_path: Path) -> None:
+    held = next(line for line in corpus_lines() if is_held_out(line.split("\t")[1]))
+    seen = next(line for line in corpus_lines() if not is_held_out(line.split("\t")[1])).split("\t")[1]
     lines = [held, f"书\t{seen}\t{held.split(chr(9))[2]}", f"书\t{seen}\t别的译文。", f"书\t{seen}\t{'长' * 500}"]
-    pairs, held_out, _ = tool.read_corpus(write_corpus(tmp_path / "corpus", lines))
+    pairs, held_out, _ = read_training_pairs(write_corpus(tmp_path / "corpus", lines))
     assert held_out == [True, False]
     assert pairs[1][1] == "別的譯文。"
 
 
 @pytest.mark.parametrize("content", [None, "一\t二\n"])
-def test_a_corpus_that_cannot_be_read_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture, content: str) -> None:
+def test_encode_exits_with_2_for_a_corpus_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: str
+) -> None:
     if content:
         (tmp_path / "a.tsv.xz").write_bytes(lzma.compress(content.encode()))
-    assert tool.main(["encode", "--corpus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["encode", "--corpus", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def read_documents(corpus: tool.Corpus, settings: tool.Settings, seed: int = 0) -> list[tuple[str, str]]:
-    """Whole documents of an epoch: text, and one letter a token for its kind (n, i, a)."""
-    tokens, kinds = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(seed))
+def read_documents(corpus: EncodedCorpus, settings: TrainingSettings, seed: int = 0) -> list[tuple[str, str]]:
+    """Return the complete documents of an epoch: text, and one letter per token for its kind (n, i, o)."""
+    tokens, kinds = build_epoch(corpus, settings, torch.Generator().manual_seed(seed))
     documents = []
     for row, row_kinds in zip(tokens.tolist(), kinds.tolist(), strict=True):
         start = None
         for at, token in enumerate(row):
-            if token == tool.BOS:
+            if token == BOS:
                 start = at
-            if token == tool.EOS and start is not None:
+            if token == EOS and start is not None:
                 text = "".join(corpus.vocabulary[i] for i in row[start + 1 : at])
-                documents.append((text, "".join("nia"[kind] for kind in row_kinds[start : at + 1])))
+                documents.append((text, "".join("nio"[kind] for kind in row_kinds[start : at + 1])))
                 start = None
     return documents
 
 
-def all_pairs(corpus: tool.Corpus) -> list[tuple[str, str]]:
+def all_pairs(corpus: EncodedCorpus) -> list[tuple[str, str]]:
     text = "".join(corpus.vocabulary[i] for i in corpus.ids.tolist())
     pairs, at = [], 0
     for classical, modern in corpus.lengths.tolist():
@@ -148,29 +154,30 @@ def all_pairs(corpus: tool.Corpus) -> list[tuple[str, str]]:
     return pairs
 
 
-def test_documents_of_one_pair_have_the_expected_text(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+def test_build_epoch_writes_one_pair_in_its_layout(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
     expected = {}
     for classical, modern in all_pairs(corpus):
-        for question, answer, swapped in ((classical, modern, False), (modern, classical, True)):
-            for before, after, line_break, _ in tool.FORMS:
-                for labels in tool.DIRECTED_LABELS:
+        for input_text, output_text, swapped in ((classical, modern, False), (modern, classical, True)):
+            for before, after, line_break, _ in FORMS:
+                for labels in DIRECTED_LABELS:
                     a, b = labels[::-1] if swapped else labels
                     head, between = f"{before}{a}{after}", f"{line_break}{before}{b}{after}"
-                    kinds = "n" * (1 + len(head)) + "i" * len(question) + "n" * len(between) + "a" * (len(answer) + 1)
-                    expected[f"{head}{question}{between}{answer}"] = kinds
-    settings = tool.Settings(**TINY, single=1.0, styles=(0.0, 1.0, 0.0, 0.0), one_to_one=0.0)
+                    kinds = "n" * (1 + len(head)) + "i" * len(input_text)
+                    kinds += "n" * len(between) + "o" * (len(output_text) + 1)
+                    expected[f"{head}{input_text}{between}{output_text}"] = kinds
+    settings = TrainingSettings(**SMALL_SETTINGS, single=1.0, styles=(0.0, 1.0, 0.0, 0.0), one_to_one=0.0)
     documents = read_documents(corpus, settings)
     assert len(documents) > 100
     for text, kinds in documents:
         assert expected[text] == kinds
 
 
-def test_documents_of_several_pairs_keep_neighbours_and_direction(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+def test_build_epoch_keeps_neighbouring_pairs_in_one_direction(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
     pairs = all_pairs(corpus)
-    settings = tool.Settings(
-        **{**TINY, "length": 256}, single=0.0, mixed=0.0, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0
+    settings = TrainingSettings(
+        **{**SMALL_SETTINGS, "length": 256}, single=0.0, mixed=0.0, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0
     )
     documents = read_documents(corpus, settings)
     classical = {pair[0] for pair in pairs}
@@ -182,67 +189,67 @@ def test_documents_of_several_pairs_keep_neighbours_and_direction(encoded: Path)
         place = [pair[side] for pair in pairs].index(lines[0])
         run = pairs[place : place + len(lines) // 2]
         assert lines == [text for pair in run for text in (pair[side], pair[1 - side])]
-        assert kinds.endswith("a")  # EOS is learned
+        assert kinds.endswith("o")  # EOS is learned
     assert min(sizes) >= 2 and max(sizes) <= 8 and len(sizes) > 4
 
 
-def test_speech_is_quoted_only_when_asked(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
-    settings = tool.Settings(**TINY, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0)
+def test_build_epoch_quotes_speech_only_if_requested(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
+    settings = TrainingSettings(**SMALL_SETTINGS, styles=(1.0, 0.0, 0.0, 0.0), one_to_one=0.0)
     for quoted in (False, True):
-        tokens, _ = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(0), quoted)
+        tokens, _ = build_epoch(corpus, settings, torch.Generator().manual_seed(0), quoted)
         text = "".join(corpus.vocabulary[i] for i in tokens.flatten().tolist())
         assert bool(re.search("氏曰：「.遠。」", text)) == bool(re.search("人說：『.很遙遠。』", text)) == quoted
         assert bool(re.search("曰：[^「『“]", text)) != quoted
 
 
-def test_learning_quotes_changes_their_embeddings_only(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
-    settings = tool.Settings(**TINY, quote_steps=2)
-    model = tool.build_model(len(corpus.vocabulary), settings)
+def test_train_quotes_changes_only_their_embeddings(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
+    settings = TrainingSettings(**SMALL_SETTINGS, quote_steps=2)
+    model = build_model(len(corpus.vocabulary), settings)
     model.set_attn_implementation("eager")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    tool.learn_quotes(model, corpus, settings)
+    train_quotes(model, corpus, settings)
     for name, value in model.state_dict().items():
         changed = (value != before[name]).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
-        expected = sorted(corpus.encode("".join(tool.QUOTES))) if "embed" in name or "lm_head" in name else []
+        expected = sorted(corpus.encode("".join(QUOTES))) if "embed" in name or "lm_head" in name else []
         assert changed == expected, name
 
 
-def test_one_to_one_documents_are_spelled_so(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
+def test_build_epoch_spells_one_to_one_documents_with_the_map(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
     texts = {
-        share: "".join(t for t, _ in read_documents(corpus, tool.Settings(**TINY, one_to_one=share)))
+        share: "".join(t for t, _ in read_documents(corpus, TrainingSettings(**SMALL_SETTINGS, one_to_one=share)))
         for share in (0.0, 1.0)
     }
     assert "出" in texts[0.0] and "齣" not in texts[0.0]
     assert "齣" in texts[1.0] and "出" not in texts[1.0]
 
 
-def test_a_pair_cut_by_a_row_has_no_loss_in_the_next_row(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
-    settings = tool.Settings(**{**TINY, "length": 128}, single=1.0, styles=(0.3, 0.4, 0.3, 0.0))
-    tokens, kinds = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(0))
+def test_build_epoch_gives_a_cut_pair_no_loss_in_the_next_row(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
+    settings = TrainingSettings(**{**SMALL_SETTINGS, "length": 128}, single=1.0, styles=(0.3, 0.4, 0.3, 0.0))
+    tokens, kinds = build_epoch(corpus, settings, torch.Generator().manual_seed(0))
     cut = 0
     for row, row_kinds in zip(tokens.tolist(), kinds.tolist(), strict=True):
-        start = row.index(tool.BOS)
-        assert set(row_kinds[:start]) <= {tool.NO_LOSS}
+        start = row.index(BOS)
+        assert set(row_kinds[:start]) <= {NO_LOSS}
         cut += start > 0
     assert cut > 10
 
 
-def test_epochs_differ_and_seeds_repeat(encoded: Path) -> None:
-    corpus = tool.load_corpus(encoded, "cpu", held_out=False)
-    settings = tool.Settings(**TINY)
+def test_build_epoch_draws_new_documents_each_time_and_the_same_for_a_seed(encoded: Path) -> None:
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=False)
+    settings = TrainingSettings(**SMALL_SETTINGS)
     generator = torch.Generator().manual_seed(3)
-    first, second = (tool.build_epoch(corpus, settings, generator)[0] for _ in range(2))
-    again = tool.build_epoch(corpus, settings, torch.Generator().manual_seed(3))[0]
+    first, second = (build_epoch(corpus, settings, generator)[0] for _ in range(2))
+    again = build_epoch(corpus, settings, torch.Generator().manual_seed(3))[0]
     assert torch.equal(first, again)
     assert first.shape != second.shape or not torch.equal(first, second)
 
 
-def test_mask_keeps_documents_apart() -> None:
-    mask = tool.document_mask(torch.tensor([[2, 5, 1, 2, 6]]), compiled=False)[0, 0]
+def test_document_mask_hides_other_documents() -> None:
+    mask = document_mask(torch.tensor([[2, 5, 1, 2, 6]]), compiled=False)[0, 0]
     assert (mask == 0).int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -252,33 +259,34 @@ def test_mask_keeps_documents_apart() -> None:
     ]
 
 
-def test_nf4_is_that_of_bitsandbytes() -> None:
+def test_round_to_nf4_matches_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
     packed, state = functional.quantize_4bit(weights, blocksize=64, quant_type="nf4")
-    assert torch.allclose(tool.round_to_nf4(weights), functional.dequantize_4bit(packed, state), atol=1e-6)
+    assert torch.allclose(round_to_nf4(weights), functional.dequantize_4bit(packed, state), atol=1e-6)
 
 
-def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
+def test_orthogonalize_brings_singular_values_near_one() -> None:
     matrices = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(tool.orthogonalize(matrices).float())
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
     assert values.min() > 0.5 and values.max() < 1.5
 
 
-def test_learning_rate_rises_holds_and_falls_to_zero() -> None:
-    settings = tool.Settings(steps=100, warmup=10, decay=0.5)
-    factors = [tool.learning_rate_factor(step, settings) for step in (0, 9, 50, 75, 99)]
+def test_learning_rate_factor_rises_stays_and_falls_to_zero() -> None:
+    settings = TrainingSettings(steps=100, warmup=10, decay=0.5)
+    factors = [learning_rate_factor(step, settings) for step in (0, 9, 50, 75, 99)]
     assert factors == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.02])
 
 
-def test_three_steps_save_a_model_that_loads_and_the_seed_decides_the_loss(encoded: Path, tmp_path: Path) -> None:
+def test_train_saves_a_model_that_loads_and_is_reproducible_by_seed(encoded: Path, tmp_path: Path) -> None:
     records = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         changes = [
-            f"{key}={value}" for key, value in {**TINY, "steps": 3, "nf4": 0.4, "quote_steps": 2, "seed": seed}.items()
+            f"{key}={value}"
+            for key, value in {**SMALL_SETTINGS, "steps": 3, "nf4": 0.4, "quote_steps": 2, "seed": seed}.items()
         ]
-        command = ["train", "--encoded", str(encoded), "--out", str(tmp_path / name), "--set", *changes]
-        assert tool.main(command) == 0
+        command = ["train", "--encoded", str(encoded), "--output", str(tmp_path / name), "--set", *changes]
+        assert main(command) == 0
         records.append(json.loads((tmp_path / name / "training.json").read_text(encoding="utf-8")))
     assert records[0]["held_out_loss"] == records[1]["held_out_loss"] != records[2]["held_out_loss"]
     assert records[0]["training_loss"][-1]["loss"] == records[1]["training_loss"][-1]["loss"]
@@ -290,19 +298,19 @@ def test_three_steps_save_a_model_that_loads_and_the_seed_decides_the_loss(encod
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
     assert model.dtype == torch.bfloat16 and model.config.model_type == "gemma2"
     assert len(tokenizer) <= model.config.vocab_size
-    corpus = tool.load_corpus(encoded, "cpu", held_out=True)
-    losses = tool.held_out_loss(model.float(), corpus)
+    corpus = load_encoded_corpus(encoded, "cpu", held_out=True)
+    losses = held_out_loss(model.float(), corpus)
     assert losses == pytest.approx(records[0]["held_out_loss_saved"], rel=1e-5)
-    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8").count("this model as saved") == 2
+    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8").count("the saved model") == 2
 
 
-def test_a_wrong_setting_exits_with_2(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for change, words in (("stepps=3", "no such setting"), ("steps=many", "not a value of type int")):
-        assert tool.main(["train", "--encoded", str(encoded), "--out", str(tmp_path), "--set", change]) == 2
-        assert words in capsys.readouterr().err
+def test_train_exits_with_2_for_a_wrong_setting(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for change, message in (("stepps=3", "no such setting"), ("steps=many", "not a value of type int")):
+        assert main(["train", "--encoded", str(encoded), "--output", str(tmp_path), "--set", change]) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_the_committed_base_keeps_its_promises() -> None:
+def test_committed_base_model_has_the_documented_tokens_and_size() -> None:
     folder = REPOSITORY / "data" / "tiny"
     assert (folder / "model.safetensors").stat().st_size <= 14_000_000
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -324,14 +332,14 @@ def test_the_committed_base_keeps_its_promises() -> None:
     assert all(size % 64 == 0 for size in inputs)
 
 
-def test_the_model_card_is_what_the_records_say(tmp_path: Path) -> None:
+def test_committed_model_card_matches_its_records(tmp_path: Path) -> None:
     folder = REPOSITORY / "data" / "tiny"
     (tmp_path / "training.json").write_bytes((folder / "training.json").read_bytes())
-    tool.write_card(tmp_path)
+    write_model_card(tmp_path)
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == (folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     again = json.loads((REPOSITORY / "docs/base/second_run.json").read_text(encoding="utf-8"))
-    assert record["settings"] == json.loads(json.dumps(tool.dataclasses.asdict(tool.Settings())))
+    assert record["settings"] == json.loads(json.dumps(dataclasses.asdict(TrainingSettings())))
     assert again["settings"] == {**record["settings"], "quote_steps": 0}  # scored before that phase
     for name, loss in record["held_out_loss"].items():
         assert again["held_out_loss"][name] == pytest.approx(loss, abs=0.01)

@@ -1,1 +1,1 @@
-"""Output-only perplexity: `evaluate.load` takes this folder."""
+"""Output-only perplexity. Pass the path of this folder to `evaluate.load`."""

@@ -1,9 +1,9 @@
-"""Translate the rows of a JSON file with the base model and the adapter; run.sh calls it.
+"""Translate the rows of a JSON file with the base model and the adapter. run.sh calls this script.
 
     python3 predict.py BASE_MODEL ADAPTER_CHECKPOINT INPUT.json OUTPUT.json
 
-INPUT is a list of {"id", "instruction"}; OUTPUT becomes a list of {"id", "output"} in the same order. Works with
-transformers 4.45 and later, Python 3.10 and later.
+INPUT is a list of {"id", "instruction"}. OUTPUT becomes a list of {"id", "output"} in the same order. The script works
+with transformers 4.45 or later and Python 3.10 or later.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from utils import CHAT_TEMPLATE, get_bnb_config, get_prompt
 
-# As in training and scoring.
+# The same as in training and scoring.
 DTYPE = "bfloat16"
 ATTENTION = None
-# Other settings of generation than greedy search.
+# Arguments of GenerationConfig that differ from greedy search.
 GENERATION = {}
-# Ids that end an answer.
+# Token ids that end an output.
 STOPS = [1]
-# Most new tokens of an answer; None: from the training rows.
+# Maximum number of new tokens per output; None: estimated from LONGEST.
 MAX_NEW_TOKENS = None
-# Their longest answers: from so many characters of an instruction on, so many tokens.
+# Longest training outputs: (minimum characters of the instruction, tokens of the output).
 LONGEST = [(1, 128)]
-TOKENS_PER_BATCH = 4096  # prompt and answer, padded
+TOKENS_PER_BATCH = 4096  # prompt and output, with padding
 
 
 def load(base: str, adapter: str) -> torch.nn.Module:
-    """The base, quantized as in training, with the adapter in it."""
-    # The argument's name changed in transformers 4.56.
+    """Load the base model, quantized as in training, with the adapter."""
+    # transformers 4.56 renamed the argument torch_dtype to dtype.
     old = tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 56)
     model = AutoModelForCausalLM.from_pretrained(
         base,
@@ -47,17 +47,17 @@ def load(base: str, adapter: str) -> torch.nn.Module:
     )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would repack 4-bit weights with a loss on such CPUs; GPUs are not concerned.
+            # On CPUs with AVX512-BF16, bitsandbytes would repack 4-bit weights and lose precision. GPUs are unaffected.
             module.support_avx512bf16_for_cpu = False
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def limit(instruction: str) -> int:
-    """Most new tokens of the answer to an instruction: twice the longest of the training rows, 32 at least."""
+    """Return the maximum number of new tokens: twice the longest output of similar training rows, at least 32."""
     if MAX_NEW_TOKENS is not None:
         return MAX_NEW_TOKENS
     longest = [tokens for characters, tokens in LONGEST if characters <= len(instruction)] or [LONGEST[0][1]]
-    known = LONGEST[-1][0]  # beyond it in proportion
+    known = LONGEST[-1][0]  # longer instructions get proportionally more
     return max(32, round(2 * (longest[-1] * max(len(instruction), known) / known)))
 
 
@@ -65,14 +65,14 @@ def limit(instruction: str) -> int:
 def answers(
     model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerBase, instructions: list[str]
 ) -> list[str]:
-    """One answer an instruction; longest prompts first, padded on the left."""
+    """Return one output per instruction. Batches start with the longest prompts and are padded on the left."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    # A special token that somebody typed stays text.
+    # A special token typed in an instruction is encoded as ordinary text.
     plain = {"add_special_tokens": False, "split_special_tokens": not CHAT_TEMPLATE}
     prompts = [bos + tokenizer(get_prompt(text), **plain)["input_ids"] for text in instructions]
     room = model.config.max_position_embeddings
     limits = [min(room - len(ids), limit(text)) for ids, text in zip(prompts, instructions, strict=True)]
-    # The model's own settings may hold sampling or penalties.
+    # Replace the model's own generation settings, which may include sampling or penalties.
     model.generation_config = GenerationConfig(**GENERATION, eos_token_id=STOPS, pad_token_id=STOPS[0])
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     outputs = [""] * len(prompts)
@@ -81,7 +81,7 @@ def answers(
         batch = order[: max(1, TOKENS_PER_BATCH // (width + longest))]
         order = order[len(batch) :]
         padding = [width - len(prompts[index]) for index in batch]
-        # Padding is masked; as the prompt's own first id it does not count for a repetition penalty either.
+        # Padding is masked. It repeats the prompt's first id, so a repetition penalty is not affected either.
         ids = [prompts[index][:1] * empty + prompts[index] for index, empty in zip(batch, padding, strict=True)]
         mask = [[0] * empty + [1] * (width - empty) for empty in padding]
         made = model.generate(
@@ -93,12 +93,12 @@ def answers(
             new = new[: limits[index]]
             end = next((place for place, id in enumerate(new) if id in STOPS), len(new))
             outputs[index] = tokenizer.decode(new[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        print(f"{len(prompts) - len(order)} of {len(prompts)} rows", file=sys.stderr, flush=True)
+        print(f"{len(prompts) - len(order)} of {len(prompts)} rows done", file=sys.stderr, flush=True)
     return outputs
 
 
 def main() -> None:
-    """Read, translate, write; the output file is there only when it is whole."""
+    """Read the rows, translate them and write the outputs. The output file appears only when it is complete."""
     base, adapter, source, target = sys.argv[1:]
     with open(source, encoding="utf-8") as file:
         rows = json.load(file)
@@ -112,7 +112,7 @@ def main() -> None:
         json.dump(pairs, file, ensure_ascii=False, indent=2)
         file.write("\n")
     os.replace(target + ".part", target)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     print(f"{len(rows)} rows in {seconds:.1f} s; peak {memory:.2f} GiB of memory, {gpu:.2f} GiB of GPU memory")
 

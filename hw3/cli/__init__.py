@@ -1,0 +1,92 @@
+"""The command line: parse the arguments of each `hw3` command, then call the function that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+import warnings
+
+from hw3.cli import data_commands, run_commands
+from hw3.common.errors import RunError, UserError
+
+# All processes meet a user's mistake alike. The others wait this long, so that only the first process of a machine
+# reports it: the launcher ends them as soon as the first one has exited.
+FIRST_PROCESS_REPORT_SECONDS = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one `hw3` command.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit status: 0 if all is done; 2 if the recipe, the data or an argument is wrong; 130 or 143 if a signal
+        stopped the command; 1 for any other failure.
+    """
+    parser = _build_parser()
+    arguments = _parse(parser, argv)
+    # PEFT 0.21 reads an attribute of transformers 5.23 by its old name; the user cannot do anything about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    try:
+        return arguments.run_command(arguments)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(FIRST_PROCESS_REPORT_SECONDS)
+        print(f"hw3: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        processes = os.environ.get("WORLD_SIZE", "1")
+        process = f", process {os.environ['RANK']} of {processes}" if processes != "1" else ""
+        print(f"hw3{process}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hw3", description="Fine-tune a model from a YAML recipe and evaluate it by output-only perplexity."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run_commands.add_train_command(commands)
+    run_commands.add_eval_command(commands)
+    run_commands.add_predict_command(commands)
+    run_commands.add_compare_command(commands)
+    run_commands.add_report_command(commands)
+    run_commands.add_check_command(commands)
+    run_commands.add_pack_command(commands)
+    run_commands.add_export_command(commands)
+    data_parser = commands.add_parser("data", help="build, import and check data files", allow_abbrev=False)
+    data = data_parser.add_subparsers(required=True, metavar="build|rows|check")
+    data_commands.add_build_command(data)
+    data_commands.add_rows_command(data)
+    data_commands.add_check_command(data)
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse the arguments, and also accept overrides and the file to predict after the options.
+
+    argparse accepts positional arguments only in one block.
+    """
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(arguments, "overrides") and all(_is_late_positional(arg, arguments) for arg in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _is_late_positional(argument: str, arguments: argparse.Namespace) -> bool:
+    if argument.startswith("-"):
+        return argument == "-" and arguments.run_command is run_commands.run_predict
+    return "=" in argument or arguments.run_command is run_commands.run_predict

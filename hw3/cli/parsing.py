@@ -1,0 +1,27 @@
+"""Helpers that the parsers of several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    """Add a command that calls `run` with its parsed arguments; return its parser."""
+    # Without abbreviations, so that a mistyped option is refused.
+    command = commands.add_parser(
+        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.", allow_abbrev=False
+    )
+    command.set_defaults(run_command=run)
+    return command
+
+
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    """Let a command accept `section.key=value` assignments that change its recipe."""
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change a value of the recipe for this run"
+    )

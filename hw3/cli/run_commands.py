@@ -1,0 +1,287 @@
+"""Commands that work on runs: train, eval, predict, compare, report, check, pack and export.
+
+Importing PyTorch and the Hugging Face libraries takes seconds, so each command imports only what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hw3.cli.parsing import Commands, add_command, add_overrides
+from hw3.common.errors import UserError
+from hw3.common.gc_control import gc_paused
+
+
+def add_train_command(commands: Commands) -> None:
+    """Add the parser of `hw3 train`."""
+    train = add_command(commands, "train", run_train, "fine-tune a model, or resume an interrupted run")
+    train.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe of the run")
+    train.add_argument("--run", type=Path, metavar="DIR", help="run folder; default: outputs/<model>-<recipe>")
+    add_overrides(train)
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Run `hw3 train`; return its exit status."""
+    with gc_paused():
+        from hw3.common.distributed import explain_runtime_errors
+        from hw3.config.recipe import load_recipe
+        from hw3.training.train import train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    with explain_runtime_errors(
+        "to use less memory, set speed=lean, or lower training.per_device_train_batch_size and raise "
+        "training.gradient_accumulation_steps by the same factor; the run resumes from its last complete checkpoint"
+    ):
+        return train(recipe, arguments.run or Path("outputs") / recipe.name)
+
+
+def add_eval_command(commands: Commands) -> None:
+    """Add the parser of `hw3 eval`."""
+    evaluate = add_command(
+        commands, "eval", run_eval, "compute the output-only perplexity of the base model and of every checkpoint"
+    )
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument(
+        "--recipe", type=Path, metavar="RECIPE.yaml", help="with --base-only: create the run folder from this recipe"
+    )
+    evaluate.add_argument("--data", type=Path, metavar="FILE", help="rows to score; default: the recipe's data.eval")
+    evaluate.add_argument(
+        "--shots", type=int, nargs="+", default=[0], metavar="N", help="numbers of few-shot examples; default: 0"
+    )
+    evaluate.add_argument(
+        "--prompt", type=Path, nargs="+", default=[], metavar="FILE", help="prompt files to compare with the recipe's"
+    )
+    evaluate.add_argument("--base-only", action="store_true", help="score only the base model")
+    evaluate.add_argument(
+        "--adapter", type=Path, nargs="+", default=[], metavar="DIR", help="score other PEFT adapters as well"
+    )
+    evaluate.add_argument(
+        "--examples",
+        choices=["prompt", "train"],
+        default="prompt",
+        help="take few-shot examples from the prompt (default), or sample them from the training file",
+    )
+    evaluate.add_argument(
+        "--baseline", metavar="NAME", help="compare the other entries with this one row by row; default: the best"
+    )
+    evaluate.add_argument(
+        "--allow-mismatch", action="store_true", help="score checkpoints that were trained with another prompt"
+    )
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    """Run `hw3 eval`; return its exit status."""
+    with gc_paused():
+        from hw3.common.distributed import explain_runtime_errors, process_group
+        from hw3.evaluation.evaluate import evaluate_run
+        from hw3.runs.run import Run
+
+    with (
+        explain_runtime_errors(
+            f"to use less memory, lower evaluation.tokens_per_batch in {arguments.run}/recipe.yaml; finished scores "
+            "are saved"
+        ),
+        process_group(),
+    ):
+        return evaluate_run(
+            Run(arguments.run),
+            recipe_path=arguments.recipe,
+            data_file=arguments.data,
+            shots=arguments.shots,
+            prompt_files=arguments.prompt,
+            base_only=arguments.base_only,
+            adapters=arguments.adapter,
+            examples_source=arguments.examples,
+            baseline=arguments.baseline,
+            allow_mismatch=arguments.allow_mismatch,
+        )
+
+
+def add_predict_command(commands: Commands) -> None:
+    """Add the parser of `hw3 predict`."""
+    predict = add_command(
+        commands, "predict", run_predict, "translate the rows of a file, one text, or lines that you type"
+    )
+    predict.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    predict.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="FILE | generation.key=value",
+        help="rows with or without outputs, default: the recipe's data.eval; - reads lines from standard input",
+    )
+    predict.add_argument(
+        "--checkpoint", default="best", metavar="NAME", help="best (default), last, base, checkpoint-100, or a path"
+    )
+    predict.add_argument("--shots", type=int, default=0, metavar="N", help="number of few-shot examples; default: 0")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="also write the predictions to this file")
+    predict.add_argument(
+        "--text", metavar="TEXT", help="translate this text; without --direction or --template, a complete instruction"
+    )
+    wording = predict.add_mutually_exclusive_group()
+    wording.add_argument(
+        "--direction", choices=["m2c", "c2m"], help="translate modern to Classical Chinese, or Classical to modern"
+    )
+    wording.add_argument("--template", metavar="TEMPLATE", help="your own instruction, with {x} in place of the text")
+    predict.add_argument(
+        "--allow-mismatch", action="store_true", help="use checkpoints that were trained with another prompt"
+    )
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Run `hw3 predict`; return its exit status."""
+    with gc_paused():
+        from hw3.common.distributed import explain_runtime_errors, get_world_size, process_group
+        from hw3.generation.interactive import is_interactive, predict_lines, split_input_and_overrides
+        from hw3.generation.predict import predict_run
+        from hw3.runs.run import Run
+
+    input_file, overrides = split_input_and_overrides(arguments.overrides)
+    options = {
+        "overrides": overrides,
+        "checkpoint": arguments.checkpoint,
+        "shots": arguments.shots,
+        "allow_mismatch": arguments.allow_mismatch,
+    }
+    wording = {"text": arguments.text, "direction": arguments.direction, "template": arguments.template}
+    if is_interactive(input_file, arguments.output, **wording):
+        if get_world_size() > 1:
+            raise UserError("typed lines and --text need a single process; only the rows of a FILE can be shared")
+        return predict_lines(Run(arguments.run), **wording, **options)
+    out_of_memory_advice = "to use less memory, lower generation.max_new_tokens; finished predictions are saved"
+    with explain_runtime_errors(out_of_memory_advice), process_group():
+        return predict_run(Run(arguments.run), input_file, output=arguments.output, **options)
+
+
+def add_compare_command(commands: Commands) -> None:
+    """Add the parser of `hw3 compare`."""
+    compare = add_command(
+        commands, "compare", run_compare, "print predictions of the base model, checkpoints and runs side by side"
+    )
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, or only one set of its predictions: RUN/base, RUN/checkpoint-100",
+    )
+    compare.add_argument(
+        "--id", nargs="+", default=[], metavar="ID", help="print these rows; default: those that differ most"
+    )
+    compare.add_argument("--rows", type=int, default=10, metavar="N", help="number of rows, 0 for all; default: 10")
+    compare.add_argument(
+        "--data", type=Path, metavar="FILE", help="data file, if the runs have predictions for several"
+    )
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Run `hw3 compare`; return its exit status."""
+    with gc_paused():
+        from hw3.generation.compare import compare_runs
+
+    return compare_runs(arguments.runs, ids=arguments.id, data_file=arguments.data, max_rows=arguments.rows)
+
+
+def add_report_command(commands: Commands) -> None:
+    """Add the parser of `hw3 report`."""
+    report = add_command(
+        commands, "report", run_report, "write an HTML page and a Markdown file from the result files of runs"
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, the main run first")
+    report.add_argument("--output", type=Path, metavar="DIR", help="folder to write to; default: the first run folder")
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Run `hw3 report`; return its exit status."""
+    with gc_paused():
+        from hw3.report import write_report
+        from hw3.runs.run import Run
+
+    return write_report([Run(path) for path in arguments.runs], arguments.output)
+
+
+def add_check_command(commands: Commands) -> None:
+    """Add the parser of `hw3 check`."""
+    check = add_command(
+        commands, "check", run_check, "show what a run would do: recipe, lengths, masks, memory, disk space, time"
+    )
+    check.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe of the run")
+    check.add_argument(
+        "--show-masks", type=int, default=0, metavar="N", help="print the tokens and loss masks of N training rows"
+    )
+    check.add_argument("--run", type=Path, metavar="DIR", help="run folder; default: outputs/<model>-<recipe>")
+    check.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="number of processes that share the rows of a step"
+    )
+    check.add_argument("--accelerate", type=Path, metavar="FILE.yaml", help="accelerate configuration of the launch")
+    check.add_argument(
+        "--no-time-estimate", action="store_true", help="skip the time estimate, which runs a few training steps"
+    )
+    add_overrides(check)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run `hw3 check`; return its exit status."""
+    with gc_paused():
+        from hw3.config.recipe import load_recipe
+        from hw3.training.preflight import check_recipe
+        from hw3.training.sharding import sharding_from_file
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    return check_recipe(
+        recipe,
+        arguments.run or Path("outputs") / recipe.name,
+        show_masks=arguments.show_masks,
+        processes=arguments.processes,
+        sharding=None if arguments.accelerate is None else sharding_from_file(arguments.accelerate),
+        estimate_time=not arguments.no_time_estimate,
+    )
+
+
+def add_pack_command(commands: Commands) -> None:
+    """Add the parser of `hw3 pack`."""
+    pack = add_command(
+        commands, "pack", run_pack, "build the homework's submission folder and verify it as the grader would"
+    )
+    pack.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    pack.add_argument("--checkpoint", default="best", metavar="NAME", help="checkpoint to submit; default: the best")
+    pack.add_argument("--input", type=Path, metavar="FILE", help="rows to predict in prediction.json")
+    pack.add_argument("--output", type=Path, metavar="DIR", help="folder to create; default: RUN-pack")
+    pack.add_argument(
+        "--grader-year", choices=["2024"], help="write only adapter settings that this year's grader can read"
+    )
+    pack.add_argument("--url", metavar="URL", help="web address of the adapter's folder, for download.sh")
+
+
+def run_pack(arguments: argparse.Namespace) -> int:
+    """Run `hw3 pack`; return its exit status."""
+    with gc_paused():
+        from hw3.runs.run import Run
+        from hw3.submission.pack import pack_run
+
+    return pack_run(
+        Run(arguments.run),
+        checkpoint=arguments.checkpoint,
+        input_file=arguments.input,
+        output=arguments.output,
+        grader_year=arguments.grader_year,
+        url=arguments.url,
+    )
+
+
+def add_export_command(commands: Commands) -> None:
+    """Add the parser of `hw3 export`."""
+    export = add_command(
+        commands, "export", run_export, "merge a checkpoint's adapter into its base model and write a complete model"
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--checkpoint", default="best", metavar="NAME", help="checkpoint to merge; default: the best")
+    export.add_argument("--output", type=Path, metavar="DIR", help="folder to create; default: RUN-export")
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Run `hw3 export`; return its exit status."""
+    with gc_paused():
+        from hw3.export.merge import export_run
+        from hw3.runs.run import Run
+
+    return export_run(Run(arguments.run), checkpoint=arguments.checkpoint, output=arguments.output)

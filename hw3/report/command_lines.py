@@ -1,0 +1,104 @@
+"""The `hw3` commands that a report prints: how to produce what is missing, and how to reproduce a run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from hw3.common.paths import portable_path
+from hw3.config.recipe import find_prompt_file
+from hw3.evaluation.results import EvalResults
+from hw3.report.run_data import RunData
+from hw3.runs.manifest import Manifest
+from hw3.runs.results_file import ScoreEntry
+from hw3.runs.run import RECIPE_FILE
+
+_SHOTS = (0, 1, 2, 4)
+
+
+def eval_command(run: RunData, *, base_only: bool = False) -> str:
+    """Return the command that scores a run.
+
+    Args:
+        run: the run.
+        base_only: whether to score only the base model, zero-shot and few-shot.
+    """
+    words = ["hw3", "eval", run.name]
+    if base_only:
+        examples = len(run.recipe.prompt.examples)
+        shots = [str(number) for number in _SHOTS if number <= examples or not examples]
+        words += ["--base-only", "--shots", *shots, *([] if examples else ["--examples", "train"])]
+    return shlex.join(words)
+
+
+def predict_command(run: RunData, name: str) -> str:
+    """Return the command that predicts the rows of `data.eval`.
+
+    Args:
+        run: the run.
+        name: name of the system: `base`, `base+4`, `checkpoint-100`.
+    """
+    checkpoint, _, shots = name.partition("+")
+    words = ["hw3", "predict", run.name, run.recipe.data.eval, "--checkpoint", checkpoint]
+    return shlex.join([*words, *(["--shots", shots] if shots else [])])
+
+
+def report_command(runs: list[RunData], output_dir: Path) -> str:
+    """Return the command that writes the report."""
+    words = ["hw3", "report", *(run.name for run in runs)]
+    if output_dir.resolve() != runs[0].path.resolve():
+        words += ["--output", portable_path(output_dir)]
+    return shlex.join(words)
+
+
+def reproduction_commands(run: RunData) -> list[str]:
+    """Return the commands that train and score a run and generate its predictions."""
+    commands = [] if run.manifest is None else [_train_command(run, run.manifest)]
+    dev = run.recipe.data.dev
+    for results in run.all_results:
+        is_dev = dev is not None and results.data.path in (portable_path(Path(dev)), Path(dev).name)
+        if results is run.results:
+            commands += _eval_commands(run, results, [])
+        elif not is_dev:  # the command without --data scores the dev file too
+            commands += _eval_commands(run, results, ["--data", results.data.path])
+    return commands + [predict_command(run, predictions.name) for predictions in run.predictions]
+
+
+def _train_command(run: RunData, manifest: Manifest) -> str:
+    processes = manifest.layout.processes
+    train = shlex.join(["train", f"{run.name}/{RECIPE_FILE}", "--run", run.name])
+    if processes == 1:
+        return f"hw3 {train}"
+    config = "cpu2" if manifest.device == "cpu" else "ddp"
+    launch = f"accelerate launch --config_file accelerate_configs/{config}.yaml --num_processes {processes}"
+    return f"{launch} -m hw3 {train}"
+
+
+def _eval_commands(run: RunData, results: EvalResults, data_option: list[str]) -> list[str]:
+    """Return the commands that score the entries of one file.
+
+    For each prompt and each source of few-shot examples, there is one command for the checkpoints and one for the base
+    model, where the first does not cover it.
+    """
+    groups: dict[tuple[str, str, bool], list[ScoreEntry]] = {}
+    for entry in results.entries:
+        groups.setdefault((entry.prompt.sha256, entry.prompt.name, bool(entry.example_ids)), []).append(entry)
+    commands = []
+    for key in sorted(groups, key=lambda key: (key[0] != results.prompt_sha256, key[1:])):
+        (sha256, name, is_sampled), entries = key, groups[key]
+        words = ["hw3", "eval", run.name, *data_option]
+        if sha256 != results.prompt_sha256:
+            found = find_prompt_file(sha256)
+            words += ["--prompt", f"{name}.yaml" if found is None else found[0].as_posix()]
+        if is_sampled:
+            words += ["--examples", "train"]
+        finetuned_shots = sorted({entry.shots for entry in entries if not entry.is_base})
+        base_shots = sorted({entry.shots for entry in entries if entry.is_base})
+        adapters = sorted({entry.checkpoint for entry in entries if entry.checkpoint and not entry.is_run_checkpoint})
+        if finetuned_shots:
+            adapter_option = ["--adapter", *adapters] if adapters else []
+            shots_option = [] if finetuned_shots == [0] else ["--shots", *map(str, finetuned_shots)]
+            commands.append(shlex.join([*words, *adapter_option, *shots_option]))
+        if set(base_shots) - set(finetuned_shots):
+            commands.append(shlex.join([*words, "--base-only", "--shots", *map(str, base_shots)]))
+    return commands

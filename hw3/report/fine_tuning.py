@@ -1,0 +1,204 @@
+"""Question 1, first half: the data, the fine-tuning method, the hyperparameters and the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig
+
+from hw3.config.recipe import Recipe
+from hw3.report.blocks import Block, Facts, Heading, Missing, Table, Text
+from hw3.report.checkpoint_scores import final_score_blocks, learning_curve_blocks, score_breakdown_blocks
+from hw3.report.formatting import CI, format_count, format_difference, format_percent, format_score, format_value
+from hw3.report.prompting import prompt_block
+from hw3.report.run_data import RunData, compare_entries, have_same_rows
+
+_TRAINING_DEFAULTS = {field.name: field.default for field in fields(SFTConfig)} | {
+    "lr_scheduler_type": "linear",
+    "activation_checkpointing": False,
+}
+_HASH_DIGITS = 12  # enough to distinguish the files of a project
+
+
+def fine_tuning_blocks(run: RunData, output_dir: Path) -> list[Block]:
+    """Return the blocks of question 1 for one run.
+
+    Args:
+        run: the run.
+        output_dir: the folder of the report, for links.
+    """
+    return [
+        Heading("Data"),
+        *_data_blocks(run),
+        Heading("Method and hyperparameters"),
+        *method_blocks(run),
+        prompt_block("The prompt, identical in training, scoring and generation", run.recipe.prompt, []),
+        Heading("Final score"),
+        *final_score_blocks(run),
+        Heading("Learning curve", "learning-curve"),
+        *learning_curve_blocks(run, output_dir),
+        *score_breakdown_blocks(run),
+    ]
+
+
+def method_blocks(run: RunData) -> list[Block]:
+    """Return how the base model is fine-tuned, and the hyperparameters."""
+    blocks: list[Block] = []
+    if not run.checkpoints:
+        blocks.append(Missing("This run has no checkpoint yet.", [f"hw3 train RECIPE.yaml --run {run.name}"]))
+    return [*blocks, Text(_describe_method(run)), Facts(_hyperparameters(run.recipe))]
+
+
+def settings_comparison_blocks(main: RunData, others: list[RunData]) -> list[Block]:
+    """Return a table of runs of the same base model: which settings differ, and the scores."""
+    if not others:
+        return []
+    runs = [main, *others]
+    settings = [_flatten(run.recipe.to_dict()) for run in runs]
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in settings for key in values)
+        if len({format_value(values.get(key)) for values in settings}) > 1 and not key.startswith("prompt.examples")
+    ]
+    rows = []
+    for run, values in zip(runs, settings, strict=True):
+        differing = ", ".join(f"{key}={format_value(values.get(key))}" for key in keys) or "the same recipe"
+        if run.best is None:
+            rows.append([run.name, differing, "not scored", "", ""])
+            continue
+        difference = ""
+        if run is not main and main.best is not None and have_same_rows(main, run):
+            difference = format_difference(compare_entries(main, main.best, run.best, run))
+        rows.append([run.name, differing, format_score(run.best), f"{run.best.step:,}", difference])
+    header = ["run", "settings", f"best mean perplexity {CI}", "step", f"difference from {main.name} {CI}"]
+    return [
+        Heading("Other settings for the same base model"),
+        Table("Runs and the settings that differ between them", header, rows, {0}, text_columns=2),
+    ]
+
+
+def _data_blocks(run: RunData) -> list[Block]:
+    uses = {"train": "training", "dev": "selecting the checkpoint", "eval": "scoring"}
+    rows = []
+    for key, use in uses.items():
+        name = getattr(run.recipe.data, key)
+        if name is None:
+            continue
+        data = None if run.manifest is None else run.manifest.data.get(key)
+        if data is None and key == "eval" and run.results is not None:
+            data = run.results.data
+        if data is None:
+            rows.append([use, name, "—", "—"])
+        else:
+            rows.append([use, data.path, data.sha256[:_HASH_DIGITS], f"{data.rows:,}"])
+    blocks: list[Block] = [
+        Table("Data files", ["used for", "file", "SHA-256, first digits", "rows"], rows, text_columns=3)
+    ]
+    if run.checkpoints and run.manifest is not None:
+        blocks.append(Text(_describe_training_length(run, run.manifest.data["train"].rows)))
+    return blocks
+
+
+def _describe_training_length(run: RunData, training_rows: int) -> str:
+    steps, rows_per_step = run.checkpoints[-1].step, run.recipe.rows_per_step
+    epochs = steps / max(1, training_rows // rows_per_step)
+    tokens = f" These rows have {run.training_tokens:,} tokens, prompts included." if run.training_tokens else ""
+    return (
+        f"Training ran for {format_count(steps, 'optimizer step')} with {format_count(rows_per_step, 'row')} per step. "
+        f"That is {format_count(steps * rows_per_step, 'row')}, or {epochs:.1f} epochs.{tokens}"
+    )
+
+
+def _describe_method(run: RunData) -> str:
+    quantization, lora = run.recipe.quantization, run.recipe.lora
+    sentences = [f"The base model is {run.base_name}."]
+    if quantization is not None:
+        double = " with double quantization" if quantization.bnb_4bit_use_double_quant else ""
+        sentences.append(
+            f"Its weights are quantized to 4-bit {quantization.bnb_4bit_quant_type.upper()}{double} and frozen. "
+            f"Computations with them use {quantization.bnb_4bit_compute_dtype}."
+        )
+    if lora is None:
+        sentences.append("All its weights are trained.")
+    else:
+        modules = lora.get("target_modules", "PEFT's default layers")
+        layers = "every linear layer except the output head" if modules == "all-linear" else format_value(modules)
+        sentences.append(f"LoRA adapters of rank {lora.get('r', 8)} on {layers} are trained in float32.")
+    if run.manifest is not None:
+        counts = run.manifest.parameters
+        percent = format_percent(counts.trained / counts.total)
+        sentences.append(f"{counts.trained:,} parameters are trained, {percent} of the base model's {counts.total:,}.")
+    sentences.append(
+        "The loss is the cross-entropy of the output and its end-of-sequence token only; the prompt is masked."
+    )
+    return " ".join(sentences)
+
+
+def _hyperparameters(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the hyperparameters that readers ask for. The complete recipe is in the last section of the report."""
+
+    def training(key: str) -> Any:
+        return recipe.training.get(key, _TRAINING_DEFAULTS[key])
+
+    rows, accumulation = training("per_device_train_batch_size"), training("gradient_accumulation_steps")
+    steps, save_strategy = training("max_steps"), recipe.training.get("save_strategy", "steps")
+    return [
+        *_model_settings(recipe),
+        ("rows per step", f"{rows} × {accumulation}"),
+        (
+            "training length",
+            f"{steps:,} steps" if steps > 0 else f"{format_value(training('num_train_epochs'))} epochs",
+        ),
+        ("learning rate", f"{format_value(training('learning_rate'))}, {training('lr_scheduler_type')}"),
+        ("warmup steps", format_value(training("warmup_steps"))),
+        ("optimizer", format_value(getattr(training("optim"), "value", training("optim")))),
+        ("weight decay", format_value(training("weight_decay"))),
+        ("max gradient norm", format_value(training("max_grad_norm"))),
+        ("autocast", _autocast_dtype(training("bf16"), training("fp16"))),
+        (
+            "activation checkpointing",
+            format_value(recipe.speed == "lean" or bool(training("activation_checkpointing"))),
+        ),
+        ("max tokens per row", f"{recipe.data.max_length:,}; longer rows: {recipe.data.too_long.replace('_', ' ')}"),
+        ("checkpoint every", f"{format_value(training('save_steps'))} steps" if save_strategy == "steps" else "epoch"),
+        ("seed", str(recipe.seed)),
+    ]
+
+
+def _model_settings(recipe: Recipe) -> list[tuple[str, str]]:
+    quantization, lora = recipe.quantization, recipe.lora
+    settings = [("base model", f"{recipe.model.pretrained_model_name_or_path}, {recipe.model.dtype}")]
+    if quantization is None:
+        settings.append(("quantization", "none"))
+    else:
+        double = format_value(quantization.bnb_4bit_use_double_quant)
+        compute_dtype = quantization.bnb_4bit_compute_dtype
+        settings.append(
+            (
+                "quantization",
+                f"{quantization.bnb_4bit_quant_type}, double quantization: {double}, compute dtype: {compute_dtype}",
+            )
+        )
+    if lora is not None:
+        settings += [
+            ("LoRA r", format_value(lora.get("r", 8))),
+            ("LoRA alpha", format_value(lora.get("lora_alpha", 8))),
+            ("LoRA dropout", format_value(lora.get("lora_dropout", 0.0))),
+            ("LoRA target modules", format_value(lora.get("target_modules"))),
+        ]
+    return settings
+
+
+def _autocast_dtype(bf16: bool | None, fp16: bool | None) -> str:
+    if bf16 or (bf16 is None and not fp16):
+        return "bfloat16"
+    return "float16" if fp16 else "none, float32"
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,105 @@
+"""Results are written and loaded without loss, stale entries are dropped, and a dev file can select the best."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import make_score_entry
+
+from hw3.common.errors import UserError
+from hw3.evaluation.perplexity import RowScore
+from hw3.evaluation.results import EvalResults
+from hw3.runs.results_file import BestCheckpoint
+
+MakeResults = Callable[..., EvalResults]
+ROWS = [RowScore("a", 2.25, 1, 1), RowScore("b", 6.5, 3, 2)]
+
+
+def load(results: EvalResults, **changes: object) -> EvalResults:
+    """Load the files of `results` again, with some arguments changed."""
+    arguments = {name: getattr(results, name) for name in ("run_name", "started", "data", "settings", "prompt_sha256")}
+    return EvalResults.load(results.folder, **(arguments | changes))
+
+
+@pytest.fixture
+def written(make_results: MakeResults) -> EvalResults:
+    """Results of the base model and of one checkpoint, written to files."""
+    results = make_results("eval.json")
+    results.add(make_score_entry(10, 6.0, adapter_sha256="abc"), ROWS)
+    results.add(make_score_entry(0, 30.0), ROWS[::-1])
+    return results
+
+
+def test_load_returns_what_was_written(written: EvalResults) -> None:
+    loaded = load(written)
+    assert (
+        loaded.entries
+        == written.entries
+        == [make_score_entry(0, 30.0), make_score_entry(10, 6.0, adapter_sha256="abc")]
+    )
+    assert loaded.rows == written.rows == {"base+0 own": ROWS[::-1], "checkpoint-10+0 own": ROWS}
+    assert EvalResults.read(written.folder, "own", written.started).entries == written.entries
+
+
+def test_write_leaves_files_with_the_same_content_alone(written: EvalResults) -> None:
+    loaded = load(written)
+    files = [written.folder / name for name in ("results.json", "rows.parquet")]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    loaded.write()
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
+    assert written.changed and not loaded.changed
+
+
+def test_load_drops_entries_of_other_rows_and_settings(written: EvalResults) -> None:
+    assert load(written, data=written.data.model_copy(update={"sha256": "other"})).entries == []
+    assert load(written, settings=written.settings.model_copy(update={"dtype": "bfloat16"})).entries == []
+
+
+def test_load_drops_checkpoints_of_an_earlier_run(written: EvalResults) -> None:
+    loaded = load(written, started="2026-02-02T00:00:00+00:00")
+    assert [entry.label for entry in loaded.entries] == ["base"] == [key.split("+")[0] for key in loaded.rows]
+
+
+def test_drop_stale_drops_only_checkpoints_that_were_trained_again(written: EvalResults) -> None:
+    written.drop_stale({"checkpoint-10": "abc"})
+    assert len(written.entries) == 2
+    written.drop_stale({})  # a deleted checkpoint's scores stay
+    assert len(written.entries) == 2
+    written.drop_stale({"checkpoint-10": "def"})
+    assert [entry.label for entry in written.entries] == ["base"]
+
+
+def test_drop_stale_leaves_an_external_adapter_of_the_same_name(make_results: MakeResults) -> None:
+    external = make_score_entry(0, 9.0, checkpoint="checkpoint-10", adapter_sha256="xyz")
+    results = make_results("eval.json", external)
+    results.rows[external.key] = ROWS
+    results.drop_stale({"checkpoint-10": "abc"})
+    assert results.entries == [external]
+
+
+def test_best_checkpoint_is_selected_on_the_dev_file(make_results: MakeResults) -> None:
+    results = make_results("eval.json", make_score_entry(10, 6.0), make_score_entry(20, 7.0))
+    assert results.best_checkpoint() == BestCheckpoint(
+        step=10, checkpoint="checkpoint-10", mean_perplexity=6.0, chosen_on="eval.json"
+    )
+    results.select_on(make_results("dev.json", make_score_entry(10, 15.0), make_score_entry(20, 10.0)))
+    assert results.best_checkpoint() == BestCheckpoint(
+        step=20, checkpoint="checkpoint-20", mean_perplexity=7.0, chosen_on="dev.json"
+    )
+
+
+def test_best_entry_is_none_while_the_selected_checkpoint_is_not_scored_here(make_results: MakeResults) -> None:
+    results = make_results("eval.json", make_score_entry(10, 6.0))
+    results.select_on(make_results("dev.json", make_score_entry(20, 10.0)))
+    assert results.best_entry() is None and results.best_checkpoint() is None
+
+
+def test_load_reports_files_that_cannot_be_read(written: EvalResults) -> None:
+    (written.folder / "rows.parquet").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"cannot be read: .*; delete the folder to score again"):
+        load(written)
+
+
+def test_read_reports_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"results\.json: No such file or directory; score again: hw3 eval"):
+        EvalResults.read(tmp_path, "own", None)

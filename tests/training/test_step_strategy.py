@@ -1,0 +1,84 @@
+"""What `speed: auto` chooses for Gemma-2-2B on GPUs of several sizes, and the reasons it reports for TRL's step."""
+
+import json
+
+import pytest
+import torch
+from helpers import REPOSITORY
+from transformers import AutoConfig
+
+from hw3.config.recipe import load_recipe
+from hw3.training.batch_layout import BatchLayout, divide_batch
+from hw3.training.memory_estimate import GIB
+from hw3.training.sharding import Sharding
+from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
+
+GEMMA = AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())["gemma"])
+LENGTHS = [(100, 20), (459, 120)]  # the course's rows: most are short, the longest has 459 tokens
+
+
+def choose(
+    *overrides: str, gpu_memory: tuple[int, int] | None = None, sharding: Sharding | None = None
+) -> StepStrategy:
+    recipe = load_recipe(REPOSITORY / "recipes/gemma/qlora.yaml", list(overrides))
+    workload = Workload(recipe, divide_batch(recipe, 1), GEMMA, 83_066_880, LENGTHS, sharding)
+    return choose_step_strategy(workload, torch.device("cuda"), gpu_memory)
+
+
+def choose_on_gpu(free_gib: float, total_gib: float, *overrides: str) -> StepStrategy:
+    return choose(*overrides, gpu_memory=(int(free_gib * GIB), int(total_gib * GIB)))
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("lora=null", "every weight is trained"),
+        ("lora.use_dora=true", "lora.use_dora is set"),
+        ("lora.bias=all", "lora.bias is set"),
+        ("model.dtype=float32", "model.dtype is float32, not bfloat16"),
+        ("model.attn_implementation=flash_attention_2", "model.attn_implementation is flash_attention_2"),
+        ("training.bf16=false", "training.bf16 is false"),
+        ("training.loss_type=dft", "training.loss_type is not nll"),
+        ("training.neftune_noise_alpha=5", "training.neftune_noise_alpha changes TRL's forward"),
+        ("training.optim=lomo", "training.optim=lomo works inside TRL's step"),
+        ("training.optim=schedule_free_adamw", "training.optim=schedule_free_adamw works inside TRL's step"),
+    ],
+)
+def test_choose_step_strategy_reports_why_it_takes_trls_step(override: str, reason: str) -> None:
+    chosen = choose("quantization=null", override)
+    assert not chosen.cuda_graphs and reason in chosen.notes[0]
+
+
+@pytest.mark.parametrize("sharding", ["FSDP", "DeepSpeed"])
+def test_choose_step_strategy_takes_trls_step_for_sharded_models(sharding: Sharding) -> None:
+    chosen = choose(sharding=sharding)
+    assert f"{sharding} shards the model" in chosen.notes[0] and chosen.optim == "adamw_torch_fused"
+    assert not (chosen.cuda_graphs or chosen.dequantized) and chosen.layout == BatchLayout(1, 4, 2)
+
+
+def test_choose_step_strategy_takes_trls_step_without_the_cuda_graphs_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hw3.training.step_strategy.why_cuda_graphs_unavailable", lambda: "it is not there")
+    monkeypatch.setattr("hw3.training.step_strategy.TOKENS_PER_REPLAY", ())
+    for name in ("compute_bucket_lengths", "compute_rows_per_replay"):
+        monkeypatch.setattr(f"hw3.training.step_strategy.{name}", None)
+    chosen = choose_on_gpu(140.5, 141)
+    assert not chosen.cuda_graphs and chosen.dequantized and chosen.layout == BatchLayout(1, 8, 1)
+    assert chosen.notes[0] == "speed auto: TRL's own step, because it is not there"
+
+
+def test_choose_step_strategy_depends_on_gpu_memory() -> None:
+    large, middle, four_bit, small = (choose_on_gpu(size - 0.5, size) for size in (141, 16, 12, 8))
+    assert large.cuda_graphs and large.dequantized and large.layout == BatchLayout(1, 8, 1)
+    assert large.optim == "adamw_torch_fused" and not large.activation_checkpointing
+    assert middle.cuda_graphs and middle.dequantized
+    assert "stays in 4 bits" in " ".join(small.notes) and "at most 768 tokens at once" in " ".join(small.notes)
+    assert four_bit.cuda_graphs and small.cuda_graphs and not (four_bit.dequantized or small.dequantized)
+    assert [chosen.tokens_per_replay for chosen in (large, middle, four_bit, small)] == [1152, 1152, 1152, 768]
+    dequantized_only = choose_on_gpu(7.5, 8, "lora.target_modules=[q_proj]")
+    assert not dequantized_only.cuda_graphs and "of the GPU to spare; 7.5 are free" in dequantized_only.notes[0]
+    tiny = choose_on_gpu(5, 6)
+    assert tiny.layout == BatchLayout(1, 4, 2) and tiny.activation_checkpointing and not tiny.dequantized
+    assert tiny.optim == "paged_adamw_32bit"
+    assert "more than is free" in choose_on_gpu(2, 4).notes[-1]

@@ -1,0 +1,109 @@
+"""`hw3 train` on a small Gemma-2: equality of batch layouts, and of uninterrupted and resumed runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hw3.config.recipe import load_recipe
+from hw3.runs.checkpoints import find_complete_checkpoints, mark_complete
+from hw3.training.train import train
+
+
+def train_run(recipe_path: Path, run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Train in this process; return the log lines of the last checkpoint."""
+    assert train(load_recipe(recipe_path, list(overrides)), run_dir) == 0
+    state = json.loads((find_complete_checkpoints(run_dir)[-1].path / "trainer_state.json").read_text())
+    return [log for log in state["log_history"] if "loss" in log]
+
+
+def load_last_adapter(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_complete_checkpoints(run_dir)[-1].path / "adapter_model.safetensors")
+
+
+def test_train_gives_the_same_run_under_every_batch_layout(mini_recipe: Path, tmp_path: Path) -> None:
+    """1 x 8, 2 x 4 and 8 x 1 rows have equal losses to 1e-5 and equal weights to 1e-6."""
+    results = {}
+    for rows in (1, 2, 8):
+        layout = [
+            f"training.per_device_train_batch_size={rows}",
+            f"training.gradient_accumulation_steps={8 // rows}",
+            "lora.lora_dropout=0.0",
+            "training.logging_steps=1",
+            "training.learning_rate=0.001",
+        ]
+        run_dir = tmp_path / f"run-{rows}"
+        results[rows] = (train_run(mini_recipe, run_dir, *layout), load_last_adapter(run_dir))
+    losses, weights = results[8]
+    assert len(losses) == 12
+    assert all(tensor.any() for tensor in weights.values())
+    for rows in (1, 2):
+        other_losses, other_weights = results[rows]
+        for log, other in zip(losses, other_losses, strict=True):
+            assert other["loss"] == pytest.approx(log["loss"], abs=1e-5)
+            assert other["num_tokens"] == log["num_tokens"]
+        for name, tensor in weights.items():
+            assert torch.allclose(other_weights[name], tensor, rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("base", ["nf4", "float32"])
+def test_resumed_run_is_bitwise_the_uninterrupted_run(mini_recipe: Path, tmp_path: Path, base: str) -> None:
+    """The run is stopped between two log lines. Adapter, optimizer, generators, losses and token counts are equal."""
+    options = [] if base == "nf4" else ["quantization=null"]
+    straight = train_run(mini_recipe, tmp_path / "straight", *options)
+    train_run(mini_recipe, tmp_path / "resumed", *options, "training.max_steps=8")
+    resumed = train_run(mini_recipe, tmp_path / "resumed", *options)
+    timeless = without_times(straight)
+    assert [log["step"] for log in timeless] == [3, 6, 9, 12]
+    assert without_times(resumed) == timeless
+    last, other = (find_complete_checkpoints(tmp_path / name)[-1].path for name in ("straight", "resumed"))
+    for name in ("adapter_model.safetensors",):
+        assert (last / name).read_bytes() == (other / name).read_bytes()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        assert_equal(*(torch.load(folder / name, weights_only=False) for folder in (last, other)))
+
+
+def without_times(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: log[key] for key in log if "second" not in key and "runtime" not in key} for log in logs]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert (one == other) is True or (one == other).all()
+
+
+@pytest.mark.parametrize("overrides", [["lora=null", "quantization=null"], ["training.bf16=false", "speed=lean"]])
+def test_train_reduces_the_loss_under_other_settings(mini_recipe: Path, tmp_path: Path, overrides: list[str]) -> None:
+    losses = train_run(mini_recipe, tmp_path / "run", *overrides)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_checkpoint_that_cannot_be_completed_ends_the_run(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread's error is raised at one of the next steps, and the checkpoint before stays complete."""
+
+    def fail_on_full_disk(checkpoint: Path, step: int) -> None:
+        if step == 2:
+            raise OSError(28, "No space left on device")
+        mark_complete(checkpoint, step)
+
+    monkeypatch.setattr("hw3.training.callbacks.mark_complete", fail_on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(load_recipe(mini_recipe, ["training.save_steps=1", "training.max_steps=40"]), tmp_path / "run")
+    assert [checkpoint.step for checkpoint in find_complete_checkpoints(tmp_path / "run")] == [1]
+    assert not (tmp_path / "run/checkpoint-4").exists()

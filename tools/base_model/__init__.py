@@ -1,0 +1,1 @@
+"""Encoding, training, scoring and documenting the small base model in `data/tiny`."""

@@ -1,0 +1,1 @@
+"""The generated blocks of the documents, each a function that returns Markdown."""

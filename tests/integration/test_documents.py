@@ -44,7 +44,7 @@ def test_accelerate_config_header_has_command_and_test_status(path: Path) -> Non
 
 
 def test_links_in_documents_exist() -> None:
-    for document in (REPOSITORY / "README.md", REPOSITORY / "docs/homework/README.md"):
+    for document in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document}: {target}"
 

@@ -80,19 +80,25 @@ bench: $(ready)  ## run the benchmarks on one GPU: TOKENIZER=DIR with Gemma's to
 	$(bin)python benchmarks/gpu_recipe.py --tokenizer $(TOKENIZER)
 	$(bin)python benchmarks/evaluation.py --tokenizer $(TOKENIZER) --data $(if $(EVAL),$(EVAL),data/eval.json)
 
-lint: $(ready)  ## check style and structure
+lint: $(ready)  ## check style, types, spelling and structure
 	$(bin)ruff check .
 	$(bin)ruff format --check .
+	$(bin)mypy
+	$(bin)codespell
 	$(bin)python tools/measure_structure.py --check
 
 format: $(ready)  ## fix style
 	$(bin)ruff check --fix .
 	$(bin)ruff format .
 
-test: lint  ## check style and run the tests that need no GPU and no network
-	$(bin)python -m pytest -m "not slow and not gpu"
+# The tests of a file may share one run of a module-scoped fixture, so a file stays on one process. Several PyTorch
+# processes share the cores here, and OpenMP's threads would burn them while waiting: GOMP_SPINCOUNT bounds that.
+test test-slow: export GOMP_SPINCOUNT := 20000
 
-test-slow: lint  ## check style and run all tests, also the slow ones and those for GPUs
+test: lint  ## lint, then run the tests that need no GPU and no network, and measure their coverage
+	$(bin)python -m pytest -n auto --dist loadfile --cov -m "not slow and not gpu"
+
+test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs
 	$(bin)python -m pytest
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -17,7 +17,7 @@ from hw3.common.gc_control import gc_paused
 
 with gc_paused():  # `hw3.cli` imports them so, which is faster
     from hw3.common import distributed
-    from hw3.evaluation import evaluate, scorer, sweep
+    from hw3.evaluation import evaluate, score_tasks, scorer
     from hw3.modeling import adapter_io
     from hw3.modeling.adapter_slot import AdapterSlot
 
@@ -25,8 +25,8 @@ with gc_paused():  # `hw3.cli` imports them so, which is faster
 PARTS = {
     "reading the tokenizer and hashing the base model": [(evaluate, "open_run")],
     "loading the base model and verifying its output head": [
-        (sweep, "load_for_inference"),
-        (sweep, "verify_output_head"),
+        (score_tasks, "load_for_inference"),
+        (score_tasks, "verify_output_head"),
     ],
     "waiting for adapters": [(adapter_io.AdapterPrefetcher, "get")],
     "copying adapters into the base model": [(AdapterSlot, "set")],
@@ -34,7 +34,7 @@ PARTS = {
     "printing tables": [(evaluate, "print_results")],
 }
 BACKGROUND_PARTS = {
-    "computing statistics and writing results after each entry": [(sweep._EntryRecorder, "_add")],
+    "computing statistics and writing results after each entry": [(score_tasks._EntryRecorder, "_add")],
     "reading and hashing adapters": [(adapter_io, "read_adapter")],
 }
 

@@ -19,7 +19,7 @@ def read_loss_logs(run: Path) -> list[dict[str, Any]]:
 
 
 def seconds_per_step(logs: list[dict[str, Any]]) -> list[float]:
-    """Return the seconds per optimizer step between each two neighbouring log entries."""
+    """Return the seconds per optimizer step between each two neighboring log entries."""
     return [
         (later["train_runtime"] - earlier["train_runtime"]) / (later["step"] - earlier["step"])
         for earlier, later in itertools.pairwise(logs)

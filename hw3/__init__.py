@@ -3,7 +3,7 @@
 import logging
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Hugging Face libraries read these variables once, when they are imported. Without the first one, TRL reports each
 # trainer that is created.

@@ -49,15 +49,15 @@ def parse_pairs(genre: str, text: str) -> tuple[list[SamplePair], list[str]]:
     pairs, problems = [], []
     for line, row in enumerate(text.removesuffix("\n").split("\n"), start=1):
         columns = row.split("\t")
-        place = f"{genre}.tsv:{line}"
+        location = f"{genre}.tsv:{line}"
         if len(columns) != 2 or not all(columns):
-            problems.append(f"{place}: expected Classical<TAB>modern, found {len(columns)} column(s): {row!r}")
+            problems.append(f"{location}: expected Classical<TAB>modern, found {len(columns)} column(s): {row!r}")
             continue
         bad = sorted({c for column in columns for c in ALLOWED_CHARACTERS.sub("", column)})
         if bad:
-            problems.append(f"{place}: neither Chinese characters nor full-width punctuation: {bad}")
+            problems.append(f"{location}: neither Chinese characters nor full-width punctuation: {bad}")
         if columns[0] == columns[1]:
-            problems.append(f"{place}: both sides are the same: {columns[0]}")
+            problems.append(f"{location}: both sides are the same: {columns[0]}")
         pairs.append(SamplePair(genre, line, *columns))
     return pairs, problems
 

@@ -82,16 +82,16 @@ class SubstringSearch:
             for start in range(max(len(side) - GRAM_CHARACTERS, 0) + 1):
                 occurrences.setdefault(side[start : start + GRAM_CHARACTERS], []).append((name, start))
         self._grams = ahocorasick.Automaton()
-        for gram, places in occurrences.items():
-            self._grams.add_word(gram, (len(gram), places))
+        for gram, positions in occurrences.items():
+            self._grams.add_word(gram, (len(gram), positions))
         self._grams.make_automaton()
 
     def search(self, text: str) -> list[str]:
         """Return the names of the sides that occur in `text`, and update `longest`."""
         matches = set()
-        for end, (length, places) in self._grams.iter(text):
+        for end, (length, positions) in self._grams.iter(text):
             text_start = end + 1 - length
-            for name, start in places:
+            for name, start in positions:
                 side = self.sides[name]
                 common = length
                 while (

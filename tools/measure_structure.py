@@ -156,7 +156,7 @@ def find_upward_imports(modules: dict[str, Module]) -> list[tuple[str, str]]:
     """
     if unknown := sorted({module.package for module in modules.values()} - set(PACKAGES)):
         raise ValueError(f"not in PACKAGES of tools/measure_structure.py: {', '.join(unknown)}")
-    order = {package: place for place, package in enumerate(PACKAGES)}
+    order = {package: index for index, package in enumerate(PACKAGES)}
     return [
         (name, imported)
         for name, module in modules.items()

@@ -43,7 +43,7 @@ def take_screenshot(
         fragments: URL fragments of the parts; "" is the top of the page.
         size: width and height of each part, in pixels.
         gap: pixels between and around the parts.
-        dark: whether the browser prefers the dark colour scheme.
+        dark: whether the browser prefers the dark color scheme.
     """
     width, height = size
     frames = "".join(

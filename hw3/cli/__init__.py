@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 
+from hw3 import __version__
 from hw3.cli import data_commands, run_commands
+from hw3.cli.parsing import add_verbosity
+from hw3.common.console import configure_logging, discard_output, escape_unencodable_characters
 from hw3.common.errors import RunError, UserError
 
 # All processes meet a user's mistake alike. The others wait this long, so that only the first process of a machine
@@ -27,10 +30,21 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 if all is done; 2 if the recipe, the data or an argument is wrong; 130 or 143 if a signal
         stopped the command; 1 for any other failure.
     """
-    parser = _build_parser()
-    arguments = _parse(parser, argv)
-    # PEFT 0.21 reads an attribute of transformers 5.23 by its old name; the user cannot do anything about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    escape_unencodable_characters()
+    try:
+        try:
+            return _run_command(argv)
+        finally:
+            if sys.stdout is not None:  # None if the process was started without standard output
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        discard_output(sys.stdout)
+        return 1
+
+
+def _run_command(argv: list[str] | None) -> int:
+    arguments = _parse(_build_parser(), argv)
+    configure_logging(getattr(arguments, "log_level", logging.INFO))
     try:
         return arguments.run_command(arguments)
     except UserError as error:
@@ -46,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1
+        raise
     except Exception:
         traceback.print_exc()
         return 1
@@ -56,6 +70,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hw3", description="Fine-tune a model from a YAML recipe and evaluate it by output-only perplexity."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_verbosity(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run_commands.add_train_command(commands)
     run_commands.add_eval_command(commands)

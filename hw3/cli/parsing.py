@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
+from typing import Any
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -17,7 +19,16 @@ def add_command(
         name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.", allow_abbrev=False
     )
     command.set_defaults(run_command=run)
+    add_verbosity(command)
     return command
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Let a parser accept --verbose and --quiet, which set `log_level`; it stays absent without them."""
+    group = parser.add_mutually_exclusive_group()
+    options: dict[str, Any] = {"action": "store_const", "dest": "log_level", "default": argparse.SUPPRESS}
+    group.add_argument("--verbose", const=logging.DEBUG, help="also show details and warnings of libraries", **options)
+    group.add_argument("--quiet", const=logging.WARNING, help="show only results, warnings and errors", **options)
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Commands that work on runs: train, eval, predict, compare, report, check, pack and export.
 
-Importing PyTorch and the Hugging Face libraries takes seconds, so each command imports only what it needs.
+Importing PyTorch and the Hugging Face libraries takes seconds, so each command imports only what it needs, after the
+first round of checks.
 """
 
 from __future__ import annotations
@@ -12,28 +13,40 @@ from hw3.cli.parsing import Commands, add_command, add_overrides
 from hw3.common.errors import UserError
 from hw3.common.gc_control import gc_paused
 
+_RUN_HELP = (
+    "run folder; default: outputs/FOLDER-FILE, for example outputs/tiny-qlora for the recipe recipes/tiny/qlora.yaml"
+)
+_ALLOW_MISMATCH_HELP = "use checkpoints that were trained with another prompt, base model or quantization"
+
 
 def add_train_command(commands: Commands) -> None:
     """Add the parser of `hw3 train`."""
-    train = add_command(commands, "train", run_train, "fine-tune a model, or resume an interrupted run")
+    train = add_command(
+        commands,
+        "train",
+        run_train,
+        "fine-tune a model; to resume an interrupted run, run the same command again",
+    )
     train.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe of the run")
-    train.add_argument("--run", type=Path, metavar="DIR", help="run folder; default: outputs/<model>-<recipe>")
+    train.add_argument("--run", type=Path, metavar="DIR", help=_RUN_HELP)
     add_overrides(train)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Run `hw3 train`; return its exit status."""
     with gc_paused():
+        from hw3.cli.first_checks import check_training_arguments
+
+        recipe, run_dir = check_training_arguments(arguments.recipe, arguments.overrides, arguments.run)
+
         from hw3.common.distributed import explain_runtime_errors
-        from hw3.config.recipe import load_recipe
         from hw3.training.train import train
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
     with explain_runtime_errors(
         "to use less memory, set speed=lean, or lower training.per_device_train_batch_size and raise "
         "training.gradient_accumulation_steps by the same factor; the run resumes from its last complete checkpoint"
     ):
-        return train(recipe, arguments.run or Path("outputs") / recipe.name)
+        return train(recipe, run_dir)
 
 
 def add_eval_command(commands: Commands) -> None:
@@ -45,7 +58,12 @@ def add_eval_command(commands: Commands) -> None:
     evaluate.add_argument(
         "--recipe", type=Path, metavar="RECIPE.yaml", help="with --base-only: create the run folder from this recipe"
     )
-    evaluate.add_argument("--data", type=Path, metavar="FILE", help="rows to score; default: the recipe's data.eval")
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="rows to score; default: the recipe's data.dev, if it is set, and data.eval",
+    )
     evaluate.add_argument(
         "--shots", type=int, nargs="+", default=[0], metavar="N", help="numbers of few-shot examples; default: 0"
     )
@@ -63,16 +81,21 @@ def add_eval_command(commands: Commands) -> None:
         help="take few-shot examples from the prompt (default), or sample them from the training file",
     )
     evaluate.add_argument(
-        "--baseline", metavar="NAME", help="compare the other entries with this one row by row; default: the best"
+        "--baseline",
+        metavar="NAME",
+        help="compare the other entries with this one row by row; NAME as in the table: base, base+4, checkpoint-100; "
+        "default: the best checkpoint",
     )
-    evaluate.add_argument(
-        "--allow-mismatch", action="store_true", help="score checkpoints that were trained with another prompt"
-    )
+    evaluate.add_argument("--allow-mismatch", action="store_true", help=_ALLOW_MISMATCH_HELP)
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
     """Run `hw3 eval`; return its exit status."""
     with gc_paused():
+        from hw3.cli.first_checks import check_eval_arguments
+
+        check_eval_arguments(arguments)
+
         from hw3.common.distributed import explain_runtime_errors, process_group
         from hw3.evaluation.evaluate import evaluate_run
         from hw3.runs.run import Run
@@ -114,7 +137,7 @@ def add_predict_command(commands: Commands) -> None:
         "--checkpoint", default="best", metavar="NAME", help="best (default), last, base, checkpoint-100, or a path"
     )
     predict.add_argument("--shots", type=int, default=0, metavar="N", help="number of few-shot examples; default: 0")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="also write the predictions to this file")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="also copy the predictions to this file")
     predict.add_argument(
         "--text", metavar="TEXT", help="translate this text; without --direction or --template, a complete instruction"
     )
@@ -123,28 +146,31 @@ def add_predict_command(commands: Commands) -> None:
         "--direction", choices=["m2c", "c2m"], help="translate modern to Classical Chinese, or Classical to modern"
     )
     wording.add_argument("--template", metavar="TEMPLATE", help="your own instruction, with {x} in place of the text")
-    predict.add_argument(
-        "--allow-mismatch", action="store_true", help="use checkpoints that were trained with another prompt"
-    )
+    predict.add_argument("--allow-mismatch", action="store_true", help=_ALLOW_MISMATCH_HELP)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Run `hw3 predict`; return its exit status."""
     with gc_paused():
-        from hw3.common.distributed import explain_runtime_errors, get_world_size, process_group
+        from hw3.cli.first_checks import check_predict_arguments
         from hw3.generation.interactive import is_interactive, predict_lines, split_input_and_overrides
+
+        input_file, overrides = split_input_and_overrides(arguments.overrides)
+        wording = {"text": arguments.text, "direction": arguments.direction, "template": arguments.template}
+        reads_lines = is_interactive(input_file, arguments.output, **wording)
+        check_predict_arguments(arguments, input_file, overrides)
+
+        from hw3.common.distributed import explain_runtime_errors, get_world_size, process_group
         from hw3.generation.predict import predict_run
         from hw3.runs.run import Run
 
-    input_file, overrides = split_input_and_overrides(arguments.overrides)
     options = {
         "overrides": overrides,
         "checkpoint": arguments.checkpoint,
         "shots": arguments.shots,
         "allow_mismatch": arguments.allow_mismatch,
     }
-    wording = {"text": arguments.text, "direction": arguments.direction, "template": arguments.template}
-    if is_interactive(input_file, arguments.output, **wording):
+    if reads_lines:
         if get_world_size() > 1:
             raise UserError("typed lines and --text need a single process; only the rows of a FILE can be shared")
         return predict_lines(Run(arguments.run), **wording, **options)
@@ -208,7 +234,7 @@ def add_check_command(commands: Commands) -> None:
     check.add_argument(
         "--show-masks", type=int, default=0, metavar="N", help="print the tokens and loss masks of N training rows"
     )
-    check.add_argument("--run", type=Path, metavar="DIR", help="run folder; default: outputs/<model>-<recipe>")
+    check.add_argument("--run", type=Path, metavar="DIR", help=_RUN_HELP)
     check.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of processes that share the rows of a step"
     )
@@ -222,14 +248,22 @@ def add_check_command(commands: Commands) -> None:
 def run_check(arguments: argparse.Namespace) -> int:
     """Run `hw3 check`; return its exit status."""
     with gc_paused():
-        from hw3.config.recipe import load_recipe
+        from hw3.cli.first_checks import check_training_arguments
+
+        recipe, run_dir = check_training_arguments(
+            arguments.recipe,
+            arguments.overrides,
+            arguments.run,
+            processes=arguments.processes,
+            accelerate=arguments.accelerate,
+        )
+
         from hw3.training.preflight import check_recipe
         from hw3.training.sharding import sharding_from_file
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
     return check_recipe(
         recipe,
-        arguments.run or Path("outputs") / recipe.name,
+        run_dir,
         show_masks=arguments.show_masks,
         processes=arguments.processes,
         sharding=None if arguments.accelerate is None else sharding_from_file(arguments.accelerate),
@@ -255,6 +289,10 @@ def add_pack_command(commands: Commands) -> None:
 def run_pack(arguments: argparse.Namespace) -> int:
     """Run `hw3 pack`; return its exit status."""
     with gc_paused():
+        from hw3.cli.first_checks import check_pack_arguments
+
+        check_pack_arguments(arguments)
+
         from hw3.runs.run import Run
         from hw3.submission.pack import pack_run
 
@@ -281,6 +319,10 @@ def add_export_command(commands: Commands) -> None:
 def run_export(arguments: argparse.Namespace) -> int:
     """Run `hw3 export`; return its exit status."""
     with gc_paused():
+        from hw3.cli.first_checks import check_export_arguments
+
+        check_export_arguments(arguments)
+
         from hw3.export.merge import export_run
         from hw3.runs.run import Run
 

@@ -5,6 +5,12 @@ A message reports where the problem is, what was found, what was expected, and h
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 MAX_PROBLEMS_SHOWN = 20
 
 
@@ -18,6 +24,30 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(problems))
+
+
+class ProblemCollector:
+    """Collect the problems of several checks, to report them in one message.
+
+    Attributes:
+        problems: the problems so far.
+    """
+
+    def __init__(self, problems: Iterable[str] = ()) -> None:
+        self.problems = list(problems)
+
+    def collect(self, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return the result of a check; None if it raises a `UserError`, whose problems are collected."""
+        try:
+            return check(*args, **kwargs)
+        except UserError as error:
+            self.problems += error.problems
+            return None
+
+    def raise_problems(self) -> None:
+        """Raise a `UserError` with every problem once, if there are any."""
+        if self.problems:
+            raise UserError(*dict.fromkeys(self.problems))
 
 
 class RunError(Exception):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hw3.common.errors import UserError
+from hw3.config.data_files import find_data_file_problems
 from hw3.config.schema import (
     REQUIRED_SECTIONS,
     SECTION_SCHEMAS,
@@ -19,7 +20,7 @@ from hw3.config.schema import (
     QuantizationSection,
 )
 from hw3.config.validation import describe_value, find_conflicts, suggest_name, validate_section
-from hw3.config.yaml_loader import YamlDocument, dump_yaml, read_yaml
+from hw3.config.yaml_loader import KeyPath, YamlDocument, dump_yaml, read_yaml
 from hw3.data.prompt import Prompt
 
 PROMPTS_DIR = Path("recipes/prompts")
@@ -40,6 +41,7 @@ class Recipe:
         speed: `auto`, `plain` or `lean`.
         generation: keyword arguments of `GenerationConfig`.
         evaluation: how checkpoints are scored.
+        document: the recipe as it was read, for the locations in messages.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Recipe:
     speed: str
     generation: GenerationSection
     evaluation: EvaluationSection
+    document: YamlDocument = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sections as plain values in their order, with the defaults of the project's own sections."""
@@ -74,6 +77,10 @@ class Recipe:
         """Return the recipe as YAML, from which `load_recipe` reads an equal recipe."""
         return dump_yaml(self.to_dict())
 
+    def problem(self, key_path: KeyPath, message: str) -> str:
+        """Return a message about a key that begins with its file and line, or "command line", and its name."""
+        return self.document.problem(key_path, message)
+
     @property
     def rows_per_step(self) -> int:
         """Rows per optimizer step, for every number of processes."""
@@ -85,12 +92,13 @@ class Recipe:
         return self.training.get("seed", 42)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path, overrides: list[str] | None = None, *, check_data_files: bool = False) -> Recipe:
     """Read a recipe file, apply `section.key=value` overrides, and validate the result.
 
     Args:
         path: the YAML file.
         overrides: assignments from the command line, applied in order.
+        check_data_files: whether to check the recipe's data files as well.
 
     Raises:
         UserError: the recipe is invalid. Every problem is reported, with its file and line (or "command line"), its
@@ -106,7 +114,26 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
                 _insert_prompt_file(document, problems)
         except UserError as error:
             problems += error.problems
-    return _build_recipe(document, f"{path.resolve().parent.name}-{path.stem}", problems)
+    model = path.resolve().parent.name
+    sections = _validate_sections(document, problems)
+    if check_data_files and "data" in sections:
+        problems += find_data_file_problems(document, sections["data"], model)
+    if problems:
+        raise UserError(*problems)
+    return Recipe(
+        name=f"{model}-{path.stem}",
+        model=sections["model"],
+        quantization=sections.get("quantization"),
+        # The values as written: strict validation converts nothing, and `save_steps: 20` stays a whole number.
+        lora=document.values.get("lora"),
+        prompt=sections["prompt"],
+        data=sections["data"],
+        training=document.values["training"],
+        speed=document.values.get("speed", "auto"),
+        generation=sections.get("generation") or GenerationSection(),
+        evaluation=sections.get("evaluation") or EvaluationSection(),
+        document=document,
+    )
 
 
 def load_prompt(path: Path) -> Prompt:
@@ -119,6 +146,19 @@ def load_prompt(path: Path) -> Prompt:
     if document.problems:
         raise UserError(*document.problems)
     return validate_section(document, Prompt, document.values, ())
+
+
+def check_generation_overrides(overrides: list[str]) -> None:
+    """Check that assignments for an existing run change its `generation` section only.
+
+    Raises:
+        UserError: one of them changes another section.
+    """
+    other_sections = [text for text in overrides if not text.strip().startswith("generation.")]
+    if other_sections:
+        raise UserError(
+            f"{other_sections[0]}: only generation.key=value may be set here; the run's recipe fixes the rest"
+        )
 
 
 def find_prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
@@ -144,11 +184,12 @@ def _insert_prompt_file(document: YamlDocument, problems: list[str]) -> None:
         return
     problems += prompt.problems
     document.values["prompt"] = prompt.values
-    document.locations |= {("prompt", *key_path): place for key_path, place in prompt.locations.items() if key_path}
+    locations = {("prompt", *key_path): location for key_path, location in prompt.locations.items() if key_path}
+    document.locations |= locations
 
 
-def _build_recipe(document: YamlDocument, name: str, problems: list[str]) -> Recipe:
-    """Validate all sections and build the recipe; raise `UserError` with `problems` and all others that are found."""
+def _validate_sections(document: YamlDocument, problems: list[str]) -> dict[str, Any]:
+    """Return the valid sections by name; append what is wrong with the others to `problems`."""
     known = [*SECTION_SCHEMAS, "speed"]
     for key in document.values:
         if key not in known:
@@ -170,18 +211,4 @@ def _build_recipe(document: YamlDocument, name: str, problems: list[str]) -> Rec
     if speed not in SPEEDS:
         problems.append(document.problem(("speed",), f"{describe_value(speed)}, expected one of {', '.join(SPEEDS)}"))
     problems += find_conflicts(document, sections)
-    if problems:
-        raise UserError(*problems)
-    return Recipe(
-        name=name,
-        model=sections["model"],
-        quantization=sections.get("quantization"),
-        # The values as written: strict validation converts nothing, and `save_steps: 20` stays a whole number.
-        lora=document.values.get("lora"),
-        prompt=sections["prompt"],
-        data=sections["data"],
-        training=document.values["training"],
-        speed=speed,
-        generation=sections.get("generation") or GenerationSection(),
-        evaluation=sections.get("evaluation") or EvaluationSection(),
-    )
+    return sections

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from enum import Enum
+import json
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, create_model
-from trl import SFTConfig
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from hw3.config.library_fields import load_field_types
 from hw3.data.prompt import Prompt
 
 DType = Literal["bfloat16", "float16", "float32"]
 PositiveInt = Annotated[int, Field(ge=1)]
-_STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+_STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class ModelSection(BaseModel):
@@ -130,10 +128,10 @@ RESERVED_TRAINING_KEYS: dict[str, str] = {
     "auto_find_batch_size": "the recipe fixes the rows per step; raise gradient_accumulation_steps instead",
     "gradient_checkpointing": "use training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "use training.activation_checkpointing_kwargs",
-    "torch_compile": "use speed",
-    "torch_compile_backend": "use speed",
-    "torch_compile_mode": "use speed",
-    "use_liger_kernel": "use speed",
+    "torch_compile": "use `speed: auto`",
+    "torch_compile_backend": "use `speed: auto`",
+    "torch_compile_mode": "use `speed: auto`",
+    "use_liger_kernel": "use `speed: auto`",
     "push_to_hub": _UPLOAD,
     "hub_model_id": _UPLOAD,
     "hub_strategy": _UPLOAD,
@@ -141,7 +139,7 @@ RESERVED_TRAINING_KEYS: dict[str, str] = {
     "hub_private_repo": _UPLOAD,
     "hub_always_push": _UPLOAD,
     "hub_revision": _UPLOAD,
-    "liger_kernel_config": "use speed",
+    "liger_kernel_config": "use `speed: auto`",
     "fsdp": _LAUNCHER,
     "fsdp_config": _LAUNCHER,
     "deepspeed": _LAUNCHER,
@@ -166,23 +164,49 @@ _TRAINING_RANGES: dict[str, Any] = {
     "num_train_epochs": Field(gt=0),
     "learning_rate": Field(gt=0),
     "weight_decay": Field(ge=0),
+    "adam_beta1": Field(ge=0, lt=1),
+    "adam_beta2": Field(ge=0, lt=1),
+    "adam_epsilon": Field(ge=0),
     "max_grad_norm": Field(ge=0),
     "warmup_steps": Field(ge=0),
     "logging_steps": Field(gt=0),
     "save_steps": Field(gt=0),
     "save_total_limit": Field(ge=1),
-    "seed": Field(ge=0),
-    "dataloader_num_workers": Field(ge=0),
+    "seed": Field(ge=0, lt=2**32),  # NumPy takes no larger one
+    # Each worker is a process. A step has few rows, so starting more of them takes longer than any run saves.
+    "dataloader_num_workers": Field(ge=0, le=64),
 }
+_LOG_LEVELS = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 _TRAINING_CHOICES: dict[str, Any] = {
     "loss_type": Literal["nll", "dft"],
     # `no` would save no checkpoint to score, and `best` needs an evaluation inside the training loop.
     "save_strategy": Literal["steps", "epoch"],
+    # transformers annotates these two as any text, and text or null, but accepts only this.
+    "log_level": _LOG_LEVELS,
+    "log_level_replica": _LOG_LEVELS,
+    "report_to": str | list[str],
 }
+
+
+def _check_regular_expressions(value: Any) -> Any:
+    """Check what PEFT reads as regular expressions: a single text, and the keys of a pattern."""
+    for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"a regular expression, but {json.dumps(pattern)} is none: {error}") from error
+    return value
+
+
+_REGULAR_EXPRESSIONS = AfterValidator(_check_regular_expressions)
 _LORA_RANGES: dict[str, Any] = {
     "r": Field(ge=1),
     "lora_alpha": Field(gt=0),
     "lora_dropout": Field(ge=0, lt=1),
+    "target_modules": _REGULAR_EXPRESSIONS,
+    "exclude_modules": _REGULAR_EXPRESSIONS,
+    "rank_pattern": _REGULAR_EXPRESSIONS,
+    "alpha_pattern": _REGULAR_EXPRESSIONS,
 }
 # Keys that PEFT fills in itself.
 _LORA_INTERNAL_KEYS = {
@@ -200,60 +224,40 @@ def is_evaluation_key(key: str) -> bool:
     return key.startswith(("eval_", "per_device_eval"))
 
 
-def _enums_to_literals(annotation: Any) -> Any:
-    """Return an annotation with each enumeration replaced by a literal of its values.
-
-    Libraries annotate fields with `Enum | str`, which would accept every text.
-    """
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return Literal[tuple(str(member.value) for member in annotation)]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        parts = typing.get_args(annotation)
-        if any(isinstance(part, type) and issubclass(part, Enum) for part in parts):
-            parts = tuple(part for part in parts if part is not str)
-        return typing.Union[tuple(_enums_to_literals(part) for part in parts)]  # noqa: UP007  (built at run time)
-    return annotation
-
-
-def _section_from_dataclass(
-    config: type,
+def _section_from_table(
+    class_name: str,
     name: str,
     *,
-    leave_out: typing.Container[str],
+    leave_out: Callable[[str], bool],
     ranges: dict[str, Any],
     choices: dict[str, Any],
 ) -> type[BaseModel]:
     """Create a strict section with the fields of a library's configuration class; all are optional, without a default.
 
     Args:
-        config: the dataclass, such as `SFTConfig`.
+        class_name: the library's class, such as `SFTConfig`.
         name: name of the section's class.
-        leave_out: fields that a recipe cannot set.
+        leave_out: whether a recipe cannot set a field.
         ranges: limits of numbers, by field.
         choices: annotations that replace the library's, by field.
     """
-    hints = typing.get_type_hints(config)
     fields: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        if field.name in leave_out or not field.init:
-            continue
-        annotation = choices.get(field.name, _enums_to_literals(hints[field.name]))
-        if field.name in ranges:
-            annotation = Annotated[annotation, ranges[field.name]]
-        fields[field.name] = (annotation, None)
+    for key, annotation in load_field_types(class_name).items():
+        if not leave_out(key):
+            annotation = choices.get(key, annotation)
+            fields[key] = (Annotated[annotation, ranges[key]] if key in ranges else annotation, None)
     return create_model(name, __config__=_STRICT_CONFIG, **fields)
 
 
-TrainingSection = _section_from_dataclass(
-    SFTConfig,
+TrainingSection = _section_from_table(
+    "SFTConfig",
     "TrainingSection",
-    leave_out={field.name for field in dataclasses.fields(SFTConfig) if is_evaluation_key(field.name)}
-    | set(RESERVED_TRAINING_KEYS),
+    leave_out=lambda key: key in RESERVED_TRAINING_KEYS or is_evaluation_key(key),
     ranges=_TRAINING_RANGES,
     choices=_TRAINING_CHOICES,
 )
-LoraSection = _section_from_dataclass(
-    LoraConfig, "LoraSection", leave_out=_LORA_INTERNAL_KEYS, ranges=_LORA_RANGES, choices={}
+LoraSection = _section_from_table(
+    "LoraConfig", "LoraSection", leave_out=lambda key: key in _LORA_INTERNAL_KEYS, ranges=_LORA_RANGES, choices={}
 )
 
 SECTION_SCHEMAS: dict[str, type[BaseModel]] = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hw3.common.errors import UserError
+from hw3.config.common_names import COMMON_NAMES
 from hw3.config.schema import EVALUATED_AFTER_TRAINING, RESERVED_TRAINING_KEYS, ModelSection, is_evaluation_key
 from hw3.config.yaml_loader import KeyPath, YamlDocument
+
+Section = TypeVar("Section", bound=BaseModel)
 
 # What was expected, by pydantic's error type.
 _EXPECTED = {
@@ -27,10 +30,12 @@ _EXPECTED = {
     "dict_type": "lines of `key: value`",
     "none_required": "null",
     "string_too_short": "text that is not empty",
+    "finite_number": "a finite number",
+    "is_instance_of": "an object that only Python code can build",
 }
 
 
-def validate_section(document: YamlDocument, schema: type[BaseModel], values: Any, key_path: KeyPath) -> BaseModel:
+def validate_section(document: YamlDocument, schema: type[Section], values: Any, key_path: KeyPath) -> Section:
     """Return a section that is valid according to its schema.
 
     Args:
@@ -84,7 +89,8 @@ def _describe_errors(
             message = "the key is missing"
         elif details[0]["type"] == "extra_forbidden":
             known = [*schema.model_fields, *(RESERVED_TRAINING_KEYS if section_path == ("training",) else ())]
-            message = f"no such key{suggest_name(str(keys[-1]), known)}"
+            aliases = COMMON_NAMES.get(str(section_path[0]), {}) if section_path else {}
+            message = f"no such key{suggest_name(str(keys[-1]), known, aliases)}"
         else:
             expected = list(dict.fromkeys(_describe_expected(detail) for detail in details))
             message = f"{describe_value(details[0]['input'])}, expected {' or '.join(expected)}"
@@ -102,13 +108,21 @@ def _describe_expected(detail: ErrorDetails) -> str:
         nearest = difflib.get_close_matches(str(detail["input"]), choices, n=1)
         expected = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
         return expected + (f" (did you mean {nearest[0]}?)" if nearest else "")
-    if detail["msg"].startswith("Input should be "):
+    if detail["type"].startswith(("greater_than", "less_than")):
         return f"a number {detail['msg'].removeprefix('Input should be ')}"
-    return detail["msg"].removeprefix("Value error, ").removeprefix("expected ")
+    return detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ").removeprefix("expected ")
 
 
-def suggest_name(name: str, known: list[str]) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, or all if they are few."""
+def suggest_name(name: str, known: list[str], aliases: Mapping[str, str] | None = None) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or all if they are few.
+
+    Args:
+        name: the unknown name.
+        known: the names that exist.
+        aliases: the known name by the name that other tools give to it.
+    """
+    if aliases is not None and name in aliases:
+        return f"; did you mean {aliases[name]}?"
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {nearest[0]}?"
@@ -198,8 +212,5 @@ def _find_training_conflicts(document: YamlDocument, training: Any) -> Iterator[
 def _matches_lm_head(names: str | list[str]) -> bool:
     """Return whether module names, or the regular expression that PEFT would read a single text as, match lm_head."""
     if isinstance(names, str):
-        try:
-            return re.fullmatch(names, "lm_head") is not None
-        except re.error:
-            return False
+        return re.fullmatch(names, "lm_head") is not None
     return any(name == "lm_head" or name.endswith(".lm_head") for name in names)

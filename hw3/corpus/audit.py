@@ -199,9 +199,9 @@ def summarize_lengths(lengths: Sequence[int]) -> LengthStats | None:
 
 
 def _count_duplicates(rows: Sequence[Row]) -> DuplicateCounts:
-    texts, outputs = _split_sides(rows)
-    texts = normalize_texts(texts)
-    outputs = normalize_texts([output or "" for output in outputs])
+    original_texts, original_outputs = _split_sides(rows)
+    texts = normalize_texts(original_texts)
+    outputs = normalize_texts([output or "" for output in original_outputs])
     pairs = Counter(zip(texts, outputs, strict=True))
     distinct_texts = list(dict.fromkeys(texts))
     sets = UnionFind(len(distinct_texts))
@@ -235,7 +235,7 @@ def _count_odd_characters(rows: Sequence[Row]) -> OddCharacterCounts:
 def _count_scripts(rows: Sequence[Row]) -> ScriptCounts:
     counts: Counter[str] = Counter()
     for text in _join_sides(rows):
-        scripts = {detect_script(character) for character in set(text)} - {None}
+        scripts = {script for character in set(text) if (script := detect_script(character)) is not None}
         counts["mixed" if len(scripts) > 1 else next(iter(scripts), "undetermined")] += 1
     step = max(1, -(-len(rows) // _MAX_S2TW_ROWS))
     text = "\n".join(_join_sides(rows[::step]))

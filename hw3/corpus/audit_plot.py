@@ -17,10 +17,10 @@ from hw3.corpus.audit_report import DirectionCounts, FileAudit
 from hw3.corpus.row_sides import row_sides
 from hw3.data.rows import Row
 
-# The palette of Okabe and Ito, distinguishable with any colour vision.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000"]
+# The palette of Okabe and Ito, distinguishable with any color vision.
+_COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000"]
 _BINS = 40
-_MIN_LABELLED_SHARE = 0.08  # a narrower bar has no space for its label
+_MIN_LABELED_SHARE = 0.08  # a narrower bar has no space for its label
 
 
 def plot_files(files: Sequence[tuple[str, Sequence[Row], FileAudit]], path: Path) -> None:
@@ -51,7 +51,7 @@ def _plot_lengths(axes: Axes, title: str, lengths_by_file: Sequence[Sequence[int
     for number, lengths in enumerate(lengths_by_file):
         if lengths:
             weights = [1 / len(lengths)] * len(lengths)
-            axes.hist(lengths, edges, weights=weights, histtype="step", color=_COLOURS[number % len(_COLOURS)])
+            axes.hist(lengths, edges, weights=weights, histtype="step", color=_COLORS[number % len(_COLORS)])
     axes.set_xlabel("characters")
     axes.set_title(f"length of {title}", fontsize=10)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -63,13 +63,13 @@ def _plot_directions(axes: Axes, files: Sequence[tuple[str, DirectionCounts, int
         parts = (("m2c", directions.m2c, 1.0), ("c2m", directions.c2m, 0.5), ("unknown", directions.unknown, 0.15))
         for label, count, alpha in parts:
             share = count / rows
-            axes.barh(number, share, left=start, color=_COLOURS[number % len(_COLOURS)], alpha=alpha)
-            if share > _MIN_LABELLED_SHARE:
+            axes.barh(number, share, left=start, color=_COLORS[number % len(_COLORS)], alpha=alpha)
+            if share > _MIN_LABELED_SHARE:
                 axes.text(start + share / 2, number, label, ha="center", va="center", fontsize=8)
             start += share
     axes.set_yticks(range(len(files)), [name for name, _, _ in files], fontsize=8)
-    for number, label in enumerate(axes.get_yticklabels()):
-        label.set_color(_COLOURS[number % len(_COLOURS)])
+    for number, tick_label in enumerate(axes.get_yticklabels()):
+        tick_label.set_color(_COLORS[number % len(_COLORS)])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title("direction", fontsize=10)

@@ -275,7 +275,7 @@ def _table_lines(has_tokens: bool) -> list[tuple[str, Callable[[FileAudit], str]
         ("characters: instruction", lambda audit: _format_lengths(audit.characters.instruction)),
         ("characters: text", lambda audit: _format_lengths(audit.characters.text)),
         ("characters: output", lambda audit: _format_lengths(audit.characters.output)),
-        *(_TOKEN_LINES if has_tokens else []),
+        *((label, _from_tokens(format_cell)) for label, format_cell in (_TOKEN_LINES if has_tokens else [])),
         ("same instruction as another row", lambda audit: f"{audit.duplicates.repeated_instructions:,}"),
         ("same text as another row", lambda audit: f"{audit.duplicates.repeated_texts:,}"),
         ("  and the same output", lambda audit: f"{audit.duplicates.repeated_pairs:,}"),
@@ -301,15 +301,25 @@ def _table_lines(has_tokens: bool) -> list[tuple[str, Callable[[FileAudit], str]
     ]
 
 
-_TOKEN_LINES: list[tuple[str, Callable[[FileAudit], str]]] = [
-    ("tokens: prompt", lambda audit: _format_lengths(audit.tokens.prompt)),
-    ("tokens: output", lambda audit: _format_lengths(audit.tokens.output)),
-    ("tokens: row", lambda audit: _format_lengths(audit.tokens.row)),
-    ("  over max length", lambda audit: f"{audit.tokens.over_max_length:,}"),
-    ("  unknown in prompts", lambda audit: f"{audit.tokens.unknown_in_prompts:,}"),
-    ("  unknown in outputs", lambda audit: f"{audit.tokens.unknown_in_outputs:,}"),
-    ("  special tokens as text", lambda audit: f"{sum(audit.tokens.special_tokens_in_text.values()):,}"),
+_TOKEN_LINES: list[tuple[str, Callable[[TokenStats], str]]] = [
+    ("tokens: prompt", lambda tokens: _format_lengths(tokens.prompt)),
+    ("tokens: output", lambda tokens: _format_lengths(tokens.output)),
+    ("tokens: row", lambda tokens: _format_lengths(tokens.row)),
+    ("  over max length", lambda tokens: f"{tokens.over_max_length:,}"),
+    ("  unknown in prompts", lambda tokens: f"{tokens.unknown_in_prompts:,}"),
+    ("  unknown in outputs", lambda tokens: f"{tokens.unknown_in_outputs:,}"),
+    ("  special tokens as text", lambda tokens: f"{sum(tokens.special_tokens_in_text.values()):,}"),
 ]
+
+
+def _from_tokens(format_cell: Callable[[TokenStats], str]) -> Callable[[FileAudit], str]:
+    """Return a function that formats a cell from a file's token counts."""
+
+    def format_file(audit: FileAudit) -> str:
+        assert audit.tokens is not None, "with a tokenizer, the tokens of every file are counted"
+        return format_cell(audit.tokens)
+
+    return format_file
 
 
 def _format_lengths(lengths: LengthStats | None) -> str:

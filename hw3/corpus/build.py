@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import uuid
 from collections import Counter
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hw3.common.atomic_io import write_json, write_json_rows
-from hw3.common.errors import UserError, truncate_problems
+from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.corpus.build_report import (
     REPORT_FILE,
@@ -34,8 +35,10 @@ from hw3.corpus.script_conversion import make_converter
 from hw3.corpus.splitting import cluster_pairs, draw_verified_splits
 from hw3.data.templates import Template, list_templates, sample_templates, to_script
 
-# In the order of drawing: later splits skip copies of what earlier splits have.
+# In sampling order: later splits skip copies of what earlier splits have.
 SPLIT_FILES = {"test": "public_test.json", "private": "private_test.json", "dev": "dev.json", "train": "train.json"}
+
+logger = logging.getLogger(__name__)
 
 
 def build_dataset(
@@ -58,25 +61,27 @@ def build_dataset(
     """
     # --- Refuse wrong arguments before anything is read ---
     sizes = {split: getattr(settings, split) for split in SPLIT_FILES}
+    # A size of 0 leaves the split out; None takes all pairs that remain.
     files = {split: output / name for split, name in SPLIT_FILES.items() if sizes[split] != 0}
     _refuse_existing([*files.values(), output / REPORT_FILE])
-    make_converter(settings.convert)
+    make_converter(settings.convert)  # raises if its package is not installed
     excluded_files, excluded_sentences = read_excluded_files(exclude)
 
     # --- Read ---
+    logger.info(f"1/5 reading {source}")
     corpus = read_corpus(source, sha256, output)
-    if corpus.skipped_chapters:
-        print(
-            f"{len(corpus.skipped_chapters)} chapters skipped:", *truncate_problems(corpus.skipped_chapters), sep="\n  "
-        )
 
     # --- Clean, cluster, split ---
+    logger.info(f"2/5 cleaning {len(corpus.pairs):,} pairs")
     clean, rule_counts = clean_pairs(corpus.pairs, LeakageIndex(excluded_sentences))
     print_cleaning(len(corpus.pairs), rule_counts)
+    logger.info(f"3/5 clustering {len(clean.pairs):,} pairs")
     clusters = cluster_pairs(clean)
+    logger.info("4/5 drawing splits, and comparing them with one another")
     drawn, leakage_checks = draw_verified_splits(clean, clusters, sizes, settings.seed, excluded_sentences)
 
     # --- Convert and write ---
+    logger.info("5/5 converting and writing")
     splits = {
         split: _write_split(path, split, [clean.pairs[index] for index in drawn.indices[split]], settings)
         for split, path in files.items()
@@ -106,7 +111,8 @@ def _refuse_existing(files: Iterable[Path]) -> None:
 
 
 def _write_split(path: Path, split: str, pairs: list[SentencePair], settings: BuildSettings) -> SplitSummary:
-    # Drawn evenly from the 19 slots, so that directions and templates are as frequent as in the homework.
+    # The 19 templates, counted with their weights, are drawn evenly, as often as in the homework: m2c is modern to
+    # Classical Chinese, c2m Classical to modern.
     slots = list_templates("m2c") + list_templates("c2m")
     templates = sample_templates(len(pairs), slots, random.Random(f"{settings.seed} {split}"))
     write_json_rows(path, make_rows(_convert(pairs, settings.convert), templates, split, settings))

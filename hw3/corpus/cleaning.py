@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
+from hw3.common.progress import ProgressLine
 from hw3.corpus.dedup import CopyKind, LeakageIndex, closest_copy_kind, compute_band_keys
 from hw3.corpus.filters import FILTER_RULES, rejection_reason
 from hw3.corpus.niutrans import SentencePair
@@ -60,7 +60,7 @@ def clean_pairs(pairs: list[SentencePair], excluded: LeakageIndex) -> tuple[Clea
     seen: set[tuple[str, str]] = set()
     chunks = split_into_chunks(pairs)
     results = parallel_map(partial(_clean_chunk, excluded), chunks)
-    with tqdm(total=len(pairs), desc="cleaning", unit="pair", unit_scale=True, disable=None, leave=False) as progress:
+    with ProgressLine("cleaning", len(pairs), "pairs", is_logged=True) as progress:
         for chunk, (reasons, chunk_sides, chunk_keys) in zip(chunks, results, strict=True):
             removed.update(reason for reason in reasons if reason)
             passed = [pair for pair, reason in zip(chunk, reasons, strict=True) if reason is None]
@@ -74,7 +74,7 @@ def clean_pairs(pairs: list[SentencePair], excluded: LeakageIndex) -> tuple[Clea
                 kept_pairs.append(pair)
                 kept_sides.append(sides)
             kept_keys.append(chunk_keys[new_indices])
-            progress.update(len(chunk))
+            progress.advance(len(chunk))
     counts, remaining = [], len(pairs)
     for rule in FILTER_RULES:
         remaining -= removed[rule]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hw3.common.atomic_io import write_json_rows
 from hw3.common.errors import UserError, first_line, truncate_problems
+from hw3.common.progress import can_show_live_progress
 from hw3.data.rows import read_rows
 from hw3.data.templates import list_templates, sample_templates
 
@@ -107,7 +107,7 @@ def _read_records(source: str, config: str | None, split: str, fields: Mapping[s
 def _load_dataset(source: str, config: str | None, split: str, columns: list[str]) -> Dataset:
     import datasets
 
-    if not sys.stderr.isatty():
+    if not can_show_live_progress():
         datasets.disable_progress_bars()
     path = Path(source)
     suffix = path.suffix.lower()
@@ -119,7 +119,7 @@ def _load_dataset(source: str, config: str | None, split: str, columns: list[str
     try:
         if builder is None:
             return datasets.load_dataset(source, config, split=split)
-        options = {"sep": "\t"} if suffix == ".tsv" else {}
+        options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
         if builder == "csv":
             # Every value as text, so that 007 stays 007 and an empty field is reported.
             options |= {"keep_default_na": False, "converters": dict.fromkeys(columns, str)}

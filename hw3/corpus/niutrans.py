@@ -10,9 +10,9 @@ published.
 from __future__ import annotations
 
 import hashlib
+import logging
 import lzma
 import shutil
-import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from hw3.common.errors import UserError, truncate_problems
 from hw3.common.hashing import file_sha256
+from hw3.common.progress import can_show_live_progress
 
 CORPUS_FOLDER = "双语数据"
 _CHAPTER_FILES = ("bitext.txt", "source.txt", "target.txt")
@@ -41,6 +42,8 @@ CORPUS_HELP = (
     "verified with --sha256",
     "  a folder of *.tsv.xz parts: book, classical, modern",
 )
+
+logger = logging.getLogger(__name__)
 
 
 class SentencePair(NamedTuple):
@@ -149,7 +152,9 @@ def download_archive(url: str, folder: Path, sha256: str | None) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response, partial.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm.wrapattr(response, "read", total=size, desc=target.name, disable=None) as stream:
+            with tqdm.wrapattr(
+                response, "read", total=size, desc=target.name, disable=not can_show_live_progress()
+            ) as stream:
                 shutil.copyfileobj(stream, file, _DOWNLOAD_CHUNK_BYTES)
         if sha256 is not None:
             _check_sha256(partial, url, sha256)
@@ -165,7 +170,7 @@ def download_archive(url: str, folder: Path, sha256: str | None) -> Path:
 def _check_sha256(file: Path, name: str, expected: str | None) -> str:
     actual = file_sha256(file)
     if expected is None:
-        print(f"{name}: sha256 {actual}, not verified; verify later builds with --sha256 {actual}", file=sys.stderr)
+        logger.warning(f"{name}: sha256 {actual}, not verified; verify later builds with --sha256 {actual}")
     elif actual != expected.lower():
         raise UserError(f"{name}: found sha256 {actual}, expected {expected} (--sha256); nothing was read from it")
     return actual
@@ -197,7 +202,9 @@ def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as archive:
         for member in archive:
             if member.isfile() and member.name.endswith(_CHAPTER_FILES):
-                yield member.name, archive.extractfile(member).read()
+                stream = archive.extractfile(member)
+                assert stream is not None, "every regular file has content"
+                yield member.name, stream.read()
 
 
 def _parse_chapters(files: dict[PurePosixPath, bytes], source: str) -> Corpus:
@@ -218,6 +225,10 @@ def _parse_chapters(files: dict[PurePosixPath, bytes], source: str) -> Corpus:
         pairs += [SentencePair(book, classical, modern) for classical, modern in sides]
     if not pairs:
         raise UserError(f"{source}: no sentence pairs under {CORPUS_FOLDER}/", *truncate_problems(skipped_chapters))
+    if skipped_chapters:
+        logger.warning(
+            "\n  ".join([f"{len(skipped_chapters)} chapters skipped:", *truncate_problems(skipped_chapters)])
+        )
     return Corpus(pairs, digest.hexdigest(), len(files), skipped_chapters)
 
 

@@ -46,4 +46,5 @@ def _initialize_process(function: Callable[[Any], Any]) -> None:
 
 
 def _call_process_function(chunk: Any) -> Any:
+    assert _process_function is not None, "`_initialize_process` runs first"
     return _process_function(chunk)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 from hw3.common.errors import UserError
 
-CONVERSIONS = ("s2tw", "hanziconv", "none")
-
 
 def make_converter(conversion: str) -> Callable[[Sequence[str]], list[str]]:
     """Return a function that converts texts in simplified characters.
@@ -22,7 +20,7 @@ def make_converter(conversion: str) -> Callable[[Sequence[str]], list[str]]:
     if conversion == "s2tw":
         from opencc import OpenCC
 
-        convert = OpenCC("s2tw").convert
+        convert: Callable[[str], str] = OpenCC("s2tw").convert
     elif conversion == "hanziconv":
         convert = _load_hanziconv()
     else:

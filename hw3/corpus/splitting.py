@@ -62,7 +62,7 @@ class DrawnSplits:
     """The pairs of each split.
 
     Attributes:
-        indices: split name to indices of pairs, in the order of drawing.
+        indices: split name to indices of pairs, in sampling order.
         skipped_pairs: pairs passed over because they are copies of a pair in an earlier split.
     """
 
@@ -99,7 +99,7 @@ def draw_splits(
     Args:
         clean: the pairs.
         clusters: the cluster of each pair.
-        sizes: pairs per split in the order of drawing; None takes all that remain.
+        sizes: pairs per split in sampling order; None takes all that remain.
         seed: of the draw.
         refused: indices of pairs that must not be drawn.
 

@@ -46,6 +46,7 @@ class ReplayedStep:
             self._graph.replay()
         else:
             self._output = run_step()
+        assert self._output is not None, "a replay overwrites the output of the captured run"
         return self._output
 
     def reset(self) -> None:

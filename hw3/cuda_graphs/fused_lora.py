@@ -11,13 +11,16 @@ A 4-bit W may stay in 4 bits. It is then dequantized for each product and discar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
-from bitsandbytes.functional import dequantize_blockwise
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.functional import QuantState, dequantize_blockwise
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch.nn import Module
+
+LoraLinear = PeftLinear | PeftLinear4bit
 
 # Names of layers that a decoder layer calls with the same input, one after the other in this order.
 FUSABLE_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -98,7 +101,9 @@ def lora_linear(
 
 
 @lora_linear.register_fake
-def _(x, weight, absmax, a, b, scaling, out_features, blocksize, quant_type):  # type: ignore[no-untyped-def]
+def _(
+    x: torch.Tensor, weight: object, absmax: object, a: torch.Tensor, b: torch.Tensor, *settings: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
 
@@ -144,16 +149,25 @@ def lora_linear_backward(
 
 
 @lora_linear_backward.register_fake
-def _(dy, x, h, weight, absmax, a, b, scaling, out_features, blocksize, quant_type):  # type: ignore[no-untyped-def]
+def _(
+    dy: object,
+    x: torch.Tensor,
+    h: object,
+    weight: object,
+    absmax: object,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    *settings: object,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     x, weight, absmax, a, b, *ctx.settings = inputs
     ctx.save_for_backward(x, output[1], weight, absmax, a, b)
 
 
-def _backward(ctx, dy, unused_dh):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, dy: torch.Tensor, unused_dh: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     x, h, weight, absmax, a, b = ctx.saved_tensors
     dx, da, db = torch.ops.hw3.lora_linear_backward(dy.contiguous(), x, h, weight, absmax, a, b, *ctx.settings)
     return dx, None, None, da, db, None, None, None, None
@@ -162,17 +176,21 @@ def _backward(ctx, dy, unused_dh):  # type: ignore[no-untyped-def]
 lora_linear.register_autograd(_backward, setup_context=_setup_context)
 
 
-def is_fusable(layer: Module) -> bool:
+def is_fusable(layer: Module) -> TypeGuard[LoraLinear]:
     """Return whether a layer is a PEFT LoRA layer that `FusedLoraLinear` can replace.
 
     Its base must be an `nn.Linear` or bitsandbytes' `Linear4bit`. It must have one active adapter, without dropout,
     bias or a LoRA variant such as DoRA.
     """
-    if type(layer) not in (PeftLinear, PeftLinear4bit) or len(layer.active_adapters) != 1:
+    # Subclasses may compute something else.
+    if not isinstance(layer, PeftLinear | PeftLinear4bit) or type(layer) not in (PeftLinear, PeftLinear4bit):
+        return False
+    if len(layer.active_adapters) != 1:
         return False
     base, (name,) = layer.base_layer, layer.active_adapters
     if type(base) is Linear4bit:
         # Weights can be concatenated only if no 4-bit block crosses the end of a layer.
+        assert isinstance(base.weight, Params4bit), "a 4-bit layer has a 4-bit weight"
         is_supported = base.in_features * base.out_features % base.weight.quant_state.blocksize == 0
     else:
         is_supported = type(base) is torch.nn.Linear
@@ -184,32 +202,45 @@ def is_fusable(layer: Module) -> bool:
     )
 
 
-def find_fusable_layers(model: Module) -> list[list[tuple[Module, str, Module]]]:
+class FusableLayer(NamedTuple):
+    """A LoRA layer that `FusedLoraLinear` can replace.
+
+    Attributes:
+        parent: the module that the layer is an attribute of.
+        name: the attribute's name.
+        layer: the layer.
+    """
+
+    parent: Module
+    name: str
+    layer: LoraLinear
+
+
+def find_fusable_layers(model: Module) -> list[list[FusableLayer]]:
     """Return the layers that `FusedLoraLinear` can replace, grouped by their input.
 
-    Returns:
-        Groups of (parent module, name in the parent, layer), in the order in which the layers are called.
+    Within a group, the layers are in the order in which they are called.
     """
     groups = []
     for parent in model.modules():
         layers = {name: layer for name, layer in parent.named_children() if is_fusable(layer)}
         for names in FUSABLE_PROJECTIONS:
             if set(names) <= set(layers) and len({_fusion_key(layers[name]) for name in names}) == 1:
-                groups.append([(parent, name, layers.pop(name)) for name in names])
-        groups += [[(parent, name, layer)] for name, layer in layers.items()]
+                groups.append([FusableLayer(parent, name, layers.pop(name)) for name in names])
+        groups += [[FusableLayer(parent, name, layer)] for name, layer in layers.items()]
     return groups
 
 
-def get_adapter_weights(layers: Sequence[Module]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+def get_adapter_weights(layers: Sequence[LoraLinear]) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Return the A and the B matrices of fusable layers."""
     names = [layer.active_adapters[0] for layer in layers]
     return (
-        [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)],
-        [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)],
+        [layer.lora_A[name].get_parameter("weight") for layer, name in zip(layers, names, strict=True)],
+        [layer.lora_B[name].get_parameter("weight") for layer, name in zip(layers, names, strict=True)],
     )
 
 
-def _fusion_key(layer: Module) -> tuple[object, ...]:
+def _fusion_key(layer: LoraLinear) -> tuple[object, ...]:
     """Return what must be equal in layers that are fused with each other."""
     (name,) = layer.active_adapters
     return type(layer.base_layer), layer.r[name], layer.scaling[name], layer.in_features
@@ -224,7 +255,10 @@ class FusedLoraLinear(Module):
         b: the adapters' B, concatenated, shape (O, R).
     """
 
-    def __init__(self, layers: Sequence[Module], a: torch.Tensor, b: torch.Tensor) -> None:
+    weight: torch.Tensor
+    absmax: torch.Tensor | None
+
+    def __init__(self, layers: Sequence[LoraLinear], a: torch.Tensor, b: torch.Tensor) -> None:
         super().__init__()
         bases = [layer.base_layer for layer in layers]
         self.a, self.b = a, b
@@ -232,15 +266,16 @@ class FusedLoraLinear(Module):
         self.out_features = [layer.out_features for layer in layers]
         self.biases = [base.bias for base in bases]
         absmax, self.blocksize, self.quant_type = None, 0, ""
-        if type(bases[0]) is Linear4bit:
-            states = [base.weight.quant_state for base in bases]
+        parameters = [base.get_parameter("weight") for base in bases]
+        states = [parameter.quant_state for parameter in parameters if isinstance(parameter, Params4bit)]
+        if states:
             absmax = torch.cat([_dequantize_absmax(state) for state in states])
             self.blocksize, self.quant_type = states[0].blocksize, states[0].quant_type
         with torch.no_grad():
-            weights = [base.weight.data for base in bases]
+            weights = [parameter.data for parameter in parameters]
             joined = weights[0] if len(weights) == 1 else torch.cat(weights)
-            for base, part in zip(bases, joined.split([len(weight) for weight in weights]), strict=True):
-                base.weight.data = part
+            for parameter, part in zip(parameters, joined.split([len(weight) for weight in weights]), strict=True):
+                parameter.data = part
         # 4-bit weights may be stored in another dtype; their bytes are the same.
         self.register_buffer("weight", joined if absmax is None else joined.view(torch.uint8), persistent=False)
         self.register_buffer("absmax", absmax, persistent=False)
@@ -276,7 +311,7 @@ class FusedLoraOutput(Module):
         return self.group.pending_outputs.pop(0)
 
 
-def _dequantize_absmax(state) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _dequantize_absmax(state: QuantState) -> torch.Tensor:
     """Return the blocks' float32 scales, as bitsandbytes' `dequantize_4bit` computes them in each forward."""
     if not state.nested:
         return state.absmax.float()

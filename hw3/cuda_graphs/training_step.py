@@ -16,10 +16,17 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch._inductor.config
+from peft import PeftModel
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from hw3.cuda_graphs.fused_lora import FusedLoraLinear, FusedLoraOutput, find_fusable_layers, get_adapter_weights
+from hw3.cuda_graphs.fused_lora import (
+    FusableLayer,
+    FusedLoraLinear,
+    FusedLoraOutput,
+    find_fusable_layers,
+    get_adapter_weights,
+)
 from hw3.modeling.attention_masks import build_attention_masks
 
 # Choices of the largest number of tokens per replay. More than the first is hardly faster; activations grow with it.
@@ -56,28 +63,32 @@ def compute_rows_per_replay(rows: int, length: int, max_tokens: int) -> int:
 
 
 def output_head_loss_and_grad(
-    states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor, cap: float | None
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    step_output_tokens: torch.Tensor,
+    logit_cap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the cross-entropy of hidden states under the output head, and its gradient in closed form.
 
-    With z = cap * tanh(x / cap) (Gemma-2, arXiv:2408.00118, section 2; z = x without a cap), the gradient of
-    -log softmax(z)[target] with respect to x is (softmax(z) - onehot(target)) * (1 - (z / cap)^2).
+    With z = c * tanh(x / c), c the cap (Gemma-2, arXiv:2408.00118, section 2; z = x without a cap), the gradient of
+    -log softmax(z)[target] with respect to x is (softmax(z) - onehot(target)) * (1 - (z / c)^2).
 
     Args:
         states: last hidden states, shape (K, D).
         weight: of the head, shape (V, D).
         targets: token ids to predict, shape (K,); -1 for a position to ignore.
-        tokens: output tokens of the complete optimizer step, a scalar.
-        cap: soft-cap of the logits.
+        step_output_tokens: output tokens of the complete optimizer step, a scalar.
+        logit_cap: soft-cap of the logits; None without one.
 
     Returns:
-        float32 sums over the K positions, shape (3,): the loss divided by `tokens`, the entropy in nats, and the number
-        of targets that had the highest probability. Then the gradient of that loss with respect to `states`, shape
-        (K, D).
+        float32 sums over the K positions, shape (3,): the loss divided by `step_output_tokens`, the entropy in nats,
+        and the number of targets that had the highest probability. Then the gradient of that loss with respect to
+        `states`, shape (K, D).
     """
     logits = (states @ weight.T).float()
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
+    if logit_cap is not None:
+        logits = torch.tanh(logits / logit_cap) * logit_cap
     is_counted = (targets >= 0).float()
     log_total = torch.logsumexp(logits, dim=-1)
     target_logits = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
@@ -85,10 +96,10 @@ def output_head_loss_and_grad(
     entropy = log_total - (probabilities * logits).sum(-1)
     is_correct = (target_logits >= logits.amax(-1)).float()
     onehot = torch.arange(weight.shape[0], device=states.device) == targets[:, None]
-    gradient = (probabilities - onehot.to(probabilities.dtype)) * (is_counted / tokens)[:, None]
-    if cap is not None:
-        gradient = gradient * (1 - (logits / cap) ** 2)
-    loss = (log_total - target_logits) / tokens
+    gradient = (probabilities - onehot.to(probabilities.dtype)) * (is_counted / step_output_tokens)[:, None]
+    if logit_cap is not None:
+        gradient = gradient * (1 - (logits / logit_cap) ** 2)
+    loss = (log_total - target_logits) / step_output_tokens
     sums = (torch.stack([loss, entropy, is_correct]) * is_counted).sum(1)
     return sums, gradient.to(states.dtype) @ weight
 
@@ -112,32 +123,23 @@ class CudaGraphStep:
     """
 
     def __init__(
-        self, model: PreTrainedModel, rows_per_step: int, bucket_lengths: Sequence[int], tokens_per_replay: int
+        self, model: PeftModel, rows_per_step: int, bucket_lengths: Sequence[int], tokens_per_replay: int
     ) -> None:
-        self._peft_model, self._model = model, model.get_base_model()
+        base = model.get_base_model()
+        assert isinstance(base, PreTrainedModel), "the adapters were added to a model of transformers"
+        self._peft_model, self._model = model, base
         self._config = self._model.config.get_text_config()
         self._rows_per_step, self._tokens_per_replay = rows_per_step, tokens_per_replay
         self._dtype = self._model.dtype
         groups = find_fusable_layers(model)
-        # The leaves of the graphs' autograd: for each fused group its A and its B, then every other trained parameter.
-        leaves = [side for group in groups for side in get_adapter_weights([layer for *_, layer in group])]
-        fused_ids = {id(parameter) for leaf in leaves for parameter in leaf}
+        # The parameters of each leaf of the graphs' autograd: one leaf for A and one for B of each fused group, then
+        # one for every other trained parameter.
+        fused = [side for group in groups for side in get_adapter_weights([member.layer for member in group])]
+        fused_ids = {id(parameter) for leaf in fused for parameter in leaf}
         others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in fused_ids]
-        leaves += [[parameter] for parameter in others]
-        self._parameters = [parameter for leaf in leaves for parameter in leaf]
-        shapes = [parameter.shape for parameter in self._parameters]
-        leaf_shapes = [(sum(len(part) for part in leaf), *leaf[0].shape[1:]) for leaf in leaves]
-        count = sum(map(math.prod, shapes))
-        self.buffer = torch.zeros(count + NUM_METRICS, device=model.device)
-        self._gradients = _split_into_views(self.buffer[:-NUM_METRICS], shapes)
-        copies = torch.zeros(count, dtype=self._dtype, device=model.device)
-        self._copies = _split_into_views(copies, shapes)
-        self._leaves = [torch.nn.Parameter(copy) for copy in _split_into_views(copies, leaf_shapes)]
-        self._replacements = []
-        for number, group in enumerate(groups):
-            fused = FusedLoraLinear([layer for *_, layer in group], *self._leaves[2 * number : 2 * number + 2])
-            self._replacements += [(*place, FusedLoraOutput(fused, index)) for index, place in enumerate(group)]
-        self._copy_by_id = dict(zip(map(id, others), self._leaves[2 * len(groups) :], strict=True))
+        self._allocate_parameter_memory([*fused, *([parameter] for parameter in others)], model.device)
+        self._replacements = _build_replacements(groups, self._leaves[: len(fused)])
+        self._copy_by_id = dict(zip(map(id, others), self._leaves[len(fused) :], strict=True))
         tokens_by_length = {length: self._rows_per_replay(length) * length for length in bucket_lengths}
         max_tokens = max(tokens_by_length.values())
         # Inputs and outputs of every graph; smaller batches use their beginning.
@@ -148,6 +150,22 @@ class CudaGraphStep:
         # The graph with most tokens is captured first: the memory pool that it fills then suffices for the others.
         self._graphs = self._capture_graphs(sorted(bucket_lengths, key=lambda length: -tokens_by_length[length]))
 
+    def _allocate_parameter_memory(
+        self, parameters_by_leaf: Sequence[Sequence[torch.nn.Parameter]], device: torch.device
+    ) -> None:
+        """Allocate the gradients and the adapters' copies, each in one flat tensor."""
+        self._parameters: list[torch.Tensor] = [parameter for leaf in parameters_by_leaf for parameter in leaf]
+        shapes = [parameter.shape for parameter in self._parameters]
+        leaf_shapes = [(sum(len(part) for part in leaf), *leaf[0].shape[1:]) for leaf in parameters_by_leaf]
+        count = sum(map(math.prod, shapes))
+        self.buffer = torch.zeros(count + NUM_METRICS, device=device)
+        self._gradients = _split_into_views(self.buffer[:-NUM_METRICS], shapes)
+        copies = torch.zeros(count, dtype=self._dtype, device=device)
+        # Both are views of the same memory: `_copies`, one per parameter, are written at each step. `_leaves`, one per
+        # A or B of a fused group, are read by the graphs.
+        self._copies = _split_into_views(copies, shapes)
+        self._leaves = [torch.nn.Parameter(copy) for copy in _split_into_views(copies, leaf_shapes)]
+
     def _rows_per_replay(self, length: int) -> int:
         return compute_rows_per_replay(self._rows_per_step, length, self._tokens_per_replay)
 
@@ -155,7 +173,7 @@ class CudaGraphStep:
         """Return the graphs of the forward and the backward for each length; both have a method `replay()`."""
         # The compiler makes no code for the CPU here. Finding out what the CPU supports would take half a minute.
         torch._inductor.config.cpp.vec_isa_ok = False
-        for layer in self._model.base_model.layers:
+        for layer in self._model.base_model.get_submodule("layers").children():
             layer.compile(dynamic=True)
         self._head = torch.compile(output_head_loss_and_grad, dynamic=True)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
@@ -190,16 +208,18 @@ class CudaGraphStep:
         ]
         for module, name, parameter in parameters:
             module._parameters[name] = self._copy_by_id[id(parameter)]
-        for parent, name, _, replacement in self._replacements:
-            parent._modules[name] = replacement
+        for original, replacement in self._replacements:
+            original.parent._modules[original.name] = replacement
         # If the embeddings require a gradient, the first layer is compiled like all others.
-        hook = self._model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
+        hook = self._model.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: output.requires_grad_()
+        )
         try:
             yield
         finally:
             hook.remove()
-            for parent, name, layer, _ in self._replacements:
-                parent._modules[name] = layer
+            for original, _ in self._replacements:
+                original.parent._modules[original.name] = original.layer
             for module, name, parameter in parameters:
                 module._parameters[name] = parameter
 
@@ -266,24 +286,27 @@ class CudaGraphStep:
         rows, length = input_ids.shape
         forward_graph, backward_graph = self._graphs[length]
         rows_per_replay = self._rows_per_replay(length)
-        weight, cap = self._model.get_output_embeddings().weight, getattr(self._config, "final_logit_softcapping", None)
+        weight = self._model.get_output_embeddings().weight
+        logit_cap = getattr(self._config, "final_logit_softcapping", None)
         hidden_grad = self._hidden_grad[: rows_per_replay * length]
         first_output = 0
         for first_row in range(0, rows, rows_per_replay):
             part = slice(first_row, first_row + rows_per_replay)
+            # If fewer rows are left, old rows may remain in the buffers; their gradient is zero.
             filled = min(rows_per_replay, rows - first_row) * length
             self._ids[:filled].copy_(input_ids[part].reshape(-1))
             self._mask[:filled].copy_(attention_mask[part].reshape(-1))
             forward_graph.replay()
             hidden_grad.zero_()
             outputs = slice(first_output, first_output + sum(outputs_per_row[part]))
+            # Pad K to a multiple of 64. A padded position reads state 0, and its target -1 removes it from the sums.
             padding = (first_output - outputs.stop) % HEAD_PADDING_MULTIPLE
             positions = pad(output_positions[outputs] - first_row * length, (0, padding))
             targets = pad(output_ids[outputs], (0, padding), value=-1)
             states = self._hidden[positions]
             for start in range(0, len(targets), HEAD_CHUNK_POSITIONS):
                 chunk = slice(start, start + HEAD_CHUNK_POSITIONS)
-                sums, gradient = self._head(states[chunk], weight, targets[chunk], tokens, cap)
+                sums, gradient = self._head(states[chunk], weight, targets[chunk], tokens, logit_cap)
                 hidden_grad.index_add_(0, positions[chunk], gradient)
                 self.buffer[-NUM_METRICS:] += sums
             backward_graph.replay()
@@ -302,6 +325,17 @@ def count_unused_reserved_bytes(device: torch.device, *, in_graph_pools: bool) -
         for segment in torch.cuda.memory_snapshot()
         if segment["device"] == device.index and (tuple(segment["segment_pool_id"]) != (0, 0)) == in_graph_pools
     )
+
+
+def _build_replacements(
+    groups: Sequence[Sequence[FusableLayer]], leaves: Sequence[torch.nn.Parameter]
+) -> list[tuple[FusableLayer, FusedLoraOutput]]:
+    """Fuse each group on its two leaves, A and B; return each layer with the module that replaces it."""
+    replacements = []
+    for group, a, b in zip(groups, leaves[::2], leaves[1::2], strict=True):
+        fused = FusedLoraLinear([member.layer for member in group], a, b)
+        replacements += [(member, FusedLoraOutput(fused, index)) for index, member in enumerate(group)]
+    return replacements
 
 
 def _split_into_views(flat: torch.Tensor, shapes: Sequence[Sequence[int]]) -> list[torch.Tensor]:

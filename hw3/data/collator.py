@@ -64,8 +64,8 @@ class CompletionOnlyCollator:
             token.
 
         Raises:
-            ValueError: a row has no label, or its two lists differ in length. From the first label on, labels are not
-                the input ids, or the last one is not EOS. The row is longer than the last bucket.
+            ValueError: if a row's two lists differ in length; if it has no label; if its labels, from the first one on,
+                differ from its input ids; if its last label is not EOS; or if it is longer than the last bucket.
         """
         lengths = [len(row["input_ids"]) for row in rows]
         padded_length = self._padded_length(max(lengths))
@@ -80,8 +80,8 @@ class CompletionOnlyCollator:
         batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if self.return_output_positions:
             is_predicted = labels[:, 1:] != IGNORE_INDEX
-            row, position = is_predicted.nonzero(as_tuple=True)
-            batch["output_positions"] = row * padded_length + position
+            row_indices, positions = is_predicted.nonzero(as_tuple=True)
+            batch["output_positions"] = row_indices * padded_length + positions
             batch["output_ids"] = labels[:, 1:][is_predicted]
             batch["outputs_per_row"] = is_predicted.sum(1).tolist()
         return batch

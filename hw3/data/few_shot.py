@@ -11,6 +11,19 @@ from hw3.data.rows import Row
 from hw3.data.templates import detect_direction
 
 
+def check_shots(prompt: Prompt, shots: int) -> None:
+    """Check that a prompt has this many few-shot examples.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if not 0 <= shots <= len(prompt.examples):
+        raise UserError(
+            f"--shots {shots}: the prompt has {len(prompt.examples)} few-shot examples; give a number from 0 to "
+            f"{len(prompt.examples)}"
+        )
+
+
 def prompt_examples(prompt: Prompt, fallback: Prompt, shots: int) -> tuple[list[Example], list[str] | None]:
     """Return the first `shots` few-shot examples of a prompt, or of `fallback` if the prompt has none.
 

@@ -60,8 +60,7 @@ def render_turn(prompt: Prompt, instruction: str) -> str:
 
 
 def render_prompt(prompt: Prompt, instruction: str, examples: list[Example]) -> str:
-    """Return the prompt's text: system, newline, each example as turn + output + separator, then the instruction's
-    turn.
+    """Return the prompt's text: system, newline, each example as turn + output + separator, then the row's turn.
 
     Args:
         prompt: a prompt without `chat_template`; see `build_messages` for the others.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hw3.common.errors import UserError, truncate_problems
+
+DataFileKey = Literal["train", "eval", "dev"]  # keys of the data files in a recipe's `data` section
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,19 @@ def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
         raise UserError(f"{path}: found no rows; expected at least one")
     problems: list[str] = []
     rows: list[Row] = []
-    place_of_id: dict[str, str] = {}
-    for place, record in records:
+    location_by_id: dict[str, str] = {}
+    for location, record in records:
         if row_problems := _find_problems(record, require_output):
             row_id = record.get("id") if isinstance(record, dict) else None
-            where = f"{path}: {place}" if row_id is None else f"{path}: {place} (id {row_id})"
+            where = f"{path}: {location}" if row_id is None else f"{path}: {location} (id {row_id})"
             problems.append(f"{where}: {'; '.join(row_problems)}")
             continue
         row = Row(record["id"], record["instruction"], record.get("output"))
-        if row.id in place_of_id:
-            problems.append(f"{path}: {place} (id {row.id}): same id as {place_of_id[row.id]}; ids must be unique")
+        if row.id in location_by_id:
+            first = location_by_id[row.id]
+            problems.append(f"{path}: {location} (id {row.id}): same id as {first}; ids must be unique")
             continue
-        place_of_id[row.id] = place
+        location_by_id[row.id] = location
         rows.append(row)
     if problems:
         raise UserError(*truncate_problems(problems))
@@ -87,7 +90,7 @@ def _describe_type(value: Any) -> str:
 
 
 def _parse_records(path: Path) -> list[tuple[str, Any]]:
-    """Parse a JSON list or JSON Lines; return each record with its place, such as `row 3` or `line 3`."""
+    """Parse a JSON list or JSON Lines; return each record with its location, such as `row 3` or `line 3`."""
     text = _read_utf8(path)
     if text.lstrip()[:1] == "[":
         try:

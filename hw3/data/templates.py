@@ -1,5 +1,4 @@
-"""The homework's instruction templates: write an instruction from a template, and recognize the template of an
-instruction.
+"""The homework's instruction templates: write an instruction from one, and recognize that of an instruction.
 
 A template is fixed text with the sentence to translate on its own line. Directions are ``"m2c"``, modern to Classical
 Chinese, and ``"c2m"``, Classical to modern.
@@ -110,9 +109,3 @@ def detect_direction(instruction: str) -> Direction | None:
     """Return ``"m2c"`` or ``"c2m"``, or None if the instruction follows no template."""
     matched = match_template(instruction)
     return matched[0].direction if matched else None
-
-
-def extract_text(instruction: str) -> str | None:
-    """Return the text that ``instruction`` asks to translate, or None if the instruction follows no template."""
-    matched = match_template(instruction)
-    return matched[1] if matched else None

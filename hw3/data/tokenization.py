@@ -55,8 +55,9 @@ def count_tokens(rows: Sequence[EncodedRow]) -> list[tuple[int, int]]:
 class Encoder:
     """Encode rows with a tokenizer and a prompt.
 
-    Prompt and output are tokenized separately, as the course's metric does, because a vocabulary may merge across the
-    boundary: for Gemma, `：《` is one token. BOS, if the tokenizer has one, and EOS are added by their ids.
+    Prompt and output are tokenized separately, as the course's metric does, because the tokenizer could merge the last
+    character of the prompt with the first of the output: for Gemma, `：《` is one token. BOS, if the tokenizer has one,
+    and EOS are added by their ids.
 
     Raises:
         UserError: the tokenizer has no EOS token, or the prompt needs a chat template and the tokenizer has none.
@@ -112,14 +113,16 @@ class Encoder:
         system = self.prompt.system
         if not self.prompt.chat_template:
             return ("" if system is None else f"{system}\n"), ""
-        marker = chr(0xF0000)
+        marker = chr(0xF0000)  # a private-use character, which no template contains
         before, after = self._render_chat_template(build_messages(self.prompt, "", []), [marker]).split(marker)
         before = before.removeprefix(self.tokenizer.bos_token or "")
         return (before if system is None else f"{before}{system.strip()}\n"), after
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of generated ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "only a batch of id lists is decoded to a list"
+        return text
 
     def _encode_chat(self, instruction: str, examples: list[Example]) -> list[int]:
         """Return the ids of the rendered chat template: its special tokens as ids, all contents as text.
@@ -146,12 +149,14 @@ class Encoder:
 
     def _render_chat_template(self, messages: list[dict[str, str]], markers: list[str]) -> str:
         """Render the chat template with a marker in the place of each message's content."""
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             [{**message, "content": marker} for message, marker in zip(messages, markers, strict=True)],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # for Qwen3's template; others ignore it
         )
+        assert isinstance(text, str), "`tokenize=False` returns text for one conversation"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +189,8 @@ def apply_max_length(
         The rows that fit, and which rows were dropped or truncated.
 
     Raises:
-        UserError: rows are too long with `error`, an output does not fit with `truncate_prompt`, or no row is left.
+        UserError: rows are too long with `error`; with `truncate_prompt` no prompt token of a row would be left; or no
+            row is left.
     """
     fitting: list[EncodedRow] = []
     dropped: list[str] = []
@@ -201,7 +207,7 @@ def apply_max_length(
             fitting.append(EncodedRow(row.id, prompt_ids, row.output_ids, row.characters))
             truncated.append(row.id)
         else:
-            reason = "its output alone is too long" if too_long == "truncate_prompt" else "too long"
+            reason = "no prompt token would be left" if too_long == "truncate_prompt" else "too long"
             problems.append(f"{source}: row {number} (id {row.id}): {reason}: {len(row)} tokens, limit {max_length}")
     if problems:
         longest = max(len(row) for row in rows)

@@ -6,6 +6,7 @@ tokens and the EOS token under the model. The base model is loaded once, and ada
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from hw3.common.distributed import gather_objects, get_rank
 from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.evaluation.results_table import print_results
-from hw3.evaluation.sweep import encode_tasks, score_tasks
+from hw3.evaluation.score_tasks import encode_tasks, score_tasks
 from hw3.evaluation.tasks import EvalDataset, EvalTask, list_prompts, list_tasks, load_eval_datasets
 from hw3.runs.checkpoints import Checkpoint, external_adapter
 from hw3.runs.open_run import OpenedRun, open_run
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import CURVE_FILE, RESULTS_FILE, ROWS_FILE, Run
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_run(
@@ -47,7 +50,7 @@ def evaluate_run(
         adapters: further PEFT adapter folders to score beside the run's checkpoints.
         examples_source: `prompt` for the prompt's few-shot examples, `train` to draw them from the training file.
         baseline: name of the entry that all others are compared with, row by row; the best checkpoint if None.
-        allow_mismatch: score checkpoints that were trained under another prompt or quantization.
+        allow_mismatch: use checkpoints that were trained with another prompt, base model or quantization.
 
     Returns:
         0.
@@ -77,7 +80,7 @@ def evaluate_run(
 
 def _find_checkpoints(run: Run, recipe: Recipe, allow_mismatch: bool) -> list[Checkpoint]:
     for folder in run.incomplete_checkpoints():
-        print(f"{folder}: incomplete, skipped")
+        logger.warning(f"{folder}: incomplete, skipped")
     if not allow_mismatch:
         check_trained_as(run, recipe)
     return run.complete_checkpoints()
@@ -86,34 +89,37 @@ def _find_checkpoints(run: Run, recipe: Recipe, allow_mismatch: bool) -> list[Ch
 def _score_missing_entries(run: Run, recipe: Recipe, opened: OpenedRun, tasks: Sequence[EvalTask]) -> None:
     """Score the tasks without an entry. If there is no run folder yet, create it."""
     # The first process decides: another one may read result files while the first process replaces them.
-    missing = set(gather_objects([task.key for task in tasks if task.key not in task.dataset.results.rows])[0])
-    pending = [task for task in tasks if task.key in missing]
+    unscored = [task.entry_key for task in tasks if task.entry_key not in task.dataset.results.row_scores]
+    missing = set(gather_objects(unscored)[0])
+    pending = [task for task in tasks if task.entry_key in missing]
     if not pending:
         return
-    print(f"{len(pending)} of {len(tasks)} entries to score")
+    logger.info(f"{len(pending)} of {len(tasks)} entries to score")
     encoded_rows = encode_tasks(pending, opened)
     if get_rank() == 0 and not run.exists():
         write_atomically(run.recipe_path, recipe.to_yaml())
     try:
         score_tasks(pending, encoded_rows, recipe, opened)
     except KeyboardInterrupt:
-        print("stopped: finished entries are saved; run the same command to continue", flush=True)
+        logger.warning("stopped: finished entries are saved; run the same command to continue")
         raise
 
 
 def _report(run: Run, recipe: Recipe, datasets: Sequence[EvalDataset], baseline: str | None) -> None:
     """Write the results, print the tables, and draw the learning curves."""
+    selecting_dataset = datasets[0]
     for dataset in datasets:
         dataset.results.write()
         print_results(dataset.results, baseline, recipe.evaluation)
-        # The curve also shows the scores on the first file if that is a dev file.
-        _draw_learning_curve(run, dataset, redraw=dataset.results.changed or datasets[0].results.changed)
+        # The curve also shows the scores on the dev file, if a dev file selects the best checkpoint.
+        has_changed = dataset.results.changed or selecting_dataset.results.changed
+        _draw_learning_curve(run, dataset, redraw=has_changed)
         print(f"{portable_path(dataset.results.folder)}/: {RESULTS_FILE}, {ROWS_FILE}, {CURVE_FILE}")
 
 
 def _draw_learning_curve(run: Run, dataset: EvalDataset, *, redraw: bool) -> None:
-    picture = dataset.results.folder / CURVE_FILE
-    if dataset.results.entries and (redraw or not picture.exists()):
+    curve_path = dataset.results.folder / CURVE_FILE
+    if dataset.results.entries and (redraw or not curve_path.exists()):
         from hw3.evaluation.learning_curve import save_learning_curve  # importing Matplotlib takes a second
 
-        save_learning_curve(dataset.results, run.training_losses(), picture)
+        save_learning_curve(dataset.results, run.training_losses(), curve_path)

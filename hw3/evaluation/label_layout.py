@@ -7,7 +7,7 @@ from statistics import fmean
 
 
 def spread_positions(positions: Sequence[float], gap: float) -> list[float]:
-    """Move positions until neighbours are at least `gap` apart, with the least sum of squared moves.
+    """Move positions until neighbors are at least `gap` apart, with the least sum of squared moves.
 
     Isotonic regression by pooling adjacent violators (Ayer et al., 1955), on positions minus their rank times `gap`.
 

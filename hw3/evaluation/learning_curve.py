@@ -16,12 +16,12 @@ from hw3.evaluation.label_layout import spread_positions
 from hw3.evaluation.results import EvalResults
 from hw3.runs.results_file import ScoreEntry, finetuned_entries
 
-# The palette of Okabe and Ito, which people with any colour vision can distinguish.
-SCORE_COLOUR, LOSS_COLOUR, BEST_COLOUR, BASE_COLOUR, DEV_COLOUR = "#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7"
+# The palette of Okabe and Ito, which people with any color vision can distinguish.
+SCORE_COLOR, LOSS_COLOR, BEST_COLOR, BASE_COLOR, DEV_COLOR = "#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7"
 # Darker variants for small text on white.
-BASE_TEXT_COLOUR, BEST_TEXT_COLOUR, LOSS_TEXT_COLOUR = "#00694D", "#A34700", "#666666"
+BASE_TEXT_COLOR, BEST_TEXT_COLOR, LOSS_TEXT_COLOR = "#00694D", "#A34700", "#666666"
 LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
-LABEL_OFFSET_POINTS = 3  # above the line that is labelled
+LABEL_OFFSET_POINTS = 3  # above the line that is labeled
 LABEL_GAP_POINTS = 10  # between the baselines of two labels
 
 
@@ -88,7 +88,7 @@ def save_learning_curve(results: EvalResults, losses: Sequence[tuple[int, float]
 
 def _draw_base_line(axes: Axes, entry: ScoreEntry) -> Annotation:
     name = "base" if entry.shots == 0 else f"base, {entry.shots} few-shot example{'s' if entry.shots > 1 else ''}"
-    axes.axhline(entry.mean_perplexity, color=BASE_COLOUR, linewidth=1, linestyle=":" if entry.shots else "--")
+    axes.axhline(entry.mean_perplexity, color=BASE_COLOR, linewidth=1, linestyle=":" if entry.shots else "--")
     return axes.annotate(
         f"{name}: {entry.mean_perplexity:#.4g}",
         (1, entry.mean_perplexity),
@@ -97,7 +97,7 @@ def _draw_base_line(axes: Axes, entry: ScoreEntry) -> Annotation:
         textcoords="offset points",
         ha="right",
         fontsize=8,
-        color=BASE_TEXT_COLOUR,
+        color=BASE_TEXT_COLOR,
         bbox=LABEL_BOX,
     )
 
@@ -105,11 +105,11 @@ def _draw_base_line(axes: Axes, entry: ScoreEntry) -> Annotation:
 def _draw_scores(axes: Axes, results: EvalResults, entries: CurveEntries) -> None:
     low, high = zip(*(entry.mean_perplexity_ci95 for entry in entries.finetuned), strict=True)
     steps = [entry.step for entry in entries.finetuned]
-    axes.fill_between(steps, low, high, color=SCORE_COLOUR, alpha=0.15, linewidth=0)
+    axes.fill_between(steps, low, high, color=SCORE_COLOR, alpha=0.15, linewidth=0)
     axes.plot(
         [entry.step for entry in entries.line],
         [entry.mean_perplexity for entry in entries.line],
-        color=SCORE_COLOUR,
+        color=SCORE_COLOR,
         marker="o",
         markersize=3.5,
         label=f"mean perplexity on {results.data.path}, 95 % interval",
@@ -120,7 +120,7 @@ def _draw_scores(axes: Axes, results: EvalResults, entries: CurveEntries) -> Non
         axes.plot(
             [entry.step for entry in dev_line],
             [entry.mean_perplexity for entry in dev_line],
-            color=DEV_COLOUR,
+            color=DEV_COLOR,
             linestyle="--",
             marker="s",
             markersize=3,
@@ -132,7 +132,7 @@ def _mark_best(axes: Axes, results: EvalResults, finetuned: Sequence[ScoreEntry]
     best = results.best_entry()
     if best is None:  # the dev file's best checkpoint has not been scored on this file
         return
-    axes.plot(best.step, best.mean_perplexity, marker="*", markersize=14, color=BEST_COLOUR, linestyle="none")
+    axes.plot(best.step, best.mean_perplexity, marker="*", markersize=14, color=BEST_COLOR, linestyle="none")
     last_step = finetuned[-1].step
     axes.annotate(
         f"best: {best.mean_perplexity:#.4g} at step {best.step:,}",
@@ -141,7 +141,7 @@ def _mark_best(axes: Axes, results: EvalResults, finetuned: Sequence[ScoreEntry]
         textcoords="offset points",
         ha=("left", "center", "right")[(best.step > 0.15 * last_step) + (best.step > 0.85 * last_step)],
         fontsize=9,
-        color=BEST_TEXT_COLOUR,
+        color=BEST_TEXT_COLOR,
         bbox=LABEL_BOX,
     )
 
@@ -158,8 +158,8 @@ def _style_axes(axes: Axes) -> None:
 
 def _draw_losses(axes: Axes, losses: Sequence[tuple[int, float]]) -> Line2D:
     loss_axes = axes.twinx()
-    (line,) = loss_axes.plot(*zip(*losses, strict=True), color=LOSS_COLOUR, linewidth=1, alpha=0.9)
-    loss_axes.set_ylabel("training loss (nats per token)", color=LOSS_TEXT_COLOUR)
+    (line,) = loss_axes.plot(*zip(*losses, strict=True), color=LOSS_COLOR, linewidth=1, alpha=0.9)
+    loss_axes.set_ylabel("training loss (nats per token)", color=LOSS_TEXT_COLOR)
     loss_axes.set_ylim(bottom=0)
     # The scores are drawn above the losses.
     axes.set_zorder(loss_axes.get_zorder() + 1)
@@ -169,7 +169,9 @@ def _draw_losses(axes: Axes, losses: Sequence[tuple[int, float]]) -> Line2D:
 
 def _separate_labels(axes: Axes, labels: Sequence[Annotation], values: Sequence[float]) -> None:
     """Move the labels of close horizontal lines apart."""
-    axes.figure.draw_without_rendering()  # positions are known only after the layout
-    points = [axes.transData.transform((0, value))[1] * 72 / axes.figure.dpi for value in values]
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "the axes are part of a figure"
+    figure.draw_without_rendering()  # positions are known only after the layout
+    points = [axes.transData.transform((0, value))[1] * 72 / figure.dpi for value in values]
     for label, point, position in zip(labels, points, spread_positions(points, LABEL_GAP_POINTS), strict=True):
         label.set_position((-4, LABEL_OFFSET_POINTS + position - point))

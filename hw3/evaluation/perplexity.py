@@ -26,8 +26,8 @@ from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
 from hw3.modeling.logits import LOGITS_CHUNK_POSITIONS, allow_tf32_for_adapters, compute_logits
 
-# exp(709.8) is the largest float64.
-MAX_NLL_PER_TOKEN = 700.0  # nats
+# In nats. exp(x) overflows float64 for x > 709.78; 700 leaves a margin.
+MAX_NLL_PER_TOKEN = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,13 @@ class _SharedPrefixLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of the prefix and the batch.
+
+        The first call stores its states as the prefix. A later call does not store the batch's keys and values.
+        """
         if not self.is_initialized:
             return super().update(key_states, value_states)
+        assert self.keys is not None and self.values is not None, "`is_initialized` says so"
         rows = key_states.shape[0]
         return (
             torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
@@ -158,7 +163,7 @@ def _batch_nll(
         model: the model.
         batch: rows, the longest first.
         cache: keys and values of the common prefix.
-        prefix_length: tokens of the common prefix, P.
+        prefix_length: tokens of the common prefix.
 
     Returns:
         For each row a float64 tensor on the CPU, shape (output tokens,).
@@ -167,11 +172,11 @@ def _batch_nll(
     input_ids = torch.zeros(shape, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
     predicts_output = torch.zeros(shape, dtype=torch.bool)
-    for line, row in enumerate(batch):
-        input_ids[line, : len(row)] = torch.tensor(row.input_ids)
-        attention_mask[line, : len(row)] = 1
+    for row_index, row in enumerate(batch):
+        input_ids[row_index, : len(row)] = torch.tensor(row.input_ids)
+        attention_mask[row_index, : len(row)] = 1
         # The state at a position predicts the next token.
-        predicts_output[line, len(row.prompt_ids) - 1 : len(row) - 1] = True
+        predicts_output[row_index, len(row.prompt_ids) - 1 : len(row) - 1] = True
     targets = torch.cat([torch.tensor(row.output_ids) for row in batch]).to(model.device)
     hidden_states = model.base_model(
         input_ids=input_ids[:, prefix_length:].to(model.device),
@@ -191,7 +196,8 @@ def _row_score(row: EncodedRow, nll: torch.Tensor, dtype: torch.dtype) -> RowSco
     score = RowScore(row.id, nll.sum().item(), len(row.output_ids), row.characters)
     if not score.nll / score.tokens < MAX_NLL_PER_TOKEN:  # also true for NaN
         raise UserError(
-            f"row {row.id}: its log-likelihood is {-score.nll}, out of the range of {dtype}; score in float32 "
-            "(model.dtype and quantization.bnb_4bit_compute_dtype)"
+            f"row {row.id}: its log-likelihood is {-score.nll} for {score.tokens} tokens (NaN, or below "
+            f"-{MAX_NLL_PER_TOKEN:.0f} per token), out of the range of {dtype}; score in float32 (model.dtype and "
+            "quantization.bnb_4bit_compute_dtype)"
         )
     return score

@@ -50,7 +50,7 @@ class EvalResults:
         settings: how its rows are scored.
         prompt_sha256: hash of the run's own prompt, under which the best checkpoint is selected.
         entries: the entries, in the order of `results.json`.
-        rows: scores of the rows by the entry's key.
+        row_scores: scores of the rows by the entry's key.
         selector: the results that select the best checkpoint: these, or those on a dev file.
         changed: whether the files were written since loading.
     """
@@ -62,7 +62,7 @@ class EvalResults:
     settings: ScoringSettings
     prompt_sha256: str
     entries: list[ScoreEntry] = field(default_factory=list)
-    rows: dict[str, list[RowScore]] = field(default_factory=dict)
+    row_scores: dict[str, list[RowScore]] = field(default_factory=dict)
     selector: EvalResults | None = None
     changed: bool = False
 
@@ -85,7 +85,14 @@ class EvalResults:
         Raises:
             UserError: the files exist but cannot be read.
         """
-        results = cls(folder, run_name, started, data, settings, prompt_sha256)
+        results = cls(
+            folder=folder,
+            run_name=run_name,
+            started=started,
+            data=data,
+            settings=settings,
+            prompt_sha256=prompt_sha256,
+        )
         try:
             stored = ResultsFile.read(folder / RESULTS_FILE)
             table = pq.read_table(folder / ROWS_FILE, schema=_ROWS_SCHEMA)
@@ -95,12 +102,12 @@ class EvalResults:
             raise UserError(f"{folder}: cannot be read: {error}; delete the folder to score again") from error
         if stored.data.sha256 != data.sha256 or stored.settings != settings:
             return results
-        for line in table.to_pylist():
-            score = RowScore(line["id"], line["nll"], line["tokens"], line["characters"])
-            results.rows.setdefault(line["entry"], []).append(score)
+        for record in table.to_pylist():
+            score = RowScore(record["id"], record["nll"], record["tokens"], record["characters"])
+            results.row_scores.setdefault(record["entry"], []).append(score)
         same_run = stored.started == started
         results._set_entries(
-            entry for entry in stored.entries if entry.key in results.rows and (same_run or entry.is_base)
+            entry for entry in stored.entries if entry.key in results.row_scores and (same_run or entry.is_base)
         )
         return results
 
@@ -139,6 +146,7 @@ class EvalResults:
             entry
             for entry in self.entries
             if not entry.is_run_checkpoint
+            or entry.checkpoint is None
             or checkpoints.get(entry.checkpoint, entry.adapter_sha256) == entry.adapter_sha256
         )
 
@@ -146,7 +154,7 @@ class EvalResults:
         """Add an entry with the scores of its rows, and write both files."""
         self.entries.append(entry)
         self.entries.sort(key=lambda entry: (entry.prompt.name, entry.shots, entry.step, entry.key))
-        self.rows[entry.key] = list(scores)
+        self.row_scores[entry.key] = list(scores)
         self.write()
 
     def select_on(self, other: EvalResults) -> None:
@@ -199,14 +207,14 @@ class EvalResults:
         write_atomically(path, text)
 
     def _write_rows(self) -> None:
-        lines = [
+        records = [
             (entry.key, score.id, score.nll, score.tokens, score.characters, score.perplexity)
             for entry in self.entries
-            for score in self.rows[entry.key]
+            for score in self.row_scores[entry.key]
         ]
         columns = [
             arrow_column(column, kind)
-            for column, kind in zip(zip(*lines, strict=True), _ROWS_SCHEMA.types, strict=True)
+            for column, kind in zip(zip(*records, strict=True), _ROWS_SCHEMA.types, strict=True)
         ]
         partial = self.folder / f".{ROWS_FILE}.{os.getpid()}"
         pq.write_table(pa.Table.from_arrays(columns, schema=_ROWS_SCHEMA), partial)
@@ -215,7 +223,7 @@ class EvalResults:
     def _set_entries(self, entries: Iterable[ScoreEntry]) -> None:
         self.entries = list(entries)
         keys = {entry.key for entry in self.entries}
-        self.rows = {key: scores for key, scores in self.rows.items() if key in keys}
+        self.row_scores = {key: scores for key, scores in self.row_scores.items() if key in keys}
 
 
 def arrow_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

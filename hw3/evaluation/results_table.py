@@ -56,8 +56,8 @@ def _compare(results: EvalResults, reference: ScoreEntry | None, entry: ScoreEnt
     if reference is None or entry is reference:
         return ""
     pair = paired_difference(
-        results.rows[reference.key],
-        results.rows[entry.key],
+        results.row_scores[reference.key],
+        results.row_scores[entry.key],
         samples=settings.bootstrap_samples,
         seed=settings.bootstrap_seed,
     )

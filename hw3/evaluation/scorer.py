@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from hw3.common.distributed import get_rank, shard_by_cost
+from hw3.common.distributed import shard_by_cost
 from hw3.common.errors import UserError
 from hw3.data.tokenization import EncodedRow
 from hw3.evaluation.perplexity import RowScore, score_rows
+from hw3.evaluation.scoring_progress import ScoringProgress
 from hw3.evaluation.tasks import EvalTask
 from hw3.modeling.adapter_io import AdapterPrefetcher, InvalidAdapterError
 from hw3.modeling.adapter_slot import AdapterSlot
@@ -42,6 +42,7 @@ class Scorer:
         encoded_rows: encoded rows by `EvalTask.encoding_key`.
         tokens_per_batch: most tokens of a padded batch.
         prefetcher: reads the adapters of the tasks that this process will score, in their order.
+        progress: shows the rows that have been scored.
         on_batch: called after each batch. It may raise to stop.
     """
 
@@ -51,12 +52,14 @@ class Scorer:
         encoded_rows: Mapping[object, list[EncodedRow]],
         tokens_per_batch: int,
         prefetcher: AdapterPrefetcher,
+        progress: ScoringProgress,
         on_batch: Callable[[], None],
     ) -> None:
         self._model = model
         self._encoded_rows = encoded_rows
         self._tokens_per_batch = tokens_per_batch
         self._prefetcher = prefetcher
+        self._progress = progress
         self._on_batch = on_batch
         self._slot = AdapterSlot(model)
         self._loaded: Path | None = None
@@ -76,26 +79,26 @@ class Scorer:
         """
         rows = self._encoded_rows[task.encoding_key]
         indices = shard_by_cost([len(row) for row in rows]) if shard_rows else range(len(rows))
+        self._progress.start_entry(task.title, len(indices))
         try:
             if task.checkpoint is not None:
                 self._load(task.checkpoint)
             started = time.perf_counter()
-            scores = self._score_rows([rows[index] for index in indices], task.title)
+            scores = self._score_rows([rows[index] for index in indices])
         except (InvalidAdapterError, UserError) as error:
             return error
+        finally:
+            self._progress.finish_entry()
         return RowScores(dict(zip(indices, scores, strict=True)), time.perf_counter() - started)
 
-    def _score_rows(self, rows: list[EncodedRow], title: str) -> list[RowScore]:
-        disable = True if get_rank() else None  # None: only on a terminal
-        with tqdm(total=len(rows), desc=title, unit="row", disable=disable, leave=False) as progress_bar:
+    def _score_rows(self, rows: list[EncodedRow]) -> list[RowScore]:
+        def advance(count: int) -> None:
+            self._progress.add_rows(count)
+            self._on_batch()
 
-            def advance(count: int) -> None:
-                progress_bar.update(count)
-                self._on_batch()
-
-            if not rows:
-                return []
-            return score_rows(self._model, rows, tokens_per_batch=self._tokens_per_batch, on_batch=advance)
+        if not rows:
+            return []
+        return score_rows(self._model, rows, tokens_per_batch=self._tokens_per_batch, on_batch=advance)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights into the base model.

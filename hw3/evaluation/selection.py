@@ -58,7 +58,7 @@ def select_checkpoint(run: Run, recipe: Recipe, name: str) -> tuple[Checkpoint |
 
 
 def find_best_checkpoint(run: Run, recipe: Recipe, complete: dict[str, Checkpoint]) -> BestCheckpoint | None:
-    """Return the best checkpoint by the scores on the recipe's `data.eval`, or else on any other file.
+    """Return the best checkpoint as recorded in the results of the recipe's `data.eval`, or else of any other file.
 
     Args:
         run: the run.
@@ -66,13 +66,15 @@ def find_best_checkpoint(run: Run, recipe: Recipe, complete: dict[str, Checkpoin
         complete: the complete checkpoints by name. One that was deleted or trained again since is not the best.
     """
     eval_path = portable_path(Path(recipe.data.eval))
-    candidates = []
+    other_bests = []
     for results in run.read_results().values():
         best = results.best
         scored = {(entry.checkpoint, entry.adapter_sha256) for entry in results.entries}
         if best and best.checkpoint in complete and (best.checkpoint, complete[best.checkpoint].sha256) in scored:
-            candidates.append((results.data.path != eval_path, best))
-    return min(candidates, key=lambda pair: pair[0])[1] if candidates else None
+            if results.data.path == eval_path:
+                return best
+            other_bests.append(best)
+    return other_bests[0] if other_bests else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,16 @@ def select_scored_checkpoint(run: Run, name: str = "best") -> ScoredCheckpoint:
     entry = zero_shot.get(checkpoint.sha256)
     if entry is None:
         raise UserError(f"{run}: {checkpoint.name} has no score on {data_file} with its current weights; {advice}")
-    return ScoredCheckpoint(run, recipe, manifest, checkpoint, data_file, entry, zero_shot.get(None), results.settings)
+    return ScoredCheckpoint(
+        run=run,
+        recipe=recipe,
+        manifest=manifest,
+        checkpoint=checkpoint,
+        data_file=data_file,
+        entry=entry,
+        base=zero_shot.get(None),
+        settings=results.settings,
+    )
 
 
 def _zero_shot_by_adapter(results: ResultsFile, recipe: Recipe) -> dict[str | None, ScoreEntry]:

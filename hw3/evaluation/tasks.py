@@ -40,7 +40,7 @@ class EvalTask:
     """One entry to score: the base model or a checkpoint, a prompt with few-shot examples, a data file.
 
     Attributes:
-        key: the entry's key.
+        entry_key: hash of everything that the scores depend on.
         dataset: the data file.
         checkpoint: None for the base model.
         prompt: the prompt.
@@ -49,7 +49,7 @@ class EvalTask:
         example_ids: ids of examples that were drawn from the training file; None for the prompt's own.
     """
 
-    key: str
+    entry_key: str
     dataset: EvalDataset
     checkpoint: Checkpoint | None
     prompt: Prompt
@@ -59,13 +59,13 @@ class EvalTask:
 
     @property
     def encoding_key(self) -> tuple[Path, str, tuple[Example, ...]]:
-        """What the encoded rows depend on. All checkpoints of a sweep share them."""
+        """What the encoded rows depend on. Tasks of different checkpoints share them."""
         return self.dataset.path, self.prompt.sha256, tuple(self.examples)
 
     @property
     def checkpoint_dir(self) -> Path | None:
         """The checkpoint's folder; None for the base model."""
-        return self.checkpoint and self.checkpoint.path
+        return None if self.checkpoint is None else self.checkpoint.path
 
     @property
     def title(self) -> str:
@@ -104,8 +104,9 @@ def load_eval_datasets(run: Run, recipe: Recipe, identity: ModelIdentity, data_f
         )
         results.drop_stale(present)
         datasets.append(EvalDataset(path, rows, results))
+    selecting_dataset = datasets[0]
     for dataset in datasets:
-        dataset.results.select_on(datasets[0].results)
+        dataset.results.select_on(selecting_dataset.results)
     return datasets
 
 
@@ -164,8 +165,17 @@ def list_tasks(
             for checkpoint in (None, *checkpoints):
                 adapter_sha256 = None if checkpoint is None else checkpoint.sha256
                 key = identity.key(adapter_sha256, named.prompt, examples, data=dataset.results.data.sha256)
+                task = EvalTask(
+                    entry_key=key,
+                    dataset=dataset,
+                    checkpoint=checkpoint,
+                    prompt=named.prompt,
+                    prompt_name=named.name,
+                    examples=examples,
+                    example_ids=ids,
+                )
                 # Prompts that differ only in their examples are one task at zero shots. The recipe's name wins.
-                tasks.setdefault(key, EvalTask(key, dataset, checkpoint, named.prompt, named.name, examples, ids))
+                tasks.setdefault(key, task)
     return list(tasks.values())
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hw3.common.atomic_io import apply_umask, write_atomically
 from hw3.common.disk import check_folder_is_new, format_bytes
 from hw3.common.errors import RunError, UserError
+from hw3.common.progress import ProgressLine
 from hw3.config.recipe import Recipe
 from hw3.config.schema import ModelSection
 from hw3.data.rows import read_rows
@@ -43,6 +44,8 @@ from hw3.runs.run import Run
 
 # The checkpoint was scored with base model and adapter side by side. Merging rounds their sum to the compute dtype.
 MAX_RELATIVE_PERPLEXITY_CHANGE = 0.01  # a larger change prints a warning
+
+logger = logging.getLogger(__name__)
 
 
 def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None) -> int:
@@ -96,7 +99,9 @@ def _select_merge_device(recipe: Recipe, model_bytes: int) -> torch.device:
     device = select_device(recipe)
     if fits_on_device(device, model_bytes):
         return device
-    print(f"the model takes {format_bytes(model_bytes)}, too much for this GPU; it is merged and scored on the CPU")
+    logger.info(
+        f"the model takes {format_bytes(model_bytes)}, too much for this GPU; it is merged and scored on the CPU"
+    )
     return torch.device("cpu")
 
 
@@ -139,8 +144,8 @@ def _score_folder(folder: Path, scored: ScoredCheckpoint, device: torch.device) 
     model = load_model(section, None, device).eval()
     verify_output_head(model, min(rows, key=len))
     tokens_per_batch = recipe.evaluation.tokens_per_batch or auto_tokens_per_batch(model, max(map(len, rows)))
-    with tqdm(total=len(rows), desc="merged", unit="row", disable=None, leave=False) as progress_bar:
-        scores = score_rows(model, rows, tokens_per_batch=tokens_per_batch, on_batch=progress_bar.update)
+    with ProgressLine("scoring", len(rows), "rows", is_logged=True) as progress:
+        scores = score_rows(model, rows, tokens_per_batch=tokens_per_batch, on_batch=progress.advance)
     return summarize(scores).mean_perplexity
 
 

@@ -15,7 +15,7 @@ from hw3.config.schema import GenerationSection
 from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
 from hw3.generation.batch_memory import estimate_prefill_bytes, estimate_row_bytes, get_batch_bytes
-from hw3.generation.decoder import Decoder, compute_last_hidden
+from hw3.generation.decoder import Decoder, compute_last_hidden, keys_and_values
 from hw3.modeling.logits import allow_tf32_for_adapters, compute_logits
 
 PREFILL_MEMORY_DIVISOR = 4  # a quarter of a batch's memory is reserved for the activations of the prefill
@@ -92,7 +92,7 @@ def generate(
             decoding_bytes = batch_bytes - prefill_bytes
         for indices in batch_by_length(row_bytes, decoding_bytes):
             parts = list(batch_by_length([row_prefill_bytes[index] for index in indices], prefill_bytes))
-            indices = [indices[place] for part in parts for place in part]
+            indices = [indices[index] for part in parts for index in part]
             batch = _Batch(
                 indices, [max_new_tokens[index] for index in indices], [len(part) for part in parts], on_generation
             )
@@ -118,7 +118,7 @@ class _Batch:
     def report(self, row: int, token_ids: list[int], stop_token_ids: set[int]) -> None:
         """Report one row of the batch; `token_ids` may continue after a stop token or the row's limit."""
         token_ids = token_ids[: self.max_new_tokens[row]]
-        end = next((place for place, token_id in enumerate(token_ids) if token_id in stop_token_ids), None)
+        end = next((position for position, token_id in enumerate(token_ids) if token_id in stop_token_ids), None)
         self.on_generation(self.row_indices[row], Generation(token_ids[:end], end is not None))
 
 
@@ -140,14 +140,15 @@ def _generate_batch(
         "attention_mask": attention_mask.to(model.device),
         "generation_config": generation_config,
     }
+    generate: Any = model.generate  # of GenerationMixin, which the type PreTrainedModel does not include
     if generation_config.num_beams == 1:
-        model.generate(**inputs, custom_generate=_decode, batch=batch, prefix=prefix)
+        generate(**inputs, custom_generate=_decode, batch=batch, prefix=prefix)
         return
     cache = _expand_prefix_cache(model, prefix, attention_mask)
     if prefix is not None:
         cache.batch_repeat_interleave(generation_config.num_beams)
     stop_token_ids = set(generation_config.eos_token_id)
-    sequences = model.generate(**inputs, past_key_values=cache)
+    sequences = generate(**inputs, past_key_values=cache)
     for row, token_ids in enumerate(sequences[:, width:].tolist()):
         batch.report(row, token_ids, stop_token_ids)
 
@@ -173,7 +174,8 @@ def _decode(
     active = torch.ones_like(row_indices, dtype=torch.bool)
     hidden, decoder = _prefill(model, input_ids, attention_mask, prefix, batch.prefill_sizes)
     while True:
-        scores = logits_processor(input_ids, compute_logits(model, hidden).to(device))
+        # Transformers annotates the parameter as LongTensor, which no function of PyTorch returns.
+        scores = logits_processor(input_ids, compute_logits(model, hidden).to(device))  # type: ignore[arg-type]
         if generation_config.do_sample:
             tokens = torch.multinomial(scores.softmax(-1), 1)
         else:
@@ -239,15 +241,15 @@ def _create_cache(model: PreTrainedModel) -> Cache:
 def _expand_prefix_cache(model: PreTrainedModel, prefix: Cache | None, attention_mask: torch.Tensor) -> Cache:
     """Copy the prefix's keys and values to every row of a batch, shifted behind the row's padding.
 
-    What the shift moves beyond length P is computed again with the rest of the prompt.
+    What the shift moves beyond length S is computed again with the rest of the prompt.
 
     Args:
         model: the model.
-        prefix: cache of length P, a batch of one.
+        prefix: cache of the shared prefix, of length S, a batch of one.
         attention_mask: mask of the prompts, shape (B, L); 0 is padding, on the left.
 
     Returns:
-        A cache of length P for B rows. Values at padded positions are arbitrary, since they are masked.
+        A cache of length S for B rows. Values at padded positions are arbitrary, since they are masked.
     """
     cache = _create_cache(model)
     if prefix is None:
@@ -255,8 +257,9 @@ def _expand_prefix_cache(model: PreTrainedModel, prefix: Cache | None, attention
     paddings = (attention_mask == 0).sum(-1, keepdim=True)
     positions = torch.arange(prefix.get_seq_length(), device=attention_mask.device) - paddings
     for layer_index, layer in enumerate(prefix.layers):
-        index = positions.clamp(min=0).to(layer.keys.device)
-        # (1, H, P, D) indexed by (B, P) to (B, H, P, D)
-        keys, values = (states[0, :, index].transpose(0, 1) for states in (layer.keys, layer.values))
+        prefix_keys, prefix_values = keys_and_values(layer)
+        index = positions.clamp(min=0).to(prefix_keys.device)
+        # (1, H, S, D) indexed by (B, S) to (B, H, S, D)
+        keys, values = (states[0, :, index].transpose(0, 1) for states in (prefix_keys, prefix_values))
         cache.update(keys, values, layer_index)
     return cache

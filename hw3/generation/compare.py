@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -13,6 +12,7 @@ from pathlib import Path
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
+from hw3.common.text import escape_invisible, split_differences
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import match_template
 from hw3.evaluation.results import EvalResults
@@ -118,30 +118,13 @@ def compute_disagreement(outputs: Sequence[str], row: Row) -> float:
 def mark_differences(text: str, reference: str, marks: tuple[str, str]) -> str:
     """Return a text with marks around what it does not share with a reference; control characters are escaped."""
     start_mark, end_mark = marks
-    blocks = SequenceMatcher(None, reference, text, autojunk=False).get_matching_blocks()
-    pieces, end = [], 0
-    for block in blocks:
-        if block.b > end:
-            pieces.append(f"{start_mark}{escape_control_characters(text[end : block.b])}{end_mark}")
-        pieces.append(escape_control_characters(text[block.b : block.b + block.size]))
-        end = block.b + block.size
-    return "".join(pieces)
+    pieces = [(escape_control_characters(piece), differs) for piece, differs in split_differences(text, reference)]
+    return "".join(f"{start_mark}{piece}{end_mark}" if differs else piece for piece, differs in pieces)
 
 
 def escape_control_characters(text: str) -> str:
-    """Return a text that is safe to print on a terminal.
-
-    Line ends become ⏎. Other control and formatting characters, which could move the cursor or reverse the text, become
-    their codes.
-    """
-    return "".join(
-        "⏎" if character == "\n" else f"\\u{ord(character):04x}" if _is_control(character) else character
-        for character in text
-    )
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    """Return a text that is safe to print on one line of a terminal: line ends become ⏎."""
+    return escape_invisible(text.replace("\n", "⏎"), keep="")
 
 
 def format_row(row: Row, systems: Sequence[SystemOutputs], labels: Sequence[str], marks: tuple[str, str]) -> list[str]:
@@ -263,7 +246,7 @@ def _find_perplexities(
     for results in scores:
         for entry in results.entries:
             if (entry.adapter_sha256, entry.shots, entry.prompt.sha256, entry.example_ids) == wanted:
-                return {score.id: score.perplexity for score in results.rows[entry.key]}, entry.mean_perplexity
+                return {score.id: score.perplexity for score in results.row_scores[entry.key]}, entry.mean_perplexity
     return {}, None
 
 

@@ -7,14 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+)
 
 from hw3.modeling.grouped_attention import use_grouped_attention
 
 try:
     from hw3.cuda_graphs.decoding_step import ReplayedStep, can_capture
 except ImportError:  # the package is optional; every step then runs eagerly
-    ReplayedStep = can_capture = None
+    ReplayedStep = can_capture = None  # type: ignore[assignment, misc]  # for both, None marks the missing package
+
+CacheLayer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer  # as in `Cache.layers`
 
 CACHE_GROWTH_TOKENS = 64  # capacity that the cache gains when it is full
 
@@ -34,11 +42,12 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, caches: Sequence[Cache], attention_mask: torch.Tensor) -> None:
         self._model = model
-        self._cache = Cache(layers=[])
+        self._layers: list[GrowableCacheLayer] = []
         for index in range(len(caches[0].layers)):
-            self._cache.layers.append(GrowableCacheLayer([cache.layers[index] for cache in caches]))
+            self._layers.append(GrowableCacheLayer([cache.layers[index] for cache in caches]))
             for cache in caches:
                 cache.layers[index] = DynamicLayer()  # frees it: only one layer at a time is in memory twice
+        self._cache = Cache(layers=[*self._layers])
         self._length = attention_mask.shape[1]
         self._mask = pad(attention_mask, (0, CACHE_GROWTH_TOKENS))
         self._positions = attention_mask.sum(-1, keepdim=True) - 1
@@ -62,7 +71,7 @@ class Decoder:
         if self._length == self._mask.shape[1]:
             self._drop_graph()
             self._mask = pad(self._mask, (0, CACHE_GROWTH_TOKENS))
-            for layer in self._cache.layers:
+            for layer in self._layers:
                 layer.grow()
         self._mask[:, self._length] = 1
         self._length += 1
@@ -79,7 +88,7 @@ class Decoder:
         self._drop_graph()
         indices = is_kept.nonzero().squeeze(1)
         self._mask, self._positions, self._tokens = self._mask[indices], self._positions[indices], self._tokens[indices]
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.batch_select_indices(indices.to(layer.keys.device))  # layers may be spread over GPUs
 
     def _drop_graph(self) -> None:
@@ -103,9 +112,9 @@ def compute_last_hidden(
     Args:
         model: the causal language model.
         input_ids: shape (B, L).
-        attention_mask: shape (B, P + L), over the P cached positions and the new ones.
+        attention_mask: shape (B, C + L), over the C cached positions and the new ones.
         position_ids: shape (B, L).
-        cache: keys and values of the P positions before; those of the new ones are added.
+        cache: keys and values of the C positions before; those of the new ones are added.
     """
     return model.base_model(
         input_ids=input_ids,
@@ -116,6 +125,12 @@ def compute_last_hidden(
     ).last_hidden_state[:, -1]
 
 
+def keys_and_values(layer: CacheLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an attention layer's keys and values, shape (B, H, L, D) each; it must have been updated before."""
+    assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values
+
+
 class GrowableCacheLayer(StaticLayer):
     """One layer's keys and values with capacity for more tokens, which grows on request.
 
@@ -123,15 +138,20 @@ class GrowableCacheLayer(StaticLayer):
         parts: the initial keys and values, in the order of the rows. All parts end at the same token.
     """
 
-    def __init__(self, parts: Sequence[DynamicLayer]) -> None:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, parts: Sequence[CacheLayer]) -> None:
         super().__init__(0)
-        self.dtype, self.device = parts[0].dtype, parts[0].device
-        length = max(part.get_seq_length() for part in parts)
+        keys, values = map(list, zip(*map(keys_and_values, parts), strict=True))
+        self.dtype, self.device = keys[0].dtype, keys[0].device
+        length = max(part.shape[-2] for part in keys)
         self.cumulative_length = torch.tensor(length, device=self.device)
-        self._store([part.keys for part in parts], [part.values for part in parts])
+        self._store(keys, values)
         self.is_initialized = True
 
-    def get_seq_length(self) -> torch.Tensor:
+    # Transformers annotates `int`, but its own static layers return a tensor too.
+    def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
         """Return a copy of the length: `update` adds in place, which a mask evaluated later (flex) would see."""
         return self.cumulative_length.clone()
 
@@ -140,6 +160,7 @@ class GrowableCacheLayer(StaticLayer):
         self._store([self.keys], [self.values])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows with these indices."""
         self.keys, self.values = self.keys[indices], self.values[indices]
 
     def _store(self, keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 from hw3.common.errors import UserError
-from hw3.config.recipe import Recipe
+from hw3.config.recipe import Recipe, check_generation_overrides
+from hw3.data.few_shot import check_shots
 from hw3.data.prompt import Example
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import TEMPLATES
@@ -69,27 +70,18 @@ class RunGenerator:
             checkpoint: `best`, `last`, `base`, a checkpoint's name, or the path of a checkpoint or of any PEFT adapter.
             shots: number of few-shot examples in the prompt.
             overrides: `generation.key=value` assignments.
-            allow_mismatch: use a checkpoint that was trained under another prompt or quantization.
+            allow_mismatch: use checkpoints that were trained with another prompt, base model or quantization.
 
         Raises:
             UserError: there is no such run or checkpoint, the prompt has fewer few-shot examples, or an override is
                 not of the `generation` section.
         """
-        other_sections = [text for text in overrides or [] if not text.strip().startswith("generation.")]
-        if other_sections:
-            raise UserError(
-                f"{other_sections[0]}: only generation.key=value may be set here; the run's recipe fixes the rest"
-            )
+        check_generation_overrides(overrides or [])
         recipe = run.load_recipe(overrides)
         selected, selection = select_checkpoint(run, recipe, checkpoint)
         if selected is not None and not allow_mismatch:
             check_trained_as(run, recipe)
-        num_examples = len(recipe.prompt.examples)
-        if not 0 <= shots <= num_examples:
-            raise UserError(
-                f"--shots {shots}: the prompt has {num_examples} few-shot examples; give a number from 0 to "
-                f"{num_examples}"
-            )
+        check_shots(recipe.prompt, shots)
         opened = open_run(run, recipe)
         return cls(
             run=run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from hw3.common.errors import UserError
 from hw3.data.templates import TEMPLATES, Direction
-from hw3.generation.generator import RunGenerator
 from hw3.runs.run import Run
 
 PLACEHOLDER = "{x}"  # where a template takes the text
+
+logger = logging.getLogger(__name__)
 
 
 def predict_lines(
@@ -28,20 +30,20 @@ def predict_lines(
     shots: int = 0,
     allow_mismatch: bool = False,
 ) -> int:
-    """Print the output for one text, or for every line of standard input as soon as it is read.
+    r"""Print the output for one text, or for every line of standard input as soon as it is read.
 
-    Standard output holds one line per line of input. Which checkpoint is used is printed to standard error.
+    Standard output holds one line per line of input. A notice on standard error reports which checkpoint is used.
 
     Args:
         run: the run.
         text: the text; None reads lines.
         direction: `m2c` or `c2m`, to use the homework's first template of this direction.
-        template: a template of the user, with `{x}` for the text; `\\n` in it is a line break. Without template and
+        template: a template of the user, with `{x}` for the text; `\n` in it is a line break. Without template and
             direction, the text is the complete instruction.
         overrides: `generation.key=value` assignments.
         checkpoint: as for `predict_run`.
         shots: number of few-shot examples in the prompt.
-        allow_mismatch: use a checkpoint that was trained under another prompt or quantization.
+        allow_mismatch: use checkpoints that were trained with another prompt, base model or quantization.
 
     Returns:
         0.
@@ -50,13 +52,15 @@ def predict_lines(
         UserError: the template does not contain `{x}` exactly once, a text is empty or not UTF-8, or standard input is
             empty; otherwise as `predict_run`.
     """
+    from hw3.generation.generator import RunGenerator  # takes seconds; the other functions only sort arguments
+
     template = _resolve_template(direction, template)
     if text is not None:
         _check_utf8(text, "--text")
         if not text.strip():
             raise UserError("--text: is empty; give a text to translate")
     generator = RunGenerator.open(run, checkpoint, shots=shots, overrides=overrides, allow_mismatch=allow_mismatch)
-    print(generator.selection, file=sys.stderr)
+    logger.info(generator.selection)
     _ = generator.model  # load the weights before the first line is asked for
     if text is not None:
         print(generator.generate_text(template.replace(PLACEHOLDER, text)))

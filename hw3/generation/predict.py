@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hw3.common.atomic_io import write_atomically, write_json
 from hw3.common.distributed import gather_objects, get_rank, get_world_size, shard_by_cost
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
+from hw3.common.progress import ProgressLine
 from hw3.config.schema import GenerationSection
 from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
 from hw3.data.rows import Row, read_rows
@@ -30,6 +31,8 @@ from hw3.runs.open_run import encode_rows
 from hw3.runs.prediction_record import PredictionRecord
 from hw3.runs.results_file import PromptReference
 from hw3.runs.run import RECORD_SUFFIX, Run
+
+logger = logging.getLogger(__name__)
 
 
 def predict_run(
@@ -53,8 +56,8 @@ def predict_run(
         overrides: `generation.key=value` assignments.
         checkpoint: `best`, `last`, `base`, a checkpoint's name, or the path of a checkpoint or of any PEFT adapter.
         shots: number of few-shot examples in the prompt.
-        output: a further file for the predictions.
-        allow_mismatch: use a checkpoint that was trained under another prompt or quantization.
+        output: also copy the predictions to this file.
+        allow_mismatch: use checkpoints that were trained with another prompt, base model or quantization.
 
     Returns:
         0.
@@ -84,7 +87,7 @@ def predict_run(
         write_json(predictions_path, [{"id": row.id, "output": partial.by_id[row.id].output} for row in inputs.rows])
         record = _build_record(generator, inputs, partial, key, file_sha256(predictions_path))
     else:
-        print(f"{portable_path(predictions_path)}: already complete")
+        logger.info(f"{portable_path(predictions_path)}: already complete")
     record = _with_metrics(record, inputs, read_outputs(predictions_path))
     _save_record(record, predictions_path)
     _print_metrics(record)
@@ -120,7 +123,7 @@ class _Inputs:
 
 def _load_inputs(generator: RunGenerator, path: Path) -> _Inputs:
     rows = read_rows(path, require_output=False)
-    print(generator.selection)
+    logger.info(generator.selection)
     encoded = encode_rows(generator.encoder, rows, generator.examples, generator.max_positions, str(path))
     limits = [generator.get_max_new_tokens(row, ids) for row, ids in zip(rows, encoded, strict=True)]
     return _Inputs(path, dataset_fingerprint(path, rows), rows, encoded, limits)
@@ -155,8 +158,8 @@ def _generate_missing(generator: RunGenerator, inputs: _Inputs, partial: Partial
     """Generate this process's shard of the missing predictions, and save each as soon as it is finished."""
     rows, limits = inputs.rows, inputs.limits
     missing = [index for index, row in enumerate(rows) if row.id not in partial.by_id]
-    _print_plan(inputs, len(missing), generator.recipe.generation)
-    shard = [missing[place] for place in sorted(shard_by_cost([limits[index] for index in missing]))]
+    _log_plan(inputs, len(missing), generator.recipe.generation)
+    shard = [missing[position] for position in sorted(shard_by_cost([limits[index] for index in missing]))]
     if not shard:
         return
     model, generation_config = generator.model, generator.generation_config
@@ -166,24 +169,18 @@ def _generate_missing(generator: RunGenerator, inputs: _Inputs, partial: Partial
     started = time.perf_counter()
     with (
         partial.path.open("a", encoding="utf-8") as file,
-        tqdm(
-            total=num_before + len(shard),
-            initial=num_before,
-            desc=generator.name,
-            unit="row",
-            disable=True if get_rank() else None,  # None: shown on a terminal only
-            leave=False,
-        ) as progress_bar,
+        ProgressLine("predict", num_before + len(shard), "rows", initial=num_before, is_logged=True) as progress,
     ):
 
-        def save(place: int, generation: Generation) -> None:
+        def save(position: int, generation: Generation) -> None:
             nonlocal started
             now = time.perf_counter()
+            # Divided, so that the sum over the predictions of all processes is the elapsed time.
             seconds = round((now - started) / get_world_size(), 6)
             started = now
             output = generator.encoder.decode(generation.token_ids)
-            partial.add(Prediction(rows[shard[place]].id, output, generation.finished, seconds), file)
-            progress_bar.update()
+            partial.add(Prediction(rows[shard[position]].id, output, generation.finished, seconds), file)
+            progress.advance()
 
         try:
             generate(
@@ -194,13 +191,13 @@ def _generate_missing(generator: RunGenerator, inputs: _Inputs, partial: Partial
                 on_generation=save,
             )
         except KeyboardInterrupt:
-            progress_bar.close()
-            _print_stopped(len(partial.by_id), len(rows))
+            progress.close()
+            _log_stopped(len(partial.by_id), len(rows))
             raise
         os.fsync(file.fileno())
 
 
-def _print_plan(inputs: _Inputs, num_missing: int, section: GenerationSection) -> None:
+def _log_plan(inputs: _Inputs, num_missing: int, section: GenerationSection) -> None:
     num_before = len(inputs.rows) - num_missing
     before = f", {num_before} already predicted" if num_before else ""
     processes = f", shared by {get_world_size()} processes" if get_world_size() > 1 else ""
@@ -208,14 +205,13 @@ def _print_plan(inputs: _Inputs, num_missing: int, section: GenerationSection) -
     strategy = ", ".join(f"{key} {value}" for key, value in values.items()) or "greedy"
     low, high = min(inputs.limits), max(inputs.limits)
     limit = str(low) if low == high else f"{low} to {high}"
-    print(f"{len(inputs.rows)} rows of {inputs.path}{before}{processes}; {strategy}, at most {limit} new tokens")
+    logger.info(f"{len(inputs.rows)} rows of {inputs.path}{before}{processes}; {strategy}, at most {limit} new tokens")
 
 
-def _print_stopped(num_saved: int, num_rows: int) -> None:
+def _log_stopped(num_saved: int, num_rows: int) -> None:
     others = ", besides those of the other processes" if get_world_size() > 1 else ""
-    print(
-        f"stopped: {num_saved} of {num_rows} predictions are saved{others}; run the same command to continue",
-        flush=True,
+    logger.warning(
+        f"stopped: {num_saved} of {num_rows} predictions are saved{others}; run the same command to continue"
     )
 
 
@@ -250,7 +246,10 @@ def _build_record(
 
 
 def _with_metrics(record: PredictionRecord, inputs: _Inputs, outputs: dict[str, str]) -> PredictionRecord:
-    """Return the record with metrics against the present references, which the key does not depend on."""
+    """Return the record with metrics against the file's current reference outputs.
+
+    A change of these outputs does not change the predictions' key.
+    """
     return record.model_copy(
         update={
             "data": inputs.data,

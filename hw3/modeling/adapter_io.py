@@ -61,7 +61,7 @@ def read_adapter(folder: Path, *, pin_memory: bool = False) -> AdapterFiles:
         weights = parse_safetensors(weight_bytes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
-    files = {ADAPTER_CONFIG: config_bytes, ADAPTER_WEIGHTS: weight_bytes.numpy()}
+    files: dict[str, bytes | memoryview] = {ADAPTER_CONFIG: config_bytes, ADAPTER_WEIGHTS: weight_bytes.numpy().data}
     sha256 = combine_weight_hashes({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     return AdapterFiles(folder, sha256, config, weights)
 
@@ -69,7 +69,7 @@ def read_adapter(folder: Path, *, pin_memory: bool = False) -> AdapterFiles:
 def _read_bytes(file: Path, pin_memory: bool) -> torch.Tensor:
     with file.open("rb") as stream:
         content = torch.empty(os.fstat(stream.fileno()).st_size, dtype=torch.uint8, pin_memory=pin_memory)
-        if stream.readinto(content.numpy()) != len(content):
+        if stream.readinto(content.numpy().data) != len(content):
             raise ValueError(f"{file.name} was truncated while it was read")
     return content
 
@@ -130,7 +130,9 @@ class AdapterPrefetcher:
 
     def _start_next(self) -> tuple[Path, Future[AdapterFiles]] | None:
         folder = next(self._folders, None)
-        return folder and (folder, self._thread.submit(read_adapter, folder, pin_memory=self._pin_memory))
+        if folder is None:
+            return None
+        return folder, self._thread.submit(read_adapter, folder, pin_memory=self._pin_memory)
 
     def get(self, folder: Path) -> AdapterFiles:
         """Return the next adapter, which must be that of `folder`, and start to read the one after it.

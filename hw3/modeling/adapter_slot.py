@@ -65,6 +65,7 @@ def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> to
     layers, where PEFT rounds the adapter's output to 16 bits before it is added.
     """
     a, b = layer.lora_A["default"], layer.lora_B["default"]
+    assert isinstance(a, torch.nn.Linear), "the adapters of a linear layer are linear layers"
     return layer.base_layer(x).add_(b(a(x.to(a.weight.dtype))), alpha=layer.scaling["default"])
 
 
@@ -109,7 +110,7 @@ class AdapterSlot:
             return
         # PEFT stores some kinds of adapters under other names. It also reports what does not fit.
         try:
-            outcome = set_peft_model_state_dict(self._peft_model, weights)
+            outcome: Any = set_peft_model_state_dict(self._peft_model, weights)
         except RuntimeError as error:
             raise InvalidAdapterError(f"{folder}: its weights do not fit the base: {first_line(error)}") from error
         missing = [key for key in outcome.missing_keys if "default" in key]
@@ -141,9 +142,8 @@ class AdapterSlot:
             if ".default." in name
         }
         for layer in self._peft_model.modules():
-            is_lora = isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant
-            if is_lora and "default" in layer.lora_A:
-                layer.forward = MethodType(_forward_in_place, layer)
+            if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant and "default" in layer.lora_A:
+                layer.__dict__["forward"] = MethodType(_forward_in_place, layer)
 
     def merge(self) -> PreTrainedModel:
         """Return the dequantized base with the adapter added to its weights. The slot cannot be used afterwards.

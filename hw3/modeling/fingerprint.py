@@ -6,12 +6,13 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from hw3.common.hashing import file_sha256
 from hw3.config.schema import ModelSection
+
+if TYPE_CHECKING:  # the first checks of a command must not take the seconds of importing transformers
+    from transformers import PreTrainedTokenizerBase
 
 # File names of a PEFT adapter.
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,12 +26,11 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_base_model(section: ModelSection, config: Any) -> str:
+def hash_base_model(section: ModelSection) -> str:
     """Return a hash that identifies the base model: of a local folder's weights and configuration, or the hub's commit.
 
     Args:
-        section: the recipe's `model` section.
-        config: the loaded configuration, which has the commit hash.
+        section: the recipe's `model` section; the configuration of a model from the hub has been loaded.
     """
     folder = Path(section.pretrained_model_name_or_path)
     digest = hashlib.sha256()
@@ -39,7 +39,11 @@ def hash_base_model(section: ModelSection, config: Any) -> str:
             digest.update(file.name.encode())
             digest.update(bytes.fromhex(sha256))
     else:
-        commit = getattr(config, "_commit_hash", None) or section.revision or "main"
+        from huggingface_hub import try_to_load_from_cache  # takes a third of a second
+
+        # transformers 5.23 no longer stores the commit in the configuration; the cache's folder is named after it.
+        cached = try_to_load_from_cache(str(folder), "config.json", revision=section.revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else section.revision or "main"
         digest.update(f"{section.pretrained_model_name_or_path}@{commit}".encode())
     return digest.hexdigest()
 

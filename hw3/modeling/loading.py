@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hw3.common.errors import UserError, first_line
 from hw3.common.gc_control import gc_paused
+from hw3.common.progress import can_show_live_progress
 from hw3.config.recipe import Recipe
 from hw3.config.schema import ModelSection
 from hw3.config.validation import is_gemma2
@@ -93,7 +93,7 @@ def load_model(section: ModelSection, quantization: BitsAndBytesConfig | None, d
     # later.
     if not is_deepspeed_zero3_enabled():
         options["device_map"] = section.device_map or {"": device}
-    if not sys.stderr.isatty():
+    if not can_show_live_progress():
         transformers.utils.logging.disable_progress_bar()
     return _prepare_loaded_model(_from_pretrained(AutoModelForCausalLM, section, **options))
 
@@ -164,7 +164,7 @@ def count_parameters(recipe: Recipe, config: Any) -> tuple[int, int]:
     try:
         peft_model = get_peft_model(model, build_lora_config(recipe.lora))
     except ValueError as error:
-        raise UserError(f"lora: {first_line(error)}") from error
+        raise UserError(recipe.problem(("lora",), first_line(error))) from error
     return sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad), total
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from trl import SFTConfig
 
 from hw3.config.recipe import Recipe
+from hw3.data.rows import DataFileKey
 from hw3.report.blocks import Block, Facts, Heading, Missing, Table, Text
 from hw3.report.checkpoint_scores import final_score_blocks, learning_curve_blocks, score_breakdown_blocks
 from hw3.report.formatting import CI, format_count, format_difference, format_percent, format_score, format_value
@@ -80,7 +81,7 @@ def settings_comparison_blocks(main: RunData, others: list[RunData]) -> list[Blo
 
 
 def _data_blocks(run: RunData) -> list[Block]:
-    uses = {"train": "training", "dev": "selecting the checkpoint", "eval": "scoring"}
+    uses: dict[DataFileKey, str] = {"train": "training", "dev": "selecting the checkpoint", "eval": "scoring"}
     rows = []
     for key, use in uses.items():
         name = getattr(run.recipe.data, key)

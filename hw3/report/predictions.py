@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hw3.common.text import split_differences
 from hw3.data.templates import detect_direction
 from hw3.evaluation.perplexity import RowScore
 from hw3.evaluation.translation_metrics import METRIC_DESCRIPTIONS, METRICS_OF_COPYING, format_metric
@@ -136,9 +136,7 @@ def _label(runs: list[RunData], run: RunData, name: str) -> str:
 
 
 def _systems(runs: list[RunData]) -> list[System]:
-    """Return the base model without and with its best few-shot examples, all systems with predictions, and the best
-    checkpoint.
-    """
+    """Return the base model without and with few-shot examples, all systems with predictions, the best checkpoint."""
     systems = []
     for run in runs:
         assert run.results is not None
@@ -152,7 +150,7 @@ def _systems(runs: list[RunData]) -> list[System]:
         best = [] if run.best is None else [run.best.label]
         base = [entry.label for entry in (run.zero_shot, _best_prompt_examples(run)) if entry is not None]
         for name in dict.fromkeys([*base, *(name for name in predictions if name not in best), *best]):
-            scores = run.results.rows[entries[name].key] if name in entries else []
+            scores = run.results.row_scores[entries[name].key] if name in entries else []
             found = predictions.get(name)
             systems.append(
                 System(
@@ -177,7 +175,7 @@ def _comparison_blocks(runs: list[RunData]) -> list[Block]:
     orders += [f"highest perplexity first: {system.label}" for system in scored]
     orders += ["largest gain from fine-tuning first"] if gains else []
     rows = []
-    for index, score in enumerate(next(iter(main.results.rows.values()))):
+    for index, score in enumerate(next(iter(main.results.row_scores.values()))):
         perplexities = [system.perplexities[score.id] for system in scored]
         sort_keys = [float(index), -_log_ratio(perplexities), -float(score.characters)]
         sort_keys += [-perplexity for perplexity in perplexities]
@@ -191,7 +189,7 @@ def _log_gains(run: RunData) -> dict[str, float]:
     """Return by row id the log of the base model's perplexity divided by the best checkpoint's."""
     if run.results is None or run.zero_shot is None or run.best is None:
         return {}
-    before, after = run.results.rows[run.zero_shot.key], run.results.rows[run.best.key]
+    before, after = run.results.row_scores[run.zero_shot.key], run.results.row_scores[run.best.key]
     return {a.id: math.log(b.perplexity / a.perplexity) for a, b in zip(after, before, strict=True)}
 
 
@@ -212,7 +210,7 @@ def _compare_outputs(run: RunData, score: RowScore, systems: list[System], sort_
             SystemOutput(
                 system.label,
                 system.perplexities.get(score.id),
-                mark_differences(reference, system.outputs[score.id]) if score.id in system.outputs else None,
+                split_differences(system.outputs[score.id], reference) if score.id in system.outputs else None,
                 score.id in system.unfinished_ids,
             )
             for system in systems
@@ -229,23 +227,3 @@ def spaced_indices(count: int, limit: int) -> list[int]:
     if count <= limit:
         return list(range(count))
     return [round(number * (count - 1) / (limit - 1)) for number in range(limit)]
-
-
-def mark_differences(reference: str | None, output: str) -> list[tuple[str, bool]]:
-    """Split a predicted text into pieces that are equal to the reference or differ from it.
-
-    Args:
-        reference: the reference; if None, nothing is marked.
-        output: the predicted text.
-
-    Returns:
-        Pairs (text, differs from the reference).
-    """
-    if reference is None:
-        return [(output, False)]
-    matcher = difflib.SequenceMatcher(None, reference, output, autojunk=False)
-    return [
-        (output[start:end], operation != "equal")
-        for operation, _, _, start, end in matcher.get_opcodes()
-        if end > start
-    ]

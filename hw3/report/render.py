@@ -5,19 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hw3.common.text import escape_invisible
 from hw3.report.blocks import Block, Section, Table
 
 # Characters with a meaning anywhere; `]` before a link's target; list, heading and checkbox marks at the line's start.
 _MARKDOWN_SYNTAX = re.compile(r"([\\`*_<>&|~$]|\](?=[(\[])|^[-+=#\[]|(?<=^\d)[.)](?=\s))")
-# Unicode categories: control, format (bidirectional marks included), surrogate, line and paragraph separators.
-_INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def render_html(title: str, summary: list[Block], sections: list[Section]) -> str:
@@ -44,26 +42,14 @@ def render_markdown(title: str, summary: list[Block], sections: list[Section]) -
     # `escape_markdown` returns `Markup`, which Jinja's own escaping, made for HTML, leaves unchanged.
     environment = _create_environment(escape_markdown)
     # NUL stands for a line break inside code, so that empty lines in code survive the substitution below.
-    environment.filters |= {
+    filters: dict[str, Callable[..., object]] = {
         "code_block": lambda text: code_block(text).replace("\n", "\0"),
         "link_target": link_target,
         "text_cells": _text_cells,
     }
+    environment.filters |= filters
     text = environment.get_template("page.md").render(title=title, summary=summary, sections=sections)
     return re.sub(r"\n{3,}", "\n\n", text).replace("\0", "\n").strip() + "\n"
-
-
-def escape_invisible(text: str) -> str:
-    r"""Replace invisible characters by escapes such as `\u202e`.
-
-    Bidirectional marks could otherwise reverse the text around them.
-    """
-    return "".join(
-        f"\\u{ord(character):04x}"
-        if unicodedata.category(character) in _INVISIBLE_CATEGORIES and character not in "\n\t"
-        else character
-        for character in text
-    )
 
 
 def escape_markdown(text: str) -> Markup:

@@ -10,7 +10,7 @@ from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe
-from hw3.data.rows import Row, read_rows
+from hw3.data.rows import DataFileKey, Row, read_rows
 from hw3.evaluation.bootstrap import PairedDifference, paired_difference
 from hw3.evaluation.learning_curve import curve_entries
 from hw3.evaluation.results import EvalResults
@@ -163,8 +163,8 @@ def compare_entries(
     results, second_results = run.results, (second_run or run).results
     assert results is not None and second_results is not None
     return paired_difference(
-        results.rows[first.key],
-        second_results.rows[second.key],
+        results.row_scores[first.key],
+        second_results.row_scores[second.key],
         samples=results.settings.bootstrap_samples,
         seed=results.settings.bootstrap_seed,
     )
@@ -177,7 +177,9 @@ def have_same_rows(first: RunData, second: RunData) -> bool:
     return first.results.data.sha256 == second.results.data.sha256
 
 
-def _find_results(all_results: list[EvalResults], name: str, manifest: Manifest | None, key: str) -> EvalResults | None:
+def _find_results(
+    all_results: list[EvalResults], name: str, manifest: Manifest | None, key: DataFileKey
+) -> EvalResults | None:
     """Return the results on a data file of the recipe.
 
     Several results can have the path: those of the content when training began come first.

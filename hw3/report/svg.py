@@ -1,4 +1,4 @@
-"""Elements of inline SVG pictures. Text stays text, and colours come from the page's style, for light and dark."""
+"""Elements of inline SVG pictures. Text stays text, and colors come from the page's style, for light and dark."""
 
 from __future__ import annotations
 

@@ -22,10 +22,11 @@ from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_we
 from hw3.runs.file_model import FileModel
 
 MANIFEST_FILE = "manifest.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 COMPLETE_FILE = "COMPLETE.json"
 TRAINER_STATE_FILE = "trainer_state.json"
 # Files that only a resumed run reads: optimizer, scheduler, RNG state. FSDP and DeepSpeed have their own files.
-RESUME_FILE = re.compile(
+RESUME_FILE_PATTERN = re.compile(
     r"trainer_accumulators\.json|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
     r"|optimizer\.bin|pytorch_model_fsdp\.bin|latest|global_step\d+/.*"
 )
@@ -95,8 +96,8 @@ def mark_complete(checkpoint: Path, step: int) -> None:
     }
     CheckpointRecord(
         step=step,
-        files={name: record for name, record in files.items() if not RESUME_FILE.fullmatch(name)},
-        resume_files={name: record for name, record in files.items() if RESUME_FILE.fullmatch(name)},
+        files={name: record for name, record in files.items() if not RESUME_FILE_PATTERN.fullmatch(name)},
+        resume_files={name: record for name, record in files.items() if RESUME_FILE_PATTERN.fullmatch(name)},
     ).write(checkpoint / COMPLETE_FILE)
 
 
@@ -131,12 +132,20 @@ def external_adapter(folder: Path) -> Checkpoint:
     Raises:
         UserError: the folder holds no adapter in safetensors format.
     """
-    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-    missing = [name for name in names if not (folder / name).is_file()]
+    check_adapter_folder(folder)
+    sha256 = combine_weight_hashes({name: file_sha256(folder / name) for name in ADAPTER_FILES})
+    return Checkpoint(0, folder, sha256, False, portable_path(folder))
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Check that a folder holds the files of a PEFT adapter.
+
+    Raises:
+        UserError: the folder holds no adapter in safetensors format.
+    """
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: not a PEFT adapter: {' and '.join(missing)} missing")
-    sha256 = combine_weight_hashes({name: file_sha256(folder / name) for name in names})
-    return Checkpoint(0, folder, sha256, False, portable_path(folder))
 
 
 def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
@@ -148,7 +157,8 @@ def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
     incomplete = find_incomplete_checkpoints(run_dir)
     if incomplete and not (run_dir / MANIFEST_FILE).is_file():
         raise UserError(
-            f"{run_dir}: {incomplete[0].name} was not written by this project; give the run another folder: RUN="
+            f"{run_dir}: {incomplete[0].name} was not written by this project; use another folder: --run DIR "
+            "(make: RUN=DIR)"
         )
     for folder in incomplete:
         shutil.rmtree(folder)
@@ -168,7 +178,7 @@ def prune_optimizer_state(run_dir: Path) -> None:
     resumable = [checkpoint for checkpoint in find_complete_checkpoints(run_dir) if checkpoint.resumable]
     for checkpoint in resumable[:-CHECKPOINTS_WITH_OPTIMIZER_STATE]:
         for file in list(checkpoint.path.rglob("*")):
-            if RESUME_FILE.fullmatch(file.relative_to(checkpoint.path).as_posix()):
+            if RESUME_FILE_PATTERN.fullmatch(file.relative_to(checkpoint.path).as_posix()):
                 file.unlink()
         for folder in checkpoint.path.glob("global_step*"):
             folder.rmdir()

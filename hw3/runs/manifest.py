@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from hw3.data.fingerprint import DatasetFingerprint
+from hw3.data.rows import DataFileKey
 from hw3.runs.file_model import FileModel
 
 PACKAGES = ("torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "tokenizers")
@@ -127,7 +128,7 @@ class Manifest(FileModel):
     versions: dict[str, str]
     python: str
     git_commit: str | None
-    data: dict[Literal["train", "eval", "dev"], DatasetFingerprint]
+    data: dict[DataFileKey, DatasetFingerprint]
     prompt_sha256: str
     quantization: dict[str, Any] | None
     base: BaseModelRecord

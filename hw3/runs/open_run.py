@@ -52,7 +52,7 @@ def open_run(run: Run, recipe: Recipe) -> OpenedRun:
     """
     config = load_model_config(recipe.model)
     with ThreadPoolExecutor(1) as thread:
-        base = thread.submit(hash_base_model, recipe.model, config)
+        base = thread.submit(hash_base_model, recipe.model)
         tokenizer = run.load_tokenizer(recipe)
         identity = ModelIdentity(
             base=base.result(),

@@ -106,13 +106,13 @@ class ScoreEntry(FileModel):
 
 
 class BestCheckpoint(FileModel):
-    """The checkpoint with the lowest mean perplexity.
+    """The checkpoint with the lowest mean perplexity on `chosen_on`.
 
     Attributes:
         step: its optimizer steps.
         checkpoint: its folder name.
-        mean_perplexity: its score on this data file.
-        chosen_on: path of the data file whose scores decided, a dev file's where the recipe has one.
+        mean_perplexity: its score on this data file, which may not be `chosen_on`.
+        chosen_on: path of the data file whose scores selected it: the dev file, if the recipe has one.
     """
 
     step: int

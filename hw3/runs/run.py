@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.data.fingerprint import DatasetFingerprint
-from hw3.modeling.loading import load_tokenizer
 from hw3.runs.checkpoints import (
     MANIFEST_FILE,
     Checkpoint,
@@ -22,6 +20,9 @@ from hw3.runs.checkpoints import (
 from hw3.runs.manifest import Manifest
 from hw3.runs.prediction_record import PredictionRecord
 from hw3.runs.results_file import ResultsFile
+
+if TYPE_CHECKING:  # the first checks of a command must not take the seconds of importing transformers
+    from transformers import PreTrainedTokenizerBase
 
 RECIPE_FILE = "recipe.yaml"
 TOKENIZER_DIR = "tokenizer"
@@ -83,6 +84,8 @@ class Run:
 
     def load_tokenizer(self, recipe: Recipe) -> PreTrainedTokenizerBase:
         """Load the tokenizer that the run was trained with; that of the base model before training."""
+        from hw3.modeling.loading import load_tokenizer
+
         if not self.tokenizer_path.is_dir():
             return load_tokenizer(recipe.model)
         update = {"pretrained_model_name_or_path": str(self.tokenizer_path), "revision": None}

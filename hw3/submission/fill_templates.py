@@ -78,7 +78,7 @@ def _fill_template(name: str, line_pattern: str, lines: dict[str, str]) -> str:
     text = (TEMPLATES_DIR / name).read_text(encoding="utf-8")
     for key, line in lines.items():
         pattern = f"^{line_pattern.format(key)}$"
-        text, count = re.subn(pattern, lambda match, line=line: line, text, flags=re.MULTILINE)
+        text, count = re.subn(pattern, line.replace("\\", r"\\"), text, flags=re.MULTILINE)
         assert count == 1, f"{name}: {count} lines set {key}"
     return text
 

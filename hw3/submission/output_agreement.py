@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from hw3.common.errors import RunError
+from hw3.common.progress import ProgressLine, can_show_live_progress
 from hw3.config.recipe import Recipe
 from hw3.data.rows import Row
 from hw3.data.tokenization import EncodedRow
@@ -60,13 +61,13 @@ def generate_reference_outputs(generator: RunGenerator, rows: list[Row], source:
     limits = [generator.get_max_new_tokens(row, encoded) for row, encoded in zip(rows, encoded_rows, strict=True)]
     generation_config = generator.generation_config
     reference = ReferenceOutputs([""] * len(rows), [[] for _ in rows], encoded_rows)
-    with tqdm(total=len(rows), desc=generator.name, unit="row", disable=None, leave=False) as progress_bar:
+    with ProgressLine("predicting", len(rows), "rows", is_logged=True) as progress:
 
         def record(index: int, generation: Generation) -> None:
             reference.texts[index] = encoder.decode(generation.token_ids)
             eos = [encoder.eos_token_id] if generation.finished else []
             reference.token_ids[index] = [*generation.token_ids, *eos]
-            progress_bar.update()
+            progress.advance()
 
         generate(
             generator.model,
@@ -132,7 +133,9 @@ def _compute_gaps(
     generator = open_generator(scored)
     model = generator.model
     gaps = {}
-    for index, text in tqdm(outputs.items(), desc="near ties", unit="row", disable=None, leave=False):
+    for index, text in tqdm(
+        outputs.items(), desc="near ties", unit="row", disable=not can_show_live_progress(), leave=False
+    ):
         expected_ids, ids = reference.token_ids[index], generator.encoder.encode_output(text)
         pairs = enumerate(zip(expected_ids, ids, strict=False))
         position = next((position for position, (expected, actual) in pairs if expected != actual), None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
-import re
 import tempfile
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from hw3.submission.output_agreement import generate_reference_outputs, open_gen
 from hw3.submission.verify import MAX_ADAPTER_BYTES, verify_files, verify_predictions, verify_score
 
 NUM_SAMPLE_ROWS = 8  # rows of `data.eval` to verify outputs with if no input file is given
+
+logger = logging.getLogger(__name__)
 
 
 def pack_run(
@@ -56,7 +58,6 @@ def pack_run(
     output = output or run.path.with_name(f"{run.path.name}-pack")
     check_folder_is_new(output, "OUTPUT= (--output)")
     adapter_config = build_adapter_config(scored, grader_year)
-    _check_url(url)
     _check_adapter_size(scored)
     source = input_file or scored.data_file
     rows = read_rows(source, require_output=False)[: None if input_file else NUM_SAMPLE_ROWS]
@@ -64,7 +65,7 @@ def pack_run(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
         folder = Path(temporary) / "pack"
-        print(f"{source}: predicting {len(rows)} rows, first with hw3, then with only the folder's files")
+        logger.info(f"{source}: predicting {len(rows)} rows, first with hw3, then with only the folder's files")
         generator = open_generator(scored)
         reference = generate_reference_outputs(generator, rows, source)
         utils, predict = build_utils_constants(scored.recipe, tokenizer), build_predict_constants(generator)
@@ -83,11 +84,6 @@ def pack_run(
         os.rename(folder, output)
     print(f"{output}: {scored.checkpoint.name} of {run}", *lines, sep="\n  ")
     return 0
-
-
-def _check_url(url: str | None) -> None:
-    if url is not None and not re.fullmatch(r"https?://\S+", url):
-        raise UserError(f"--url {url}: expected an http(s) address, that of the folder with the adapter's two files")
 
 
 def _check_adapter_size(scored: ScoredCheckpoint) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
 import signal
 import sys
@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hw3.common.distributed import get_rank, get_world_size
+from hw3.common.progress import ProgressLine
 from hw3.runs.checkpoints import mark_complete, prune_checkpoints, prune_optimizer_state
 
 # torchrun's default time between a signal to its processes and their kill; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes it.
 LAUNCHER_GRACE_SECONDS = 30
 # How long before that kill a process reports that its step has not ended.
 REPORT_BEFORE_KILL_SECONDS = 5
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointCompletionCallback(TrainerCallback):
@@ -70,6 +72,7 @@ class CheckpointCompletionCallback(TrainerCallback):
         PartialState().wait_for_everyone()
         if args.should_save:
             writes, self._deferred_writes = self._deferred_writes, []
+            assert args.output_dir is not None, "`build_sft_config` sets the run folder"
             self._pending = self._thread.submit(self._complete, Path(args.output_dir), state.global_step, writes)
 
     def _complete(self, run_dir: Path, step: int, writes: list[Callable[[], None]]) -> None:
@@ -115,7 +118,7 @@ class StopOnSignalCallback(TrainerCallback):
         if self._received:
             os._exit(128 + number)
         self._received = number
-        print("\nstopping after this step, with a complete checkpoint; a second signal stops at once", file=sys.stderr)
+        logger.warning("stopping after this step, with a complete checkpoint; a second signal stops at once")
 
     def _report_before_kill(self, signals: int) -> None:
         """Report why the step has not ended, shortly before the launcher kills this process.
@@ -185,23 +188,30 @@ class PeakMemoryCallback(TrainerCallback):
 
 
 class ProgressLineCallback(TrainerCallback):
-    """Show loss, learning rate and tokens per second: in a progress bar on a terminal, else in one line per log."""
+    """Show loss, learning rate, tokens per second and the time left: live on a terminal, else in one line per log.
+
+    The loss is the last one that was logged, because reading the present one would wait for the GPU. Tokens per second
+    are those of the steps since the log before. The clock starts after the first step, which compiles kernels.
+    """
 
     def __init__(self) -> None:
-        self.bar: tqdm | None = None
-        self.start_time = 0.0
-        self.tokens_at_start = 0
+        self._line: ProgressLine | None = None
+        self._last_log: tuple[float, int] | None = None  # time, and tokens seen until then
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock, and the bar on a terminal."""
-        self.start_time, self.tokens_at_start = time.monotonic(), state.num_input_tokens_seen
-        if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+        """Open the line."""
+        if state.is_world_process_zero:
+            is_live = not args.disable_tqdm
+            self._line = ProgressLine("train", state.max_steps, "steps", initial=state.global_step, is_live=is_live)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        """Count the step."""
+        if self._line is None:
+            return
+        self._line.advance()
+        if self._last_log is None:
+            self._last_log = (time.monotonic(), state.num_input_tokens_seen)
+            self._line.restart_clock()
 
     def on_log(
         self,
@@ -212,17 +222,20 @@ class ProgressLineCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Show the latest numbers."""
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+        if self._line is None or self._last_log is None or logs is None or "loss" not in logs:
             return
-        tokens_per_second = (state.num_input_tokens_seen - self.tokens_at_start) / (time.monotonic() - self.start_time)
-        line = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {tokens_per_second:,.0f} tokens/s"
-        if self.bar is not None:
-            self.bar.set_postfix_str(line)
-        else:
-            width = int(math.log10(max(state.max_steps, 1))) + 1
-            print(f"step {state.global_step:>{width}}/{state.max_steps}  {line}", flush=True)
+        numbers = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+        now, tokens = time.monotonic(), state.num_input_tokens_seen
+        last_time, last_tokens = self._last_log
+        if tokens > last_tokens:
+            numbers.append(f"{(tokens - last_tokens) / (now - last_time):,.0f} tokens/s")
+        self._last_log = (now, tokens)
+        self._line.set_details(", ".join(numbers))
+        if not self._line.is_live:
+            width = len(str(state.max_steps))
+            logger.info(f"step {state.global_step:>{width}}/{state.max_steps}, {self._line.describe()}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        """Close the line."""
+        if self._line is not None:
+            self._line.close()

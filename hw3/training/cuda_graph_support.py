@@ -20,10 +20,11 @@ try:
     )
 except ImportError as error:
     _import_error = error
-    # Placeholders, never used: `speed: auto` takes TRL's own step if the package is not available.
-    FusedLoraLinear = find_fusable_layers = get_adapter_weights = None
-    CudaGraphStep = compute_bucket_lengths = compute_rows_per_replay = count_unused_reserved_bytes = None
-    HEAD_CHUNK_POSITIONS, NUM_METRICS, TOKENS_PER_REPLAY = 0, 0, ()
+    # Placeholders of other types, never used: `speed: auto` takes TRL's own step if the package is not available.
+    FusedLoraLinear = find_fusable_layers = get_adapter_weights = None  # type: ignore[assignment, misc]
+    CudaGraphStep = compute_bucket_lengths = None  # type: ignore[assignment, misc]
+    compute_rows_per_replay = count_unused_reserved_bytes = None  # type: ignore[assignment]
+    HEAD_CHUNK_POSITIONS, NUM_METRICS, TOKENS_PER_REPLAY = 0, 0, ()  # type: ignore[assignment]
 
 __all__ = [
     "HEAD_CHUNK_POSITIONS",

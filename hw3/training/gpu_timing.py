@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import LoraLayer
+from transformers import PreTrainedModel
 
 from hw3.training.cuda_graph_support import (
     HEAD_CHUNK_POSITIONS,
@@ -48,7 +50,8 @@ def time_matrix_products(model: PeftModel, tokens: int, output_tokens: int) -> t
     """
     device, dtype = model.device, model.dtype
     base = model.get_base_model()
-    linears = _matrix_products(base.base_model.layers[0], dtype)
+    assert isinstance(base, PreTrainedModel), "the adapters were added to a model of transformers"
+    linears = _matrix_products(base.base_model.get_submodule("layers.0"), dtype)
     inputs = [torch.randn(tokens, in_features, device=device, dtype=dtype) for _, in_features in linears]
 
     def run_layer() -> None:
@@ -66,7 +69,7 @@ def time_matrix_products(model: PeftModel, tokens: int, output_tokens: int) -> t
     torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
         run_layer()
-    weight = base.get_output_embeddings().weight.detach()
+    weight = base.get_output_embeddings().get_parameter("weight").detach()
     states = torch.randn(min(output_tokens, HEAD_CHUNK_POSITIONS), weight.shape[1], device=device, dtype=dtype)
     head = time_on_gpu(lambda: (states @ weight.T) @ weight) * output_tokens / len(states)
     return time_on_gpu(graph.replay), head
@@ -74,14 +77,19 @@ def time_matrix_products(model: PeftModel, tokens: int, output_tokens: int) -> t
 
 def _matrix_products(decoder_layer: torch.nn.Module, dtype: torch.dtype) -> list[tuple[torch.nn.Module, int]]:
     """Return the modules that compute a decoder layer's matrix products, each with its number of input features."""
-    groups = [[layer for *_, layer in group] for group in find_fusable_layers(decoder_layer)]
+    groups = [[member.layer for member in group] for group in find_fusable_layers(decoder_layer)]
     fused_ids = {id(layer) for group in groups for layer in group}
     others = [linear.to(dtype) for linear in _linear_layers(decoder_layer) if id(linear) not in fused_ids]
     fused = [FusedLoraLinear(group, *_concatenate_adapters(group, dtype)) for group in groups]
     return [
-        *((module, group[0].in_features) for module, group in zip(fused, groups, strict=True)),
-        *((linear, linear.in_features) for linear in others),
+        *((module, _in_features(group[0])) for module, group in zip(fused, groups, strict=True)),
+        *((linear, _in_features(linear)) for linear in others),
     ]
+
+
+def _in_features(linear: LoraLayer | torch.nn.Linear) -> int:
+    assert linear.in_features is not None, "PEFT finds the sizes of every linear layer"
+    return linear.in_features
 
 
 def _concatenate_adapters(layers: list[Any], dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -90,7 +98,7 @@ def _concatenate_adapters(layers: list[Any], dtype: torch.dtype) -> list[torch.n
     return [torch.nn.Parameter(weight.to(dtype)) for weight in sides]
 
 
-def _linear_layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+def _linear_layers(module: torch.nn.Module) -> Iterator[PeftLinear | torch.nn.Linear]:
     """Yield the linear layers of a module, each with its adapters if it has any."""
     if isinstance(module, PeftLinear | torch.nn.Linear):
         yield module

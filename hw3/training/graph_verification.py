@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from transformers import PreTrainedModel
+from peft import PeftModel
 from trl import SFTConfig
 
 from hw3.common.distributed import gather_objects
@@ -47,7 +47,7 @@ class CaptureResult:
 
 
 def capture_verified_step(
-    model: PreTrainedModel,
+    model: PeftModel,
     collator: CompletionOnlyCollator,
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
@@ -72,7 +72,7 @@ def capture_verified_step(
 
 
 def _capture_and_compare(
-    model: PreTrainedModel,
+    model: PeftModel,
     collator: CompletionOnlyCollator,
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
@@ -114,7 +114,7 @@ def cuda_graph_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reference_loss_and_grad(
-    model: PreTrainedModel,
+    model: PeftModel,
     collator: CompletionOnlyCollator,
     rows: list[dict[str, Any]],
     output_tokens: int,
@@ -146,10 +146,14 @@ def _reference_loss_and_grad(
 
 def _flatten_gradients(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """Return the concatenated gradients, on the CPU to save GPU memory."""
-    return torch.cat([parameter.grad.flatten().cpu() for parameter in parameters])
+    gradients = []
+    for parameter in parameters:
+        assert parameter.grad is not None, "the step computes the gradient of every trained parameter"
+        gradients.append(parameter.grad.flatten().cpu())
+    return torch.cat(gradients)
 
 
-def _has_dropout(model: PreTrainedModel) -> bool:
+def _has_dropout(model: PeftModel) -> bool:
     dropout = any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules())
     return dropout or bool(getattr(model.config, "attention_dropout", 0))
 

@@ -34,11 +34,11 @@ class MemoryEstimate:
         head: the output head's temporary memory.
     """
 
-    weights: int
-    adapters: int
-    optimizer: int
-    activations: int
-    head: int
+    weights: int = 0
+    adapters: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    head: int = 0
 
     @property
     def total(self) -> int:
@@ -61,7 +61,7 @@ class WeightCounts:
 
 @dataclass(frozen=True)
 class StepShape:
-    """The widest forward pass of a step, and how the step is computed.
+    """The longest batch of a step, and how the step is computed.
 
     Attributes:
         rows: rows of the forward pass.
@@ -169,7 +169,7 @@ def _is_4bit(recipe: Recipe, step: StepShape) -> bool:
 
 def _scale_bytes_per_weight(recipe: Recipe, step: StepShape) -> float:
     """Return the bytes of quantization scales per weight: NF4 has one scale for each 64 weights."""
-    if not _is_4bit(recipe, step):
+    if recipe.quantization is None or step.dequantized:
         return 0
     # Double quantization stores a scale in one byte, and four more bytes for each 256 scales.
     scale = (1 + 4 / 256 if recipe.quantization.bnb_4bit_use_double_quant else 4) / 64

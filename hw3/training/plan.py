@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
-from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
 
 from hw3.common.disk import check_disk_space, check_writable
 from hw3.common.distributed import get_world_size
-from hw3.common.errors import UserError
+from hw3.common.errors import ProblemCollector, UserError
 from hw3.config.recipe import Recipe
 from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
-from hw3.data.rows import Row
+from hw3.data.rows import DataFileKey, Row
 from hw3.data.tokenization import EncodedRow, count_tokens
 from hw3.modeling.devices import find_device_problems, select_device
 from hw3.modeling.fingerprint import hash_base_model, hash_tokenizer
@@ -29,6 +26,7 @@ from hw3.runs.checkpoints import Checkpoint
 from hw3.runs.resume import check_optimizer_state, check_same_content, check_same_recipe
 from hw3.runs.run import Run
 from hw3.training.batch_layout import divide_batch
+from hw3.training.library_checks import find_library_problems, find_lora_problems
 from hw3.training.sft_arguments import (
     PROCESS_TIMEOUT_SECONDS,
     build_sft_config,
@@ -38,8 +36,6 @@ from hw3.training.sft_arguments import (
 from hw3.training.sharding import Sharding, find_sharding_problems
 from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
 from hw3.training.training_data import encode_training_rows, read_data_files
-
-T = TypeVar("T")
 
 
 class BaseModelUnavailableError(UserError):
@@ -69,7 +65,7 @@ class Plan:
     config: SFTConfig
     tokenizer: PreTrainedTokenizerBase
     rows: list[EncodedRow]
-    data: dict[str, DatasetFingerprint]
+    data: dict[DataFileKey, DatasetFingerprint]
     content: dict[str, str]
     total_parameters: int
     steps: int
@@ -104,7 +100,7 @@ class _Inputs:
 
     workload: Workload
     tokenizer: PreTrainedTokenizerBase
-    rows_by_file: dict[str, list[Row]]
+    rows_by_file: dict[DataFileKey, list[Row]]
     rows: list[EncodedRow]
     total_parameters: int
     notes: list[str]
@@ -129,7 +125,7 @@ def plan_run(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding |
     }
     content = {
         "train": data["train"].sha256,
-        "base": hash_base_model(recipe.model, inputs.workload.config),
+        "base": hash_base_model(recipe.model),
         "tokenizer": hash_tokenizer(inputs.tokenizer),
     }
     resume_from = _find_resumable_checkpoint(Run(run_dir), recipe, content)
@@ -163,32 +159,28 @@ def _check_inputs(recipe: Recipe, run_dir: Path, processes: int, sharding: Shard
     Raises:
         UserError: lists all problems.
     """
-    problems = find_device_problems(recipe, processes) + find_sharding_problems(recipe, sharding)
-
-    def collect_errors(check: Callable[..., T], *arguments: Any) -> T | None:
-        """Return a check's result; None if it raised a `UserError`, whose problems are collected."""
-        try:
-            return check(*arguments)
-        except UserError as error:
-            problems.extend(error.problems)
-            return None
-
-    layout = collect_errors(divide_batch, recipe, processes)
-    collect_errors(check_writable, run_dir)
-    collect_errors(_check_trackers, recipe)
-    rows_by_file = collect_errors(read_data_files, recipe)
-    config = collect_errors(load_model_config, recipe.model)
+    device_problems = find_device_problems(recipe, processes)
+    found = ProblemCollector([*device_problems, *find_sharding_problems(recipe, sharding)])
+    layout = found.collect(divide_batch, recipe, processes)
+    found.collect(check_writable, run_dir)
+    rows_by_file = found.collect(read_data_files, recipe)
+    config = found.collect(load_model_config, recipe.model)
+    lora_problems = find_lora_problems(recipe, config)
+    found.problems += lora_problems
     tokenizer = counts = encoded = None
     if config is not None:  # without the configuration the tokenizer fails too, and one message is enough
-        tokenizer = collect_errors(load_tokenizer, recipe.model)
-        counts = collect_errors(count_parameters, recipe, config)
-        problems += find_quantization_problems(recipe, config)
+        tokenizer = found.collect(load_tokenizer, recipe.model)
+        found.problems += find_quantization_problems(recipe, config)
+        if not lora_problems:
+            counts = found.collect(count_parameters, recipe, config)
     if rows_by_file is not None and tokenizer is not None:
-        encoded = collect_errors(encode_training_rows, recipe, tokenizer, rows_by_file["train"])
+        encoded = found.collect(encode_training_rows, recipe, tokenizer, rows_by_file["train"])
+    found.problems += find_library_problems(recipe, layout, fits_device=not device_problems)
     if tokenizer is None:
-        raise BaseModelUnavailableError(*problems)
-    if problems:
-        raise UserError(*problems)
+        raise BaseModelUnavailableError(*found.problems)
+    found.raise_problems()
+    assert layout is not None and rows_by_file is not None, "a check without a result reported a problem"
+    assert encoded is not None and counts is not None, "both need only what is there"
     (rows, notes), (trained_parameters, total_parameters) = encoded, counts
     workload = Workload(recipe, layout, config, trained_parameters, count_tokens(rows), sharding)
     return _Inputs(workload, tokenizer, rows_by_file, rows, total_parameters, notes)
@@ -233,20 +225,6 @@ def gpu_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
     least = torch.tensor(memory, device=device)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least[0]), int(least[1])
-
-
-def _check_trackers(recipe: Recipe) -> None:
-    """Check that the experiment trackers of `report_to` exist and are installed.
-
-    Raises:
-        UserError: names the tracker.
-    """
-    names = recipe.training.get("report_to", "tensorboard")
-    try:
-        for callback in get_reporting_integration_callbacks(names):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"training.report_to: {names}: {error}") from error
 
 
 def _describe_run(plan: Plan, run_dir: Path) -> list[str]:

@@ -16,6 +16,7 @@ from hw3.common.errors import UserError
 from hw3.common.statistics import percentile
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
+from hw3.data.rows import DataFileKey
 from hw3.data.tokenization import IGNORE_INDEX, EncodedRow, Encoder, count_tokens, count_unknown
 from hw3.modeling.devices import select_device
 from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
@@ -28,7 +29,7 @@ from hw3.training.time_estimate import estimate_run_time
 from hw3.training.training_data import read_data_files
 
 # ANSI escape codes.
-GREY, GREEN, BLUE, RESET = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
+GRAY, GREEN, BLUE, RESET = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
 
 
 def check_recipe(
@@ -103,7 +104,9 @@ def _show_rows(recipe: Recipe, show_masks: int, processes: int, sharding: Shardi
         print(render_masked_rows(tokenizer, encoded["train"][:show_masks], color=sys.stdout.isatty()))
 
 
-def _print_token_counts(recipe: Recipe, rows_by_file: dict[str, list[EncodedRow]], unknown_id: int | None) -> None:
+def _print_token_counts(
+    recipe: Recipe, rows_by_file: dict[DataFileKey, list[EncodedRow]], unknown_id: int | None
+) -> None:
     """Print a table of token counts by file, for prompts, outputs and complete rows."""
     print(f"{'tokens':<28}{'rows':>7}{'median':>8}{'95 %':>7}{'most':>7}{'unknown in outputs':>21}")
     for key, rows in rows_by_file.items():
@@ -146,7 +149,7 @@ def render_masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encode
     Args:
         tokenizer: the tokenizer of the ids.
         rows: the rows of one batch.
-        color: whether to add ANSI colors (grey, green, blue) to the marks `-`, `+` and `.`.
+        color: whether to add ANSI colors (gray, green, blue) to the marks `-`, `+` and `.`.
     """
     batch = CompletionOnlyCollator(tokenizer.pad_token_id, tokenizer.eos_token_id)(
         [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
@@ -160,9 +163,10 @@ def render_masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encode
             batch["attention_mask"][index].tolist(),
             strict=True,
         ):
-            mark, tint = (".", BLUE) if not is_token else ("-", GREY) if label == IGNORE_INDEX else ("+", GREEN)
-            text = tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n")
-            cell = f"{mark}{text}/{token}"
+            mark, tint = (".", BLUE) if not is_token else ("-", GRAY) if label == IGNORE_INDEX else ("+", GREEN)
+            text = tokenizer.convert_ids_to_tokens(token)
+            assert isinstance(text, str), "only a list of ids is converted to a list"
+            cell = "{}{}/{}".format(mark, text.replace("\n", "\\n"), token)
             cells.append(f"{tint}{cell}{RESET}" if color else cell)
         lines += [f"row {row.id}", " ".join(cells)]
     return "\n".join(lines) + "\n"

@@ -73,7 +73,7 @@ class StepStrategy:
         dequantized: whether 4-bit weights are dequantized after loading.
         activation_checkpointing: whether activations are recomputed in the backward pass.
         optim: the optimizer's name, as in `training.optim`.
-        memory: estimated memory of a step on one GPU.
+        memory: estimated memory of a step on one GPU; zeros until it is estimated.
         bucket_lengths: lengths that batches are padded to; empty to pad to a batch's longest row.
         tokens_per_replay: most tokens of one replay of the CUDA-graph step, unless a row has more.
         notes: lines for the user that report the choice and its reasons.
@@ -84,7 +84,7 @@ class StepStrategy:
     dequantized: bool
     activation_checkpointing: bool
     optim: str
-    memory: MemoryEstimate | None = None
+    memory: MemoryEstimate = field(default_factory=MemoryEstimate)
     bucket_lengths: tuple[int, ...] = ()
     tokens_per_replay: int = 0
     notes: list[str] = field(default_factory=list)
@@ -132,7 +132,7 @@ class _Chooser:
             self.optim = FUSED_ADAMW
         self.as_written = self.plan_trl_step(workload.layout, activation_checkpointing=self.checkpointing)
         if sharding == "FSDP" or (sharding == "DeepSpeed" and recipe.quantization is not None):
-            unsharded = self.estimate(replace(self._widest_forward(self.as_written), sharding=None)).weights
+            unsharded = self.estimate(replace(self._longest_batch(self.as_written), sharding=None)).weights
             self.notes.append(f"  while loading, each GPU holds the complete base model, {unsharded / GIB:.1f} GiB")
 
     def choose_plain(self) -> StepStrategy:
@@ -158,6 +158,7 @@ class _Chooser:
                 buckets = chosen.bucket_lengths
                 note = f"speed auto: the CUDA-graph step, {len(buckets)} bucket lengths of up to {buckets[-1]} tokens"
                 return replace(chosen, notes=[note, *self._describe(chosen)])
+            assert self.gpu_memory is not None, "every strategy fits on a GPU that is assumed to be large enough"
             reason = (
                 f"the CUDA-graph step needs {self.required_bytes(candidates[-1]) / GIB:.1f} GiB and "
                 f"{HEADROOM_FRACTION:.0%} of the GPU to spare; {self.gpu_memory[0] / GIB:.1f} are free"
@@ -166,12 +167,16 @@ class _Chooser:
         chosen = next(filter(self.fits, candidates), candidates[-1])
         notes = [f"speed auto: TRL's own step, because {reason}", *self.notes, *self._describe(chosen)]
         if not self.fits(chosen):
-            notes.append("  more than is free: speed=lean, or fewer rows per device, needs less")
+            notes.append(
+                "  This is more than the free memory. Set speed=lean or reduce training.per_device_train_batch_size"
+            )
         return replace(chosen, notes=notes)
 
     def _cuda_graph_candidates(self) -> list[StepStrategy]:
         """Return CUDA-graph strategies, the fastest first: dequantized if possible, then with fewer tokens at once."""
         recipe = self.workload.recipe
+        # A 4-bit layer can be captured only as a part of `FusedLoraLinear`. If a layer cannot be fused, the CUDA-graph
+        # step needs a dequantized base model in every candidate.
         always_dequantized = _can_dequantize(recipe) and not _all_4bit_layers_are_fusable(recipe)
         settings = [
             (_can_dequantize(recipe), TOKENS_PER_REPLAY[0]),
@@ -181,14 +186,13 @@ class _Chooser:
 
     def _trl_candidates(self) -> list[StepStrategy]:
         """Return strategies of TRL's step, the fastest first; each needs less memory than the one before."""
-        as_written = self.plan_trl_step(self.workload.layout, activation_checkpointing=self.checkpointing)
         if self.workload.sharding is not None:
-            return [as_written]
+            return [self.as_written]
         merged = self.workload.layout.merge_micro_batches()
         return [
             self.plan_trl_step(merged, dequantized=_can_dequantize(self.workload.recipe)),
             self.plan_trl_step(merged),
-            as_written,
+            self.as_written,
         ]
 
     def plan_trl_step(
@@ -200,8 +204,14 @@ class _Chooser:
         optim: str | None = None,
     ) -> StepStrategy:
         """Plan TRL's step with these settings, and estimate its memory."""
-        strategy = StepStrategy(layout, False, dequantized, activation_checkpointing, optim or self.optim)
-        return replace(strategy, memory=self.estimate(self._widest_forward(strategy)))
+        strategy = StepStrategy(
+            layout,
+            cuda_graphs=False,
+            dequantized=dequantized,
+            activation_checkpointing=activation_checkpointing,
+            optim=optim or self.optim,
+        )
+        return replace(strategy, memory=self.estimate(self._longest_batch(strategy)))
 
     def plan_cuda_graph_step(self, dequantized: bool, tokens_per_replay: int) -> StepStrategy:
         """Plan the CUDA-graph step on merged micro-batches, and estimate its memory."""
@@ -209,7 +219,13 @@ class _Chooser:
         optim = FUSED_ADAMW if self.optim in EQUIVALENT_ADAMW else self.optim
         buckets = compute_bucket_lengths([tokens for tokens, _ in self.workload.lengths])
         strategy = StepStrategy(
-            layout, True, dequantized, False, optim, bucket_lengths=buckets, tokens_per_replay=tokens_per_replay
+            layout,
+            cuda_graphs=True,
+            dequantized=dequantized,
+            activation_checkpointing=False,
+            optim=optim,
+            bucket_lengths=buckets,
+            tokens_per_replay=tokens_per_replay,
         )
         shapes = [
             self._shape(strategy, compute_rows_per_replay(layout.rows_per_device, length, tokens_per_replay), length)
@@ -217,21 +233,21 @@ class _Chooser:
         ]
         return replace(strategy, memory=max(map(self.estimate, shapes), key=lambda memory: memory.total))
 
-    def _widest_forward(self, strategy: StepStrategy) -> StepShape:
+    def _longest_batch(self, strategy: StepStrategy) -> StepShape:
         longest = max(tokens for tokens, _ in self.workload.lengths)
         return self._shape(strategy, strategy.layout.rows_per_device, longest)
 
     def _shape(self, strategy: StepStrategy, rows: int, length: int) -> StepShape:
         return StepShape(
-            rows,
-            length,
-            rows * max(outputs for _, outputs in self.workload.lengths),
-            strategy.optim,
-            strategy.cuda_graphs,
-            strategy.dequantized,
-            strategy.activation_checkpointing,
-            strategy.layout.processes,
-            self.workload.sharding,
+            rows=rows,
+            length=length,
+            output_tokens=rows * max(outputs for _, outputs in self.workload.lengths),
+            optim=strategy.optim,
+            cuda_graphs=strategy.cuda_graphs,
+            dequantized=strategy.dequantized,
+            activation_checkpointing=strategy.activation_checkpointing,
+            processes=strategy.layout.processes,
+            sharding=self.workload.sharding,
         )
 
     def estimate(self, step: StepShape) -> MemoryEstimate:
@@ -268,7 +284,8 @@ class _Chooser:
         if chosen.activation_checkpointing != self.as_written.activation_checkpointing:
             changes.append("activations are not recomputed, because there is enough memory")
         if chosen.optim != self.as_written.optim:
-            changes.append(f"{chosen.optim} replaces {self.as_written.optim}: the same update, its states fit")
+            replaced = self.as_written.optim
+            changes.append(f"{chosen.optim} replaces {replaced}: same update; its states fit into GPU memory")
         parts = ", ".join(f"{part} {getattr(chosen.memory, part) / GIB:.1f}" for part in MEMORY_PARTS)
         changes.append(f"about {chosen.memory.total / GIB:.1f} GiB per GPU: {parts}")
         return [f"  {change}" for change in changes]
@@ -331,6 +348,7 @@ def _training_reasons(recipe: Recipe) -> list[tuple[bool, str]]:
         (bool(training.get("fp16")), "training.fp16 is true"),
         (training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
         (training.get("neftune_noise_alpha") is not None, "training.neftune_noise_alpha changes TRL's forward"),
+        (bool(training.get("activation_offloading")), "training.activation_offloading wraps TRL's step"),
         (bool(training.get("debug")), "training.debug observes TRL's forward"),
         (steps_in_backward, f"training.optim={optim} works inside TRL's step"),
     ]

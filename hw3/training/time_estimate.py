@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -128,6 +129,7 @@ def time_steps(
             if strategy.cuda_graphs:
                 graphs[layers] = statistics.mean(trainer.graph_seconds)
                 optimizer[layers] = statistics.mean(trainer.optimizer_seconds)
+                assert isinstance(trainer.model, PeftModel), "the CUDA-graph step trains adapters"
                 products = time_matrix_products(trainer.model, round(statistics.mean(trainer.tokens)), output_tokens)
             trainer.accelerator.free_memory()
             del trainer
@@ -212,7 +214,7 @@ class _TimedTrainer(CompletionTrainer):
         self.add_callback(self.clock)
 
     def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         step = super().training_step
         loss = step(model, inputs, num_items_in_batch)
@@ -231,7 +233,7 @@ def _build_timed_trainer(
     device: torch.device,
     layers: int,
     folder: Path,
-) -> CompletionTrainer:
+) -> _TimedTrainer:
     """Build the run's trainer on a few of its rows and layers; it writes, logs and reports nothing."""
     settings = {
         "max_steps": TIMED_STEPS * (PASSES if strategy.cuda_graphs else PASSES - 1),
@@ -243,4 +245,6 @@ def _build_timed_trainer(
     recipe = replace(recipe, training={**recipe.training, **settings})
     config = build_sft_config(recipe, strategy, folder)
     model = build_random_base(recipe, load_model_config(recipe.model), layers, device, dequantized=strategy.dequantized)
-    return build_trainer(recipe, config, strategy, model, tokenizer, rows, _TimedTrainer)
+    trainer = build_trainer(recipe, config, strategy, model, tokenizer, rows, _TimedTrainer)
+    assert isinstance(trainer, _TimedTrainer), "`build_trainer` builds the class that it is given"
+    return trainer

@@ -1,6 +1,6 @@
 """`hw3 train`: fine-tune a base model on a recipe's rows, and write a run folder of complete checkpoints.
 
-`train` reads from top to bottom. Three things make up a run:
+Read `train` from top to bottom. Three things make up a run:
 
 - the rows: `plan_run` encodes each row as prompt and output with `Encoder(tokenizer, recipe.prompt)`;
 - the collator: `CompletionOnlyCollator` pads a batch and puts labels on the outputs only;
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import time
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from hw3.training.sharding import sharding_from_env
 from hw3.training.step_strategy import StepStrategy
 from hw3.training.trainer import CompletionTrainer  # a subclass of trl.SFTTrainer
 
+logger = logging.getLogger(__name__)
+
 
 def train(recipe: Recipe, run_dir: Path) -> int:
     """Fine-tune, or resume an interrupted run. All user errors are reported before anything is written.
@@ -56,12 +59,12 @@ def train(recipe: Recipe, run_dir: Path) -> int:
     # --- check ------------------------------------------------------------------------------------------------------
     started = time.time()
     plan = plan_run(recipe, run_dir, get_world_size(), sharding_from_env())
-    _print(*plan.notes)
+    _log_lines(plan.notes)
     assert_same_across_ranks(_summarize(plan, run_dir))
     if plan.is_complete:
-        _print(f"{run_dir} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run_dir}")
+        _print_outcome(f"{run_dir} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run_dir}")
         return 0
-    _print(*_describe_unused_gpus(recipe))
+    _log_lines(_describe_unused_gpus(recipe))
 
     # --- build: base model, collator, trainer -----------------------------------------------------------------------
     trainer = _load_model_and_build_trainer(plan)
@@ -71,7 +74,7 @@ def train(recipe: Recipe, run_dir: Path) -> int:
         del trainer  # its memory must be free before the base model is loaded again
         _free_memory()
         plan = plan.without_cuda_graphs(run_dir, f"the CUDA-graph step {failure}")
-        _print(*plan.notes)
+        _log_lines(plan.notes)
         trainer = _load_model_and_build_trainer(plan)
 
     # --- write: recipe, manifest, tokenizer -------------------------------------------------------------------------
@@ -80,7 +83,7 @@ def train(recipe: Recipe, run_dir: Path) -> int:
 
     # --- train ------------------------------------------------------------------------------------------------------
     if plan.resume_from is not None:
-        _print(f"resuming {run} from step {plan.first_step} of {plan.steps}")
+        logger.info(f"resuming {run} from step {plan.first_step} of {plan.steps}")
     with trainer.stop.installed():
         trainer.train(resume_from_checkpoint=None if plan.resume_from is None else str(plan.resume_from.path))
 
@@ -90,9 +93,9 @@ def train(recipe: Recipe, run_dir: Path) -> int:
         manifest.sessions.append(session)
         manifest.write(run.manifest_path)
     if trainer.stop.signal and session.to_step < plan.steps:
-        _print(f"stopped at step {session.to_step} of {plan.steps}; run the same command to resume")
+        _print_outcome(f"stopped at step {session.to_step} of {plan.steps}; run the same command to resume")
         return 128 + trainer.stop.signal
-    _print(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
+    _print_outcome(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
     return 0
 
 
@@ -147,10 +150,10 @@ def _load_model_and_build_trainer(plan: Plan) -> CompletionTrainer:
 
 def _capture_cuda_graph_step(trainer: CompletionTrainer) -> str | None:
     """Capture the CUDA-graph step; return why it cannot be used, or None."""
-    _print(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
+    logger.info(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
     failure = trainer.capture()
     if failure is None:
-        _print(f"captured in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
+        logger.info(f"captured in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
     return failure
 
 
@@ -164,7 +167,7 @@ def _write_run_files(run: Run, plan: Plan) -> Manifest:
     """Write manifest, recipe and tokenizer; delete incomplete checkpoints."""
     previous = None if plan.resume_from is None else run.read_manifest()
     for folder in remove_incomplete_checkpoints(run.path):
-        _print(f"{folder}: not complete, removed")
+        logger.info(f"{folder}: not complete, removed")
     manifest = build_manifest(plan, previous)
     manifest.write(run.manifest_path)
     write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
@@ -173,7 +176,7 @@ def _write_run_files(run: Run, plan: Plan) -> Manifest:
 
 
 def _summarize(plan: Plan, run_dir: Path) -> dict[str, str]:
-    """Return what all processes must have read alike, under names that a user knows."""
+    """Return the values that must be equal in all processes, with user-facing names."""
     checkpoint = plan.resume_from
     return {
         f"{run_dir}": f"step {checkpoint.step} ({checkpoint.sha256[:8]})" if checkpoint else "no checkpoint",
@@ -192,8 +195,12 @@ def _describe_unused_gpus(recipe: Recipe) -> list[str]:
     return [f"using the first of {count} GPUs; to use all of them: {commands}"]
 
 
-def _print(*lines: str) -> None:
-    """Print lines in the first process only."""
+def _log_lines(lines: list[str]) -> None:
+    for line in lines:
+        logger.info(line)
+
+
+def _print_outcome(line: str) -> None:
+    """Print a line to standard output, in the first process only."""
     if get_rank() == 0:
-        for line in lines:
-            print(line, flush=True)
+        print(line, flush=True)

@@ -13,10 +13,10 @@ import torch
 import trl.trainer.utils
 from accelerate.utils import AutocastKwargs
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._pytree import tree_map_only
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import nested_gather
 from trl import SFTConfig, SFTTrainer
@@ -38,10 +38,11 @@ from hw3.training.sharding import sharding_from_env
 from hw3.training.step_strategy import StepStrategy
 
 ACCUMULATORS_FILE = "trainer_accumulators.json"
-# Autocast decides in which dtype is computed. With accelerate's own policy, FSDP2 gathers a layer's parameters as
-# bfloat16, and PyTorch 2.11's copy of bfloat16 on a GPU (`_foreach_copy_`) makes every NaN the same NaN. That changes
-# one 16-bit word in a thousand of 4-bit weights, and the tiny model's loss by 4 %. With this policy the float32
-# adapters among the parameters make FSDP2 gather bytes.
+# 4-bit weights travel as bfloat16 bit patterns; a pattern that looks like NaN must be copied unchanged. With
+# accelerate's own policy, FSDP2 gathers a layer's parameters as bfloat16, and PyTorch 2.11's copy of bfloat16 on a GPU
+# (`_foreach_copy_`) makes every NaN the same NaN. That changes one 16-bit word in a thousand of 4-bit weights, and the
+# tiny model's loss by 4 %. With this policy the float32 adapters among the parameters make FSDP2 gather bytes. Autocast
+# decides in which dtype is computed.
 FSDP_MIXED_PRECISION = MixedPrecisionPolicy()
 
 
@@ -89,6 +90,14 @@ class CompletionTrainer(SFTTrainer):
         save_total_limit: number of checkpoints to keep; None for all.
     """
 
+    # As set in `__init__`; the Trainer annotates wider types.
+    model: PreTrainedModel | PeftModel
+    args: SFTConfig
+    train_dataset: Dataset
+    data_collator: CompletionOnlyCollator
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: torch.optim.lr_scheduler.LambdaLR
+
     def __init__(
         self,
         *,
@@ -128,15 +137,16 @@ class CompletionTrainer(SFTTrainer):
         self.checkpoints = CheckpointCompletionCallback(save_total_limit)
         self.stop, self.peak_memory = StopOnSignalCallback(), PeakMemoryCallback()
         self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)  # with `disable_tqdm`
         for callback in (ProgressLineCallback(), self.checkpoints, self.stop, self.peak_memory):
             self.add_callback(callback)
 
     def _cast_trained_parameters(self) -> None:
         """Make adapters float32.
 
-        TRL 1.16 makes QLoRA adapters bfloat16. That loses updates below a few 1e-3 of a weight, and changes a resumed
-        run, because PEFT loads adapters as float32. ZeRO-3 needs parameters of one dtype; its optimizer keeps float32
-        copies.
+        TRL 1.16 makes QLoRA adapters bfloat16. That loses updates smaller than about 0.3 % of the weight, and changes a
+        resumed run, because PEFT loads adapters as float32. ZeRO-3 needs parameters of one dtype; its optimizer keeps
+        float32 copies.
         """
         dtype = self.model.dtype if sharding_from_env() == "DeepSpeed" else torch.float32
         for parameter in self.model.parameters():
@@ -153,12 +163,13 @@ class CompletionTrainer(SFTTrainer):
             compiled.
         """
         rows = [self.train_dataset[row] for row in self.sampler.steps_in_epoch(0)[0]]
+        assert isinstance(self.model, PeftModel), "the CUDA-graph step trains adapters"
         result = capture_verified_step(self.model, self.data_collator, rows, self.strategy, self.args)
         self.cuda_graph_step, self.capture_seconds = result.step, result.seconds
         return result.failure
 
     def training_step(
-        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Compute loss and gradients with the step that was chosen; stop on a loss that is not finite."""
         step = self.cuda_graph_step
@@ -166,14 +177,15 @@ class CompletionTrainer(SFTTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
             self._check_finite(self.state.global_step, "loss", loss)
             return loss
+        assert isinstance(num_items_in_batch, torch.Tensor), "the Trainer counts the labels of a batch that has any"
         step.start_step()
         step.accumulate(**cuda_graph_inputs(inputs), tokens=num_items_in_batch)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(step.buffer)
-        loss, entropy, hits = step.buffer[-NUM_METRICS:].clone().unbind()
+        loss, entropy, correct = step.buffer[-NUM_METRICS:].clone().unbind()
         metrics = self._metrics["train"]
         metrics["entropy"].append(entropy / num_items_in_batch)
-        metrics["mean_token_accuracy"].append(hits / num_items_in_batch)
+        metrics["mean_token_accuracy"].append(correct / num_items_in_batch)
         self._total_train_tokens += self._count_tokens(self.state.global_step)
         metrics["num_tokens"] = [self._total_train_tokens]
         self._check_finite_later(loss, "loss")
@@ -266,7 +278,8 @@ class CompletionTrainer(SFTTrainer):
         """Return the run's own sampler, whose order does not depend on the number of processes."""
         return self.sampler
 
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+    # The Trainer passes every argument by name.
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:  # type: ignore[override]
         """Set the sampler's epoch; on resume restore what the Trainer has just reset."""
         self.sampler.set_epoch(epoch)
         if kwargs["resume_from_checkpoint"] is not None and epoch == kwargs["epochs_trained"]:
@@ -276,7 +289,7 @@ class CompletionTrainer(SFTTrainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, epochs: int, resume_from_checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Restore TRL's token count, and recompute when to log and save: a resumed run may change both."""
+        """Restore TRL's token count; recompute the intervals of logging and saving, which a resumed run may change."""
         trained = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         self._total_train_tokens = self.state.num_input_tokens_seen
         self.state.compute_steps(self.args, max_steps)
@@ -285,16 +298,22 @@ class CompletionTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Convert the optimizer's state: a run may be resumed with another `speed`, whose AdamW stores it differently.
 
+        The optimizer's `load_state_dict` is replaced during the call, so that super() loads the converted state.
         The state of a sharded run is loaded by parameter name, into an optimizer of the same kind.
         """
         if sharding_from_env() is not None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         load_state_dict = self.optimizer.load_state_dict
-        self.optimizer.load_state_dict = lambda state: load_state_dict(convert_optimizer_state(self.optimizer, state))
+
+        def convert_and_load(state_dict: dict[str, Any]) -> None:
+            load_state_dict(convert_optimizer_state(self.optimizer, state_dict))
+
+        # Replaced for this call only.
+        self.optimizer.load_state_dict = convert_and_load  # type: ignore[method-assign]
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         finally:
-            self.optimizer.load_state_dict = load_state_dict
+            self.optimizer.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
     def _restore_accumulators(self, checkpoint: Path) -> None:
         """Restore sums that had not been logged yet, so that the next log line is that of an uninterrupted run."""
@@ -323,6 +342,7 @@ class CompletionTrainer(SFTTrainer):
             "metrics": dict(self._metrics["train"]),
         }
         if self.args.should_save:
+            assert self.args.output_dir is not None, "`build_sft_config` sets the run folder"
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             (folder / ACCUMULATORS_FILE).write_text(json.dumps(accumulators), encoding="utf-8")
             # DeepSpeed adds scripts for checkpoints that have no adapter file.
@@ -337,6 +357,7 @@ class CompletionTrainer(SFTTrainer):
         finally:
             self.processing_class = tokenizer
         if self.args.should_save:
+            assert self.args.output_dir is not None, "`build_sft_config` sets the run folder"
             folder = Path(output_dir or self.args.output_dir)
             for name in ("training_args.bin", "README.md"):
                 (folder / name).unlink(missing_ok=True)

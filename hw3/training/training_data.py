@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hw3.common.errors import UserError
+from hw3.common.errors import ProblemCollector, UserError
+from hw3.config.data_files import list_data_files
 from hw3.config.recipe import Recipe
-from hw3.data.rows import Row, read_rows
+from hw3.data.rows import DataFileKey, Row, read_rows
 from hw3.data.tokenization import EncodedRow, Encoder, LengthReport, apply_max_length, count_unknown
 
-COURSE_DATA = Path("data/homework")
-WAYS_TO_GET_DATA = (
-    "put the course's train.json and public_test.json into data/homework/",
-    "build a similar set from a public corpus: make data CORPUS=... (README, Data)",
-    "use the sample in this repository: make train MODEL={model} TRAIN=data/train.json EVAL=data/eval.json",
-)
 
-
-def read_data_files(recipe: Recipe) -> dict[str, list[Row]]:
-    """Read and check the recipe's data files; return their rows by key in the `data` section.
+def read_data_files(recipe: Recipe) -> dict[DataFileKey, list[Row]]:
+    """Read the recipe's data files; return their rows by key in the `data` section.
 
     Raises:
-        UserError: files are missing or hold invalid rows; names all of them, and three ways to get data if the course's
-            files are missing.
+        UserError: files are missing or hold invalid rows; names all of them.
     """
-    files = {key: Path(name) for key in ("train", "eval", "dev") if (name := getattr(recipe.data, key)) is not None}
-    missing = [path for path in files.values() if not path.exists()]
-    if missing and not any(path.parent == COURSE_DATA for path in missing):
-        raise UserError(*(f"data.{key}: {path}: no such file" for key, path in files.items() if path in missing))
-    if missing:
-        model = recipe.name.partition("-")[0]
-        ways = [f"  {number}. {way.format(model=model)}" for number, way in enumerate(WAYS_TO_GET_DATA, 1)]
-        raise UserError(f"no such file: {', '.join(map(str, missing))}. Three ways to get data:", *ways)
-    rows, problems = {}, []
-    for key, path in files.items():
-        try:
-            rows[key] = read_rows(path)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
+    problems = ProblemCollector()
+    files = list_data_files(recipe.data).items()
+    rows = {key: file_rows for key, path in files if (file_rows := problems.collect(read_rows, path)) is not None}
+    problems.raise_problems()
     return rows
 
 

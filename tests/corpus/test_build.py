@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, hw3
 from sample_corpus import PAIRS, SMALL_SPLITS, run_build, write_row_file
 
 from hw3.cli import main
@@ -37,6 +37,16 @@ def test_make_data_is_one_hw3_call() -> None:
 def test_build_without_a_corpus_explains_how_to_get_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "build"]) == 2
     assert "git clone --depth 1 https://github.com/NiuTrans/Classical-Modern" in capsys.readouterr().err
+
+
+def test_build_reports_its_stages_unless_quiet(clone: Path, tmp_path: Path) -> None:
+    for name, options in ("shown", []), ("quiet", ["--quiet"]):
+        output = tmp_path / name
+        stdout, stderr = hw3("data", "build", "--corpus", clone, "--output", output, *SMALL_SPLITS, *options)
+        assert stdout.endswith(f"{output}/data.json: source, counts, checksums\n")
+        stages = [line.split()[0] for line in stderr.splitlines() if line[1:2] == "/"]
+        assert stages == ([] if options else ["1/5", "2/5", "3/5", "4/5", "5/5"])
+        assert "1 chapters skipped" in stderr  # a warning
 
 
 def test_build_writes_rows_in_the_homeworks_format_and_is_reproducible(clone: Path, tmp_path: Path) -> None:

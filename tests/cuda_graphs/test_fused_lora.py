@@ -42,15 +42,15 @@ def assert_fused_equals_peft(
     x, outer_grad = torch.randn(2, 7, 64, dtype=dtype, requires_grad=True), torch.randn(2, 7, 64, dtype=dtype)
     groups = find_fusable_layers(module)
     assert [len(group) for group in groups] == group_sizes
-    weights = [side for group in groups for side in get_adapter_weights([layer for *_, layer in group])]
+    weights = [side for group in groups for side in get_adapter_weights([member.layer for member in group])]
     output = module(x)
     x_grad, *grads = torch.autograd.grad(output, [x, *itertools.chain(*weights)], outer_grad)
     expected = [output, x_grad, *(torch.cat([grads.pop(0) for _ in side]) for side in weights)]
     leaves = [torch.nn.Parameter(torch.cat([weight.detach() for weight in side])) for side in weights]
     for number, group in enumerate(groups):
-        fused = FusedLoraLinear([layer for *_, layer in group], *leaves[2 * number : 2 * number + 2])
-        for index, (parent, name, _) in enumerate(group):
-            setattr(parent, name, FusedLoraOutput(fused, index))
+        fused = FusedLoraLinear([member.layer for member in group], *leaves[2 * number : 2 * number + 2])
+        for index, member in enumerate(group):
+            setattr(member.parent, member.name, FusedLoraOutput(fused, index))
     if compiled:
         module.compile(dynamic=True, backend="aot_eager", fullgraph=True)
     output = module(x)

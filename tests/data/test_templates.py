@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw3.data.templates import TEMPLATES, Template, detect_direction, extract_text, list_templates, match_template
+from hw3.data.templates import TEMPLATES, Template, detect_direction, list_templates, match_template
 
 INSTRUCTIONS = [
     ("今日無雨。\n翻譯成現代文：", "c2m", "今日無雨。"),
@@ -29,8 +29,9 @@ INSTRUCTIONS = [
 
 @pytest.mark.parametrize(("instruction", "direction", "text"), INSTRUCTIONS)
 def test_every_template_is_recognized(instruction: str, direction: str, text: str) -> None:
-    assert detect_direction(instruction) == direction
-    assert extract_text(instruction) == text
+    matched = match_template(instruction)
+    assert matched is not None and matched[0].direction == detect_direction(instruction) == direction
+    assert matched[1] == text
 
 
 def test_templates_render_to_the_literal_instructions() -> None:
@@ -49,16 +50,17 @@ def test_templates_render_to_the_literal_instructions() -> None:
     ],
 )
 def test_homework_spelling_and_multi_line_texts_are_recognized(instruction: str, direction: str, text: str) -> None:
-    assert detect_direction(instruction) == direction
-    assert extract_text(instruction) == text
+    matched = match_template(instruction)
+    assert matched is not None and matched[0].direction == detect_direction(instruction) == direction
+    assert matched[1] == text
 
 
 @pytest.mark.parametrize(
     "instruction", ["", "今日無雨。", "翻譯成英文：\n今日無雨。", "翻譯成文言文：\n", "\n翻譯成現代文："]
 )
 def test_other_instructions_have_no_direction(instruction: str) -> None:
+    assert match_template(instruction) is None
     assert detect_direction(instruction) is None
-    assert extract_text(instruction) is None
 
 
 def test_weights_and_output_prefix() -> None:

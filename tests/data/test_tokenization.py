@@ -105,7 +105,7 @@ def test_apply_max_length_drops_rows_or_truncates_prompts() -> None:
 
 def test_apply_max_length_never_truncates_an_output() -> None:
     encoder = Encoder(character_tokenizer(), Prompt(turn="{instruction}"))
-    with pytest.raises(UserError, match=r"row 1 \(id a\): its output alone is too long: 8 tokens, limit 6"):
+    with pytest.raises(UserError, match=r"row 1 \(id a\): no prompt token would be left: 8 tokens, limit 6"):
         apply_max_length([encoder.encode(Row("a", "甲", "乙乙乙乙乙"))], 6, "truncate_prompt", source="f", has_bos=True)
 
 

@@ -37,7 +37,7 @@ def test_load_returns_what_was_written(written: EvalResults) -> None:
         == written.entries
         == [make_score_entry(0, 30.0), make_score_entry(10, 6.0, adapter_sha256="abc")]
     )
-    assert loaded.rows == written.rows == {"base+0 own": ROWS[::-1], "checkpoint-10+0 own": ROWS}
+    assert loaded.row_scores == written.row_scores == {"base+0 own": ROWS[::-1], "checkpoint-10+0 own": ROWS}
     assert EvalResults.read(written.folder, "own", written.started).entries == written.entries
 
 
@@ -57,7 +57,7 @@ def test_load_drops_entries_of_other_rows_and_settings(written: EvalResults) -> 
 
 def test_load_drops_checkpoints_of_an_earlier_run(written: EvalResults) -> None:
     loaded = load(written, started="2026-02-02T00:00:00+00:00")
-    assert [entry.label for entry in loaded.entries] == ["base"] == [key.split("+")[0] for key in loaded.rows]
+    assert [entry.label for entry in loaded.entries] == ["base"] == [key.split("+")[0] for key in loaded.row_scores]
 
 
 def test_drop_stale_drops_only_checkpoints_that_were_trained_again(written: EvalResults) -> None:
@@ -72,7 +72,7 @@ def test_drop_stale_drops_only_checkpoints_that_were_trained_again(written: Eval
 def test_drop_stale_leaves_an_external_adapter_of_the_same_name(make_results: MakeResults) -> None:
     external = make_score_entry(0, 9.0, checkpoint="checkpoint-10", adapter_sha256="xyz")
     results = make_results("eval.json", external)
-    results.rows[external.key] = ROWS
+    results.row_scores[external.key] = ROWS
     results.drop_stale({"checkpoint-10": "abc"})
     assert results.entries == [external]
 

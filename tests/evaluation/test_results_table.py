@@ -20,7 +20,7 @@ def results(make_results: Callable[..., EvalResults]) -> EvalResults:
     """The base model with perplexities e^3 and e^4, and a checkpoint with e^2 and e^4."""
     base, checkpoint = _with_breakdown(make_score_entry(0, 37.3)), _with_breakdown(make_score_entry(10, 31.0))
     results = make_results("eval.json", base, checkpoint)
-    results.rows = {
+    results.row_scores = {
         base.key: [RowScore("a", 3.0, 1, 1), RowScore("b", 4.0, 1, 1)],
         checkpoint.key: [RowScore("a", 2.0, 1, 1), RowScore("b", 4.0, 1, 1)],
     }

@@ -57,7 +57,7 @@ def test_list_tasks_combines_prompts_shots_and_models(
         ("bare", 2, "base"),
         ("bare", 2, "checkpoint-10"),
     ]
-    assert len({task.key for task in tasks}) == 8
+    assert len({task.entry_key for task in tasks}) == 8
     # All checkpoints share the encoded rows of a prompt.
     assert len({task.encoding_key for task in tasks}) == 4
 

@@ -39,15 +39,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_output(trained: Path) -> str:
-    """Predict the twelve rows with the best checkpoint; return what the command printed."""
+def first_output(trained: Path) -> tuple[str, str]:
+    """Predict the twelve rows with the best checkpoint; return what the command printed to stdout and stderr."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
-        return hw3("predict", trained / "run")[0]
+        return hw3("predict", trained / "run")
 
 
 @pytest.fixture
-def run(trained: Path, first_output: str, tmp_path: Path) -> Path:
+def run(trained: Path, first_output: tuple[str, str], tmp_path: Path) -> Path:
     """Return a copy of the run, with predictions, that a test may change."""
     return shutil.copytree(trained / "run", tmp_path / "run")
 

@@ -1,10 +1,13 @@
 """`hw3 compare` works from files; no model is loaded here."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, hw3, make_score_entry
+from helpers import ENVIRONMENT, REPOSITORY, hw3, make_score_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,6 +146,27 @@ def test_compare_prints_base_and_checkpoint_side_by_side() -> None:
         "  base           ppl 1.00  山高。\n"
         "  checkpoint-5   ppl 1.00  山【甚】高。\n"
     )
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_compare_escapes_characters_that_an_ascii_terminal_lacks(environment: dict[str, str]) -> None:
+    write_predictions(make_run("one"), "base", BAD)
+    done = subprocess.run(
+        [sys.executable, "-m", "hw3", "compare", "one"], capture_output=True, env=ENVIRONMENT | environment
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "今日無雨。".encode("ascii", "backslashreplace") in done.stdout
+
+
+def test_compare_ends_quietly_if_its_reader_has_closed_the_pipe() -> None:
+    write_predictions(make_run("one"), "base", BAD)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "hw3", "compare", "one"], stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_compare_selects_rows_by_id_or_number(capsys: pytest.CaptureFixture[str]) -> None:

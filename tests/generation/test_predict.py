@@ -27,7 +27,9 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_predict_writes_outputs_in_input_order_with_their_metrics(trained: Path, first_output: str, best: str) -> None:
+def test_predict_writes_outputs_in_input_order_with_their_metrics(
+    trained: Path, first_output: tuple[str, str], best: str
+) -> None:
     rows = read_rows(trained / "twelve.json")
     folder = trained / "run/predictions/twelve"
     assert sorted(file.name for file in folder.iterdir()) == [f"{best}.json", f"{best}.quality.json"]
@@ -51,8 +53,9 @@ def test_predict_writes_outputs_in_input_order_with_their_metrics(trained: Path,
     assert {name: metrics["rows"] for name, metrics in record["groups"].items()} == {"all": 12, "m2c": 6, "c2m": 6}
     assert record["copy_input"]["all"]["copy_rate"] == 1.0
     assert record["groups"]["all"]["unfinished"] == len(record["unfinished_ids"]) / 12
-    assert f"{best}, the best of those scored" in first_output and "greedy, at most" in first_output
-    assert "BLEU" in first_output and first_output.endswith(f"{best}.json: 12 predictions of {best}\n")
+    stdout, stderr = first_output
+    assert f"{best}, the best of those scored" in stderr and "greedy, at most" in stderr
+    assert "BLEU" in stdout and stdout.endswith(f"{best}.json: 12 predictions of {best}\n")
     (stored,) = Run(trained / "run").read_prediction_records()
     assert stored[0] == folder / f"{best}.json" and json.loads(stored[1].to_json()) == record
 
@@ -60,8 +63,8 @@ def test_predict_writes_outputs_in_input_order_with_their_metrics(trained: Path,
 def test_predict_leaves_complete_predictions_unchanged(run: Path) -> None:
     files = sorted((run / "predictions/twelve").iterdir())
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
-    shown, _ = hw3("predict", run, "--output", run / "outputs.json")
-    assert "already complete" in shown and "BLEU" in shown
+    stdout, stderr = hw3("predict", run, "--output", run / "outputs.json")
+    assert "already complete" in stderr and "BLEU" in stdout
     assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
     assert (run / "outputs.json").read_bytes() == files[0].read_bytes()
 
@@ -74,8 +77,8 @@ def test_predict_compares_with_the_references_of_the_input_file(
     (tmp_path / "twelve.json").write_text(json.dumps(rows), encoding="utf-8")
     shutil.rmtree(run / "eval")
     (run / "predictions/twelve").rename(run / "predictions/moved")
-    shown, _ = hw3("predict", run, tmp_path / "twelve.json", "--checkpoint", best)
-    assert "already complete" not in shown
+    _, notices = hw3("predict", run, tmp_path / "twelve.json", "--checkpoint", best)
+    assert "already complete" not in notices
     record = load(run / f"predictions/twelve/{best}.quality.json")
     assert record["groups"]["all"]["exact_match"] == 1.0
 
@@ -93,14 +96,14 @@ def test_predict_continues_partial_predictions(run: Path, best: str) -> None:
         return "".join(json.dumps(line) + "\n" for line in ({"key": key}, first, second)) + '{"id": "'
 
     partial.write_text(partial_file(key), encoding="utf-8")
-    shown, _ = hw3("predict", run)
-    assert "12 rows of" in shown and "2 already predicted" in shown and not partial.exists()
+    _, notices = hw3("predict", run)
+    assert "12 rows of" in notices and "2 already predicted" in notices and not partial.exists()
     assert load(folder / f"{best}.json") == [*expected[:3], {"id": expected[3]["id"], "output": "留"}, *expected[4:]]
     assert load(folder / f"{best}.quality.json")["seconds"] > 2
     # Partial predictions with another key, and predictions that were edited, are generated again.
     partial.write_text(partial_file("0" * 16), encoding="utf-8")
     (folder / f"{best}.json").write_text("[]", encoding="utf-8")
-    assert "already predicted" not in hw3("predict", run)[0]
+    assert "already predicted" not in hw3("predict", run)[1]
     assert load(folder / f"{best}.json") == expected
 
 
@@ -119,13 +122,14 @@ def test_predict_saves_finished_predictions_on_ctrl_c(run: Path, tmp_path: Path,
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # training in this process installed another one
     try:
         interrupter.start()
-        shown, _ = hw3("predict", run, file, expected=130)
+        _, notices = hw3("predict", run, file, expected=130)
     finally:
         signal.signal(signal.SIGINT, before)
     interrupter.join()
     lines = partial.read_text(encoding="utf-8").splitlines()
     assert 4 <= len(lines) < len(rows) and not partial.with_name(f"{best}.json").exists()
-    assert f"stopped: {len(lines) - 1} of {len(rows)} predictions are saved; run the same command to continue" in shown
+    saved = len(lines) - 1
+    assert f"stopped: {saved} of {len(rows)} predictions are saved; run the same command to continue" in notices
 
 
 def test_predict_accepts_rows_without_outputs(trained: Path, run: Path, tmp_path: Path, best: str) -> None:
@@ -140,8 +144,8 @@ def test_predict_accepts_rows_without_outputs(trained: Path, run: Path, tmp_path
 
 def test_predict_with_the_base_model_few_shot_examples_and_beams(run: Path) -> None:
     settings = ["generation.max_new_tokens=5", "generation.num_beams=2"]
-    shown, _ = hw3("predict", run, "--checkpoint", "base", "--shots", "1", *settings)
-    assert "base, without an adapter" in shown and "num_beams 2, at most 5 new tokens" in shown
+    _, notices = hw3("predict", run, "--checkpoint", "base", "--shots", "1", *settings)
+    assert "base, without an adapter" in notices and "num_beams 2, at most 5 new tokens" in notices
     record = load(run / "predictions/twelve/base+1.quality.json")
     assert (record["checkpoint"], record["adapter_sha256"], record["shots"]) == (None, None, 1)
     assert record["generation"]["max_new_tokens"] == 5 and record["generation"]["num_beams"] == 2

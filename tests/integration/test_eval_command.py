@@ -15,7 +15,7 @@ from hw3.config.recipe import load_recipe
 from hw3.runs.checkpoints import find_complete_checkpoints
 
 # Runs `hw3` and kills the process when the third entry has been scored but not yet written.
-KILLED_IN_A_SWEEP = """
+KILLED_WHILE_SCORING = """
 import os, signal, sys
 from hw3.evaluation.results import EvalResults
 add = EvalResults.add
@@ -34,11 +34,16 @@ def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
+def test_eval_refuses_a_recipe_without_base_only(mini_recipe: Path, finished_run: Path) -> None:
+    _, stderr = hw3("eval", finished_run, "--recipe", mini_recipe, expected=2)
+    assert f"--recipe {mini_recipe}: --recipe needs --base-only" in stderr
+
+
 def test_eval_scores_only_what_is_new(mini_recipe: Path, tmp_path: Path, finished_run: Path) -> None:
     shutil.copytree(finished_run / "checkpoint-12", finished_run / "checkpoint-13")
     (finished_run / "checkpoint-13/COMPLETE.json").unlink()
-    stdout, _ = hw3("eval", finished_run)
-    assert "checkpoint-13: incomplete, skipped" in stdout
+    _, stderr = hw3("eval", finished_run)
+    assert "checkpoint-13: incomplete, skipped" in stderr
     folder = finished_run / "eval/eval"
     results = json.loads((folder / "results.json").read_text())
     assert [(entry["step"], entry["checkpoint"]) for entry in results["entries"]] == [
@@ -60,7 +65,7 @@ def test_eval_scores_only_what_is_new(mini_recipe: Path, tmp_path: Path, finishe
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()} == before
 
     hw3("train", mini_recipe, "--run", finished_run, "training.max_steps=16")
-    assert "1 of 5 entries to score" in hw3("eval", finished_run)[0]
+    assert "1 of 5 entries to score" in hw3("eval", finished_run)[1]
     before = (folder / "results.json").read_bytes()
     stdout, _ = hw3("eval", finished_run, "--shots", "0", "0", "--baseline", "base")
     assert (folder / "results.json").read_bytes() == before
@@ -73,8 +78,8 @@ def test_eval_drops_the_scores_of_an_earlier_run_in_the_folder(mini_recipe: Path
     for checkpoint in find_complete_checkpoints(finished_run):
         shutil.rmtree(checkpoint.path)
     hw3("train", mini_recipe, "--run", finished_run, "training.max_steps=4", "training.learning_rate=0.001")
-    stdout, _ = hw3("eval", finished_run)
-    assert "1 of 2 entries to score" in stdout
+    _, stderr = hw3("eval", finished_run)
+    assert "1 of 2 entries to score" in stderr
     results = json.loads((finished_run / "eval/eval/results.json").read_text())
     assert [entry["checkpoint"] for entry in results["entries"]] == [None, "checkpoint-4"]
 
@@ -83,14 +88,14 @@ def test_killed_eval_scores_only_the_unfinished_entries_again(finished_run: Path
     killed = tmp_path / "killed"
     shutil.copytree(finished_run, killed)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED_IN_A_SWEEP, "eval", str(killed)], capture_output=True, env=ENVIRONMENT,
+        [sys.executable, "-c", KILLED_WHILE_SCORING, "eval", str(killed)], capture_output=True, env=ENVIRONMENT,
         cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     saved = json.loads((killed / "eval/eval/results.json").read_text())["entries"]
     assert [entry["checkpoint"] for entry in saved] == [None, "checkpoint-4"]
-    stdout, _ = hw3("eval", killed)
-    assert "2 of 4 entries to score" in stdout
+    _, stderr = hw3("eval", killed)
+    assert "2 of 4 entries to score" in stderr
     hw3("eval", finished_run)
     results = [json.loads((run / "eval/eval/results.json").read_text()) for run in (killed, finished_run)]
     for result in results:
@@ -108,8 +113,8 @@ def test_eval_compares_prompts(finished_run: Path) -> None:
     entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
     assert [entry["prompt"]["name"] for entry in entries] == ["bare", "course_default", "recipe"]
     assert len({entry["mean_perplexity"] for entry in entries}) == 3
-    stdout, _ = hw3("eval", finished_run, "--base-only", "--prompt", *prompts)
-    assert "to score" not in stdout
+    _, stderr = hw3("eval", finished_run, "--base-only", "--prompt", *prompts)
+    assert "to score" not in stderr
 
 
 def test_best_checkpoint_is_selected_on_dev_and_reported_on_eval(mini_recipe: Path, tmp_path: Path) -> None:
@@ -146,8 +151,8 @@ def test_eval_scores_other_adapter_folders_and_skips_invalid_ones(finished_run: 
     # An adapter with the same content is the same entry and is not scored twice.
     assert len(scores) == 4 and scores["checkpoint-8"] != scores["checkpoint-4"]
     (tmp_path / "theirs/adapter_model.safetensors").write_bytes(b"cut")
-    stdout, _ = hw3("eval", finished_run, "--adapter", tmp_path / "theirs")
-    assert "cannot be read" in stdout and "skipped" in stdout
+    _, stderr = hw3("eval", finished_run, "--adapter", tmp_path / "theirs")
+    assert "cannot be read" in stderr and "skipped" in stderr
     assert "not a PEFT adapter" in hw3("eval", finished_run, "--adapter", tmp_path, expected=2)[1]
 
 

@@ -18,7 +18,7 @@ def test_import_turns_telemetry_off() -> None:
 
 
 def test_scoring_imports_neither_pandas_nor_matplotlib_and_pauses_the_garbage_collector() -> None:
-    """Each has hundreds of files. Without them a sweep starts within seconds; the plot is drawn when all is scored."""
+    """Each has hundreds of files. Without them scoring starts within seconds; the plot is drawn when all is scored."""
     done = run_python("""
 import gc, sys
 from hw3.common.gc_control import gc_paused

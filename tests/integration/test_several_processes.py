@@ -128,7 +128,7 @@ def test_train_with_one_process_resumes_after_another_was_killed(
     assert "hw3, process 0 of 2: another process has ended or does not respond" in done.stdout
     assert "hw3, process 1" not in done.stdout
     assert [(checkpoint.step, checkpoint.resumable) for checkpoint in find_complete_checkpoints(run)] == [(4, True)]
-    assert f"resuming {run} from step 4 of 12" in hw3("train", mini_recipe, "--run", run, *DETERMINISTIC_SETTINGS)[0]
+    assert f"resuming {run} from step 4 of 12" in hw3("train", mini_recipe, "--run", run, *DETERMINISTIC_SETTINGS)[1]
     assert_same_run(straight, run)
 
 
@@ -241,7 +241,7 @@ def test_predictions_before_a_process_was_killed_are_reused(scored_run: Path, tm
     assert done.returncode == 1
     assert "hw3, process 0 of 2: another process has ended or does not respond" in done.stdout
     assert len(list((two / "predictions/eval").glob(".*.partial*.jsonl"))) == 2
-    assert "10 rows of" in (shown := hw3("predict", two)[0]) and "7 already predicted" in shown
+    assert "10 rows of" in (shown := hw3("predict", two)[1]) and "7 already predicted" in shown
     files = [next((run / "predictions/eval").glob("checkpoint-*[0-9].json")) for run in (one, two)]
     assert files[0].read_bytes() == files[1].read_bytes() and len(list(files[1].parent.iterdir())) == 2
 

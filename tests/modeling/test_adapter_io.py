@@ -1,4 +1,4 @@
-"""Adapters read from disk: their tensors and hashes, and adapters that change during a sweep."""
+"""Adapters read from disk: their tensors and hashes, and adapters that change during scoring."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ def test_adapter_overwritten_after_it_was_hashed_is_not_scored(
 
     monkeypatch.setattr("hw3.modeling.adapter_io.read_adapter", overwrite)
     assert main(["eval", str(run)]) == 0
-    assert "checkpoint-8: the weights changed after the checkpoint was completed" in capsys.readouterr().out
+    assert "checkpoint-8: the weights changed after the checkpoint was completed" in capsys.readouterr().err
     assert entries_by_checkpoint(run).keys() == {"base", "checkpoint-4", "checkpoint-12"}
     # Once restored it is scored, with the same result as before.
     monkeypatch.undo()
@@ -169,5 +169,5 @@ def test_full_weights_overwritten_after_they_were_hashed_are_not_scored(
     first, second = (checkpoint.path / "model.safetensors" for checkpoint in find_complete_checkpoints(run))
     first.write_bytes(second.read_bytes())
     assert main(["eval", str(run)]) == 0
-    assert "checkpoint-4: the weights changed after the checkpoint was completed" in capsys.readouterr().out
+    assert "checkpoint-4: the weights changed after the checkpoint was completed" in capsys.readouterr().err
     assert entries_by_checkpoint(run).keys() == {"base", "checkpoint-8"}

@@ -4,11 +4,9 @@ import math
 import re
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
 from sample_runs import Page, write_and_read_report, write_predictions, write_run
 
-from hw3.report.predictions import mark_differences, spaced_indices
+from hw3.report.predictions import spaced_indices
 
 
 def test_metrics_are_shown_beside_those_of_copying() -> None:
@@ -97,10 +95,3 @@ def test_systems_of_several_runs_are_named_with_their_run() -> None:
 def test_spaced_indices_cover_both_directions() -> None:
     assert spaced_indices(3, 10) == [0, 1, 2]
     assert spaced_indices(144, 10) == [0, 16, 32, 48, 64, 79, 95, 111, 127, 143]
-
-
-@given(st.text(), st.text())
-def test_mark_differences_keeps_the_text(reference: str, output: str) -> None:
-    pieces = mark_differences(reference, output)
-    assert "".join(text for text, _ in pieces) == output
-    assert mark_differences(output, output) == ([(output, False)] if output else [])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from sample_runs import Page, SampleReport, write_and_read_report, write_predictions, write_run
 
-from hw3.report.render import code_block, escape_invisible, escape_markdown
+from hw3.report.render import code_block, escape_markdown
 
 HOSTILE = "<script>alert(1)</script></script>{{7*7}}{% raw %}\"'`|](javascript:x)<!--\u202eevil"
 ESCAPED = HOSTILE.replace("\u202e", "\\u202e")
@@ -49,11 +49,6 @@ def test_page_loads_nothing(page: Page, sample_report: SampleReport) -> None:
         f"default-src 'none'; style-src 'sha256-{digests['style']}'; script-src 'sha256-{digests['script']}'; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def test_escape_invisible_spells_out_invisible_characters() -> None:
-    text = "a\u202eb\u200bc\x00d\ud800e\u2028f\n\tg齣"
-    assert escape_invisible(text) == r"a\u202eb\u200bc\u0000d\ud800e\u2028f" + "\n\tg齣"
 
 
 @given(_PRINTABLE_TEXT)

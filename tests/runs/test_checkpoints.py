@@ -6,7 +6,7 @@ import pytest
 
 from hw3.common.errors import UserError
 from hw3.runs.checkpoints import (
-    RESUME_FILE,
+    RESUME_FILE_PATTERN,
     external_adapter,
     find_complete_checkpoints,
     find_incomplete_checkpoints,
@@ -45,7 +45,7 @@ def write_checkpoint(run_dir: Path, step: int, *files: str) -> Path:
     ],
 )
 def test_resume_file_matches_files_that_only_a_resumed_run_reads(name: str) -> None:
-    assert RESUME_FILE.fullmatch(name)
+    assert RESUME_FILE_PATTERN.fullmatch(name)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_resume_file_matches_files_that_only_a_resumed_run_reads(name: str) -> N
     ],
 )
 def test_resume_file_matches_no_other_file(name: str) -> None:
-    assert not RESUME_FILE.fullmatch(name)
+    assert not RESUME_FILE_PATTERN.fullmatch(name)
 
 
 def test_find_complete_checkpoints_sorts_by_step_and_needs_a_valid_record(tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def test_build_epoch_keeps_neighbouring_pairs_in_one_direction(encoded: Path) ->
         lines = text.replace("\n\n", "\n").split("\n")
         sizes.add(len(lines) // 2)
         side = 0 if lines[0] in classical else 1
-        place = [pair[side] for pair in pairs].index(lines[0])
-        run = pairs[place : place + len(lines) // 2]
+        first = [pair[side] for pair in pairs].index(lines[0])
+        run = pairs[first : first + len(lines) // 2]
         assert lines == [text for pair in run for text in (pair[side], pair[1 - side])]
         assert kinds.endswith("o")  # EOS is learned
     assert min(sizes) >= 2 and max(sizes) <= 8 and len(sizes) > 4

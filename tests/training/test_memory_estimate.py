@@ -99,7 +99,7 @@ def test_every_strategy_was_measured() -> None:
 
 @pytest.mark.parametrize("row", memory_measurements(cuda_graphs=False), ids=lambda row: row["setting"])
 def test_estimate_memory_of_trls_step_is_within_10_percent(row: dict[str, Any]) -> None:
-    """The widest batch of those runs had 509 tokens per row, and 984 output tokens in four rows, or 492 in two."""
+    """The longest batch of those runs had 509 tokens per row, and 984 output tokens in four rows, or 492 in two."""
     shape = {"2b": "gemma", "8b": "llama", "27b": "gemma-27b"}[row["shape"]]
     rows, output_tokens = (2, 492) if row["gpus"] == 4 else (4, 984)
     strategy, _, checkpointing = row["strategy"].partition("-")

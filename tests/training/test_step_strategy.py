@@ -40,6 +40,7 @@ def choose_on_gpu(free_gib: float, total_gib: float, *overrides: str) -> StepStr
         ("training.bf16=false", "training.bf16 is false"),
         ("training.loss_type=dft", "training.loss_type is not nll"),
         ("training.neftune_noise_alpha=5", "training.neftune_noise_alpha changes TRL's forward"),
+        ("training.activation_offloading=true", "training.activation_offloading wraps TRL's step"),
         ("training.optim=lomo", "training.optim=lomo works inside TRL's step"),
         ("training.optim=schedule_free_adamw", "training.optim=schedule_free_adamw works inside TRL's step"),
     ],
@@ -81,4 +82,4 @@ def test_choose_step_strategy_depends_on_gpu_memory() -> None:
     tiny = choose_on_gpu(5, 6)
     assert tiny.layout == BatchLayout(1, 4, 2) and tiny.activation_checkpointing and not tiny.dequantized
     assert tiny.optim == "paged_adamw_32bit"
-    assert "more than is free" in choose_on_gpu(2, 4).notes[-1]
+    assert "more than the free memory" in choose_on_gpu(2, 4).notes[-1]

@@ -1,6 +1,8 @@
 """The time of a run, estimated from a few steps of small base models."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from hw3.modeling.loading import build_random_base, load_model_config, load_toke
 from hw3.training.plan import plan_run
 from hw3.training.time_estimate import (
     COMPILED_FRACTION,
+    PASSES,
     TIMED_STEPS,
     StepTimings,
+    _TimedTrainer,
     extrapolate_layers,
     format_duration,
     format_run_time,
@@ -102,3 +106,16 @@ def test_time_steps_on_a_cpu_is_silent_and_writes_nothing(
     assert out == ""  # neither losses nor progress
     assert "loss" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_timed_trainer_times_the_cuda_graph_steps_of_the_last_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hw3.training.trainer.CompletionTrainer.training_step", lambda *_: torch.tensor(1.5))
+    monkeypatch.setattr("hw3.training.time_estimate.time_on_gpu", lambda work: work() and 0.25)
+    trainer: Any = _TimedTrainer.__new__(_TimedTrainer)
+    trainer.tokens, trainer.graph_seconds, trainer.optimizer_seconds = [], [], []
+    trainer.optimizer, trainer.cuda_graph_step = SimpleNamespace(step=lambda: True), SimpleNamespace()
+    for step in range(PASSES * TIMED_STEPS):
+        trainer.state = SimpleNamespace(global_step=step)
+        assert trainer.training_step(torch.nn.Identity(), {"input_ids": torch.zeros(2, 7)}) == 1.5
+    assert trainer.tokens == [14] * TIMED_STEPS
+    assert trainer.graph_seconds == trainer.optimizer_seconds == [0.25] * TIMED_STEPS

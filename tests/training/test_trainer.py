@@ -1,13 +1,14 @@
 """The trainer on a small Gemma-2: its adapters, its loss compared with TRL's, and non-finite losses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from transformers import Gemma2ForCausalLM
+from transformers import Gemma2ForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from hw3.config.recipe import load_recipe
@@ -16,6 +17,7 @@ from hw3.data.tokenization import Encoder, count_tokens
 from hw3.modeling.loading import load_base_model, load_model_config, load_tokenizer
 from hw3.runs.checkpoints import find_complete_checkpoints
 from hw3.training.batch_layout import divide_batch
+from hw3.training.cuda_graph_support import NUM_METRICS
 from hw3.training.sft_arguments import build_sft_config
 from hw3.training.step_strategy import Workload, choose_step_strategy
 from hw3.training.train import build_trainer, train
@@ -137,3 +139,123 @@ def test_non_finite_loss_stops_training_and_names_step_and_rows(mini_recipe: Pat
         next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="the loss of step 1 is nan; its rows: " + ", ".join(rows)):
         trainer.train()
+
+
+@pytest.fixture
+def graph_trainer(mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CompletionTrainer:
+    """A trainer with the gradients of a CUDA-graph step, 3 and 4, in front of the step's metrics."""
+    trainer = make_trainer(mini_recipe, tmp_path / "run", "quantization=null")
+    buffer = torch.tensor([3.0, 4.0, *[100.0] * NUM_METRICS])
+    monkeypatch.setattr(trainer, "cuda_graph_step", SimpleNamespace(buffer=buffer))
+    monkeypatch.setattr(
+        trainer,
+        "_check_finite_later",
+        lambda value, name: trainer._check_finite(trainer.state.global_step, name, value),
+    )
+    return trainer
+
+
+def test_clip_grad_norm_clips_the_buffer_of_the_cuda_graph_step(graph_trainer: CompletionTrainer) -> None:
+    """The gradients are scaled to the recipe's `max_grad_norm`, 0.3; the metrics behind them are not changed."""
+    assert graph_trainer._clip_grad_norm(graph_trainer.model).item() == 5
+    gradients, metrics = graph_trainer.cuda_graph_step.buffer.split([2, NUM_METRICS])
+    assert gradients.tolist() == pytest.approx([0.18, 0.24], rel=1e-4) and metrics.tolist() == [100.0] * NUM_METRICS
+    graph_trainer._clip_grad_norm(graph_trainer.model)
+    assert gradients.tolist() == pytest.approx([0.18, 0.24], rel=1e-4)
+    gradients[0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="the gradient norm of step 1 is nan"):
+        graph_trainer._clip_grad_norm(graph_trainer.model)
+
+
+def test_token_count_of_the_cuda_graph_step_equals_the_trainers(graph_trainer: CompletionTrainer) -> None:
+    """It is computed without the batch's tensors, which would have to be copied from the GPU."""
+    rows = [graph_trainer.train_dataset[row] for row in graph_trainer.sampler.rows_at_step(0)]
+    graph_trainer._track_num_input_tokens({})
+    counted = graph_trainer.state.num_input_tokens_seen
+    assert counted == sum(len(row["input_ids"]) for row in rows)
+    graph_trainer.cuda_graph_step = None
+    graph_trainer._track_num_input_tokens(graph_trainer.data_collator(rows))
+    assert graph_trainer.state.num_input_tokens_seen == 2 * counted
+
+
+def test_optimizer_state_of_the_cuda_graph_step_is_written_when_the_checkpoint_is_completed(
+    graph_trainer: CompletionTrainer, tmp_path: Path
+) -> None:
+    graph_trainer.create_optimizer_and_scheduler(1)
+    checkpoint = tmp_path / "run/checkpoint-0"
+    checkpoint.mkdir(parents=True)
+    graph_trainer._save_optimizer_and_scheduler(str(checkpoint))
+    assert [file.name for file in checkpoint.iterdir()] == ["scheduler.pt"]
+    graph_trainer.checkpoints.on_save(graph_trainer.args, graph_trainer.state, graph_trainer.control)
+    graph_trainer.checkpoints.wait()
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    assert saved == graph_trainer.optimizer.state_dict()
+
+
+def test_optimizer_state_of_another_adamw_is_converted_when_it_is_loaded(mini_recipe: Path, tmp_path: Path) -> None:
+    """PyTorch's state is loaded under the names of bitsandbytes' optimizer."""
+    from bitsandbytes.optim import AdamW
+
+    trainer = make_trainer(mini_recipe, tmp_path / "run", "quantization=null")
+    trainer.create_optimizer_and_scheduler(1)
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    trainer.optimizer.step()
+    trainer._save_optimizer_and_scheduler(str(tmp_path))
+    first_moment = trainer.optimizer.state[parameters[0]]["exp_avg"]
+    trainer.optimizer = AdamW(
+        [{"params": group["params"]} for group in trainer.optimizer.param_groups], lr=0.1, optim_bits=32
+    )
+    trainer._load_optimizer_and_scheduler(str(tmp_path))
+    loaded = trainer.optimizer.state[parameters[0]]
+    assert torch.equal(loaded["state1"], first_moment) and loaded["step"] == 1
+
+
+def test_autocast_is_on_under_fsdp(mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(mini_recipe, tmp_path / "run", "training.bf16=true")
+    monkeypatch.setattr("hw3.training.trainer.sharding_from_env", lambda: "FSDP")
+    with trainer.autocast_smart_context_manager():
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
+
+
+def test_floating_point_ops_counts_parameters_once(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(mini_recipe, tmp_path / "run", "quantization=null")
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    expected, counts, num_parameters = SFTTrainer.floating_point_ops(trainer, batch), [], PreTrainedModel.num_parameters
+    monkeypatch.setattr(
+        PreTrainedModel, "num_parameters", lambda self, **options: counts.append(1) or num_parameters(self, **options)
+    )
+    assert [trainer.floating_point_ops(batch) for _ in range(2)] == [expected] * 2 and len(counts) == 1
+
+
+def test_train_waits_for_the_last_checkpoint(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the last checkpoint is raised, although no step follows."""
+
+    def fail(checkpoint: Path, step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hw3.training.callbacks.mark_complete", fail)
+    trainer = make_trainer(mini_recipe, tmp_path / "run", "training.max_steps=1")
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+
+
+def test_checkpoint_has_no_tokenizer_pickled_arguments_and_model_card(mini_recipe: Path, tmp_path: Path) -> None:
+    """Neither has the run folder a model card."""
+    make_trainer(mini_recipe, tmp_path / "run", "training.max_steps=1").train()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
+    assert {file.name for file in (tmp_path / "run/checkpoint-1").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "COMPLETE.json",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_accumulators.json",
+        "trainer_state.json",
+    }

@@ -1,6 +1,6 @@
 """Draw training documents from the pairs and lay them out as packed rows of tokens.
 
-A document is one to eight neighbouring pairs in one layout (`base_model.layouts`) and ends with EOS, so that the pairs
+A document is one to eight neighboring pairs in one layout (`base_model.layouts`) and ends with EOS, so that the pairs
 before an input show the model what is asked.
 """
 
@@ -20,7 +20,7 @@ NO_LOSS, INPUT, OUTPUT = range(3)  # kinds of a training token
 
 
 def draw_documents(pairs: int, settings: TrainingSettings, random: torch.Generator) -> dict[str, Tensor]:
-    """Draw the documents of one epoch: neighbouring pairs in random groups, in random order.
+    """Draw the documents of one epoch: neighboring pairs in random groups, in random order.
 
     Returns:
         Tensors with one value per pair, in reading order: `pair` (its index), `first` and `last` (of its document),
@@ -185,8 +185,8 @@ def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
 def choose_forms(source: PieceSource, drawn: dict[str, Tensor]) -> Tensor:
     """Return the pieces before, after, break and separator of each pair's form, (pairs, 4, 2)."""
     forms = source.literals(text for form in [*BARE_FORMS, *FORMS] for text in form).view(-1, 4, 2)
-    bare, labelled = drawn["form"] % len(BARE_FORMS), len(BARE_FORMS) + drawn["form"] % len(FORMS)
-    return forms[torch.where(drawn["style"] == BARE, bare, labelled)]
+    bare, labeled = drawn["form"] % len(BARE_FORMS), len(BARE_FORMS) + drawn["form"] % len(FORMS)
+    return forms[torch.where(drawn["style"] == BARE, bare, labeled)]
 
 
 def choose_labels(source: PieceSource, drawn: dict[str, Tensor]) -> list[Tensor]:

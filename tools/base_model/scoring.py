@@ -45,9 +45,9 @@ def score_documents(model: torch.nn.Module, documents: list[tuple[list[int], lis
 
 
 def held_out_loss(model: torch.nn.Module, corpus: EncodedCorpus) -> dict[str, float]:
-    """Return the loss per direction on the held-out pairs, with 0 and 4 other pairs in front.
+    r"""Return the loss per direction on the held-out pairs, with 0 and 4 other pairs in front.
 
-    Documents have the form `文言文：…\\n白話文：…`, or the reverse.
+    Documents have the form `文言文：…\n白話文：…`, or the reverse.
     """
     pairs = []
     for ids, (classical, modern) in zip(

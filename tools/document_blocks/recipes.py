@@ -13,6 +13,7 @@ from hw3.common.disk import format_bytes
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.config.schema import (
     RESERVED_TRAINING_KEYS,
+    SPEEDS,
     DataSection,
     EvaluationSection,
     GenerationSection,
@@ -57,7 +58,7 @@ def recipes() -> str:
 
 def recipe_keys() -> str:
     """Keys, defaults and values of the sections whose schema is this project's."""
-    rows = []
+    rows = [("`speed`", f'`"{SPEEDS[0]}"`', ", ".join(f"`{speed}`" for speed in SPEEDS))]
     for section, model in SECTIONS.items():
         schema = model.model_json_schema()
         for name, properties in schema["properties"].items():
@@ -77,16 +78,15 @@ def _describe_values(properties: dict[str, Any]) -> str:
         return " or ".join(filter(None, map(_describe_values, properties["anyOf"])))
     types = {"string": "text", "integer": "integer", "number": "number", "boolean": "`true`, `false`"}
     described = {**types, "array": "list", "null": "`null`"}.get(properties.get("type", ""), "")
-    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
-    return " ".join(
-        [described, *(f"{word} {properties[bound]}" for bound, word in bounds.items() if bound in properties)]
-    )
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "at most"}
+    bounds = " and ".join(f"{word} {properties[bound]}" for bound, word in words.items() if bound in properties)
+    return f"{described} {bounds}".rstrip()
 
 
 def reserved_keys() -> str:
-    """Keys of `training` that a recipe may not have, with what to use instead."""
+    """Keys of `training` that a recipe may not have, with the message that refuses each."""
     return format_table(
-        ["key", "instead"], [(f"`{key}`", instead) for key, instead in sorted(RESERVED_TRAINING_KEYS.items())]
+        ["key", "message"], [(f"`{key}`", message) for key, message in sorted(RESERVED_TRAINING_KEYS.items())]
     )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-
-from tqdm import tqdm
 
 from hw3.common.distributed import gather_objects, get_rank, get_world_size
 from hw3.config.recipe import Recipe
@@ -19,6 +17,7 @@ from hw3.evaluation.bootstrap import bootstrap_interval
 from hw3.evaluation.breakdown import scores_by_direction, scores_by_length, top_contributors
 from hw3.evaluation.perplexity import summarize
 from hw3.evaluation.scorer import RowScores, Scorer, merge_shards
+from hw3.evaluation.scoring_progress import ScoringProgress
 from hw3.evaluation.tasks import EvalTask, group_by_checkpoint
 from hw3.modeling.adapter_io import AdapterPrefetcher, InvalidAdapterError
 from hw3.modeling.logits import verify_output_head
@@ -26,6 +25,8 @@ from hw3.runs.open_run import OpenedRun, encode_rows, load_for_inference
 from hw3.runs.results_file import PromptReference, ScoreEntry
 
 EncodedRows = dict[object, list[EncodedRow]]  # by `EvalTask.encoding_key`
+
+logger = logging.getLogger(__name__)
 
 
 def encode_tasks(tasks: Sequence[EvalTask], opened: OpenedRun) -> EncodedRows:
@@ -48,11 +49,14 @@ def encode_tasks(tasks: Sequence[EvalTask], opened: OpenedRun) -> EncodedRows:
 def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Recipe, opened: OpenedRun) -> None:
     """Load the base model, score all tasks, and record their entries.
 
-    Each process scores complete entries, so the processes also share the reading of adapters, and scores are bitwise
-    those of one process. If fewer entries than processes are left, the rows of each entry are distributed. Batches then
+    Each process scores complete entries, so each process reads only its own adapters, and the scores are bitwise those
+    of a single process. If fewer entries than processes are left, the rows of each entry are distributed. Batches then
     contain other rows, which changes scores by rounding.
 
-    If the sweep is killed, these entries are scored again: those being scored or written at that moment, and those
+    All processes gather the outcomes in the same order: for complete entries in a background thread, one round of
+    `world_size` entries at a time; afterwards, for distributed rows, in the main thread.
+
+    If the process is killed, these entries are scored again: those being scored or written at that moment, and those
     that wait for a slower process.
 
     Raises:
@@ -70,9 +74,12 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
     own_tasks = [*in_rounds[rank::world_size], *remainder]
     checkpoints = {task.checkpoint_dir: task.checkpoint for task in own_tasks if task.checkpoint is not None}
     adapter_dirs = [folder for folder, checkpoint in checkpoints.items() if folder and checkpoint.is_adapter]
-
-    recorder = _EntryRecorder(recipe, encoded_rows, opened.tokenizer.unk_token_id)
+    num_rows = sum(len(encoded_rows[task.encoding_key]) for task in in_rounds[rank::world_size])
+    num_rows += sum(len(encoded_rows[task.encoding_key][rank::world_size]) for task in remainder)
+    progress = ScoringProgress(len(tasks), num_rows)
+    recorder = _EntryRecorder(recipe, encoded_rows, opened.tokenizer.unk_token_id, progress)
     with (
+        closing(progress),
         closing(AdapterPrefetcher(adapter_dirs, pin_memory=model.device.type == "cuda")) as prefetcher,
         ThreadPoolExecutor(1) as thread,
     ):
@@ -82,14 +89,15 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
             for future in filter(Future.done, pending):
                 future.result()
 
-        scorer = Scorer(model, encoded_rows, tokens_per_batch, prefetcher, raise_errors_of_finished)
+        scorer = Scorer(model, encoded_rows, tokens_per_batch, prefetcher, progress, raise_errors_of_finished)
         try:
-            # Outcomes are gathered and written in a thread, so that no process waits for another before the last ones.
+            # A thread gathers and writes, so that a fast process starts its next entry while others still score.
             for first in range(0, num_in_rounds, world_size):
                 round_tasks = in_rounds[first : first + world_size]
                 outcome = scorer.score(round_tasks[rank])
                 raise_errors_of_finished()
                 pending.append(thread.submit(recorder.gather_and_record, round_tasks, outcome))
+            # The thread has nothing left to gather when the main thread starts to gather.
             for future in pending:
                 future.result()
             for task in remainder:
@@ -103,10 +111,13 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
 class _EntryRecorder:
     """Adds finished entries to their results; on the first process only."""
 
-    def __init__(self, recipe: Recipe, encoded_rows: EncodedRows, unknown_id: int | None) -> None:
+    def __init__(
+        self, recipe: Recipe, encoded_rows: EncodedRows, unknown_id: int | None, progress: ScoringProgress
+    ) -> None:
         self._recipe = recipe
         self._encoded_rows = encoded_rows
         self._unknown_id = unknown_id
+        self._progress = progress
         self._skipped: set[Path | None] = set()
 
     def gather_and_record(self, tasks: Sequence[EvalTask], outcome: object) -> None:
@@ -114,14 +125,16 @@ class _EntryRecorder:
         self.record(tasks, gather_objects(outcome))
 
     def record(self, tasks: Sequence[EvalTask], outcomes: Sequence[RowScores | InvalidAdapterError]) -> None:
-        """Add an entry per task, and print its score. An invalid checkpoint is reported once and skipped."""
+        """Add an entry per task, and report its score. An invalid checkpoint is reported once and skipped."""
+        # `outcomes` contains no UserError: `gather_objects` has raised it.
         if get_rank() != 0:
             return
         for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, InvalidAdapterError):
                 if task.checkpoint_dir not in self._skipped:
                     self._skipped.add(task.checkpoint_dir)
-                    tqdm.write(f"{outcome}; skipped")
+                    logger.warning(f"{outcome}; skipped")
+                self._progress.count_entry()
                 continue
             self._add(task, outcome)
 
@@ -136,7 +149,7 @@ class _EntryRecorder:
             seed=evaluation.bootstrap_seed,
         )
         entry = ScoreEntry(
-            key=task.key,
+            key=task.entry_key,
             step=0 if task.checkpoint is None else task.checkpoint.step,
             checkpoint=None if task.checkpoint is None else task.checkpoint.name,
             shots=len(task.examples),
@@ -152,9 +165,8 @@ class _EntryRecorder:
             seconds=round(row_scores.seconds, 3),
         )
         task.dataset.results.add(entry, scores)
-        # `tqdm.write` prints above the progress bar of the next entry.
-        tqdm.write(
+        count = self._progress.count_entry()
+        logger.info(
             f"{task.title:<16}  {entry.shots} shots  {task.prompt_name:<14}  {entry.mean_perplexity:>9.3f}  "
-            f"[{low:.2f}, {high:.2f}]  {task.dataset.path}  {row_scores.seconds:.1f} s"
+            f"[{low:.2f}, {high:.2f}]  {task.dataset.path}  {row_scores.seconds:.1f} s  ({count})"
         )
-        sys.stdout.flush()

@@ -1,0 +1,94 @@
+"""Notices go to standard error, by level and on the first process; standard output escapes what it cannot encode."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from hw3.common.console import configure_logging, escape_unencodable_characters
+
+logger = logging.getLogger("hw3.some.module")
+
+
+# Logs three notices, and prints a line.
+NOTICES = (
+    "import logging\n"
+    "from hw3.common.console import configure_logging\n"
+    "configure_logging(logging.INFO)\n"
+    "for _ in range(3): logging.getLogger('hw3').info('notice')\n"
+    "print('done')\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    yield
+    configure_logging(logging.INFO)
+
+
+def log_all_levels() -> None:
+    logger.debug("detail")
+    logger.info("notice")
+    logger.warning("warning")
+    logger.error("error")
+
+
+@pytest.mark.parametrize(
+    ("level", "lines"),
+    [
+        (logging.DEBUG, ["detail", "notice", "warning", "error"]),
+        (logging.INFO, ["notice", "warning", "error"]),
+        (logging.WARNING, ["warning", "error"]),
+    ],
+)
+def test_notices_go_to_standard_error_as_plain_lines(
+    level: int, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level)
+    log_all_levels()
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()) == ("", lines)
+
+
+def test_only_the_first_process_logs_notices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    configure_logging(logging.DEBUG)
+    log_all_levels()
+    assert capsys.readouterr().err == "error\n"
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.DEBUG, 1), (logging.INFO, 0)])
+def test_warnings_of_libraries_are_shown_with_verbose_only(level: int, shown: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        configure_logging(level)
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+    assert len(caught) == shown
+
+
+def test_standard_output_escapes_characters_that_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    escape_unencodable_characters()
+    print("山 a", flush=True)
+    assert buffer.getvalue() == b"\\u5c71 a\n"
+
+
+def test_closed_pipe_of_standard_error_does_not_end_the_work() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", NOTICES], stdout=subprocess.PIPE, stderr=writer, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_missing_standard_error_does_not_send_notices_to_standard_output() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, NOTICES]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hw3.cli import main
 from hw3.data.tokenization import EncodedRow
 from hw3.runs.checkpoints import find_complete_checkpoints
-from hw3.runs.results_file import PromptReference, ScoreEntry
+from hw3.runs.results_file import PromptReference, ScoreEntry, ScoringSettings
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -109,6 +109,18 @@ def compute_row_perplexity(model: PreTrainedModel, row: EncodedRow) -> float:
     probabilities = torch.softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
     losses = [-math.log(probabilities[at - 1, ids[at]]) for at in range(len(row.prompt_ids), len(ids))]
     return math.exp(sum(losses) / len(losses))
+
+
+SCORING_SETTINGS = ScoringSettings(
+    dtype="float32",
+    attn_implementation="eager",
+    quantization=None,
+    dequantized=False,
+    base_sha256="base",
+    tokenizer_sha256="tokenizer",
+    bootstrap_samples=100,
+    bootstrap_seed=0,
+)
 
 
 def make_score_entry(

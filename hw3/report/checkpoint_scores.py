@@ -13,6 +13,7 @@ from hw3.report.command_lines import eval_command
 from hw3.report.formatting import (
     CI,
     GROUP_NAMES,
+    format_comparison,
     format_count,
     format_difference,
     format_length_group,
@@ -115,10 +116,7 @@ def _checkpoint_table(run: RunData, best: ScoreEntry, mark: str) -> Table:
     draw_interval = interval_drawer(entries)
     rows = []
     for entry in entries:
-        comparison = ["", ""]
-        if entry is not best:
-            pair = compare_entries(run, best, entry)
-            comparison = [format_difference(pair), f"{pair.better} / {pair.worse}"]
+        comparison = format_comparison(None if entry is best else compare_entries(run, best, entry))
         rows.append(
             [
                 f"{entry.step:,}" + (f" ({mark})" if entry is best else ""),

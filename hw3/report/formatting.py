@@ -42,6 +42,11 @@ def format_difference(pair: PairedDifference) -> str:
     return "{} [{}, {}]".format(*map(format_signed, (pair.difference, *pair.ci95)))
 
 
+def format_comparison(pair: PairedDifference | None) -> list[str]:
+    """Format two cells of a table: the difference, and on how many rows it is better / worse; empty without a pair."""
+    return ["", ""] if pair is None else [format_difference(pair), f"{pair.better} / {pair.worse}"]
+
+
 def format_signed(value: float) -> str:
     """Return a difference of perplexities with its sign, a minus sign instead of a hyphen: `+0.21`, `−1.30`."""
     return ("−" if value < 0 else "+") + format_perplexity(abs(value))

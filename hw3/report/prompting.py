@@ -15,6 +15,7 @@ from hw3.report.formatting import (
     CI,
     GROUP_NAMES,
     SHORT_GROUP_NAMES,
+    format_comparison,
     format_difference,
     format_model,
     format_perplexity,
@@ -77,10 +78,7 @@ def scores_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
     has_prompts = len({entry.prompt.sha256 for entry in entries}) > 1
     rows = []
     for entry in entries:
-        comparison = ["", ""]
-        if entry is not reference:
-            pair = compare_entries(run, reference, entry)
-            comparison = [format_difference(pair), f"{pair.better} / {pair.worse}"]
+        comparison = format_comparison(None if entry is reference else compare_entries(run, reference, entry))
         directions = [entry.by_direction.get(key) for key in ("m2c", "c2m")]
         rows.append(
             [

@@ -14,6 +14,7 @@ from trl import SFTConfig
 from hw3.common.disk import check_disk_space, check_writable
 from hw3.common.distributed import get_world_size
 from hw3.common.errors import ProblemCollector, UserError
+from hw3.config.data_files import list_data_files
 from hw3.config.recipe import Recipe
 from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
 from hw3.data.rows import DataFileKey, Row
@@ -120,9 +121,8 @@ def plan_run(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding |
         BaseModelUnavailableError: lists the problems that can be found without the base model.
     """
     inputs = _check_inputs(recipe, run_dir, processes, sharding)
-    data = {
-        key: dataset_fingerprint(Path(getattr(recipe.data, key)), rows) for key, rows in inputs.rows_by_file.items()
-    }
+    files = list_data_files(recipe.data)
+    data = {key: dataset_fingerprint(files[key], rows) for key, rows in inputs.rows_by_file.items()}
     content = {
         "train": data["train"].sha256,
         "base": hash_base_model(recipe.model),

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import SCORING_SETTINGS
 
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.evaluation.results import EvalResults
-from hw3.runs.results_file import ScoreEntry, ScoringSettings
+from hw3.runs.results_file import ScoreEntry
 
 MakeResults = Callable[..., EvalResults]
 
@@ -22,16 +23,7 @@ def make_results(tmp_path: Path) -> MakeResults:
             run_name="outputs/run",
             started="2026-01-01T00:00:00+00:00",
             data=DatasetFingerprint(path=data_path, sha256=f"sha256 of {data_path}", rows=2),
-            settings=ScoringSettings(
-                dtype="float32",
-                attn_implementation="eager",
-                quantization=None,
-                dequantized=False,
-                base_sha256="base",
-                tokenizer_sha256="tokenizer",
-                bootstrap_samples=100,
-                bootstrap_seed=0,
-            ),
+            settings=SCORING_SETTINGS,
             prompt_sha256="own",
             entries=list(entries),
         )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ENVIRONMENT, REPOSITORY, hw3, make_score_entry
+from helpers import ENVIRONMENT, REPOSITORY, SCORING_SETTINGS, hw3, make_score_entry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from hw3.generation.compare import (
 )
 from hw3.runs.checkpoints import find_complete_checkpoints, mark_complete
 from hw3.runs.prediction_record import PredictionRecord
-from hw3.runs.results_file import PromptReference, ScoringSettings
+from hw3.runs.results_file import PromptReference
 
 ROWS = [
     {"id": "rain", "instruction": "今日無雨。\n翻譯成現代文：", "output": "今天沒有下雨。"},
@@ -98,16 +98,7 @@ def write_scores(run: Path, mean_perplexities: dict[str | None, float]) -> None:
         run_name=run.name,
         started=None,
         data=dataset_fingerprint(Path("rows.json"), read_rows(Path("rows.json"))),
-        settings=ScoringSettings(
-            dtype="float32",
-            attn_implementation="eager",
-            quantization=None,
-            dequantized=False,
-            base_sha256="base",
-            tokenizer_sha256="tokenizer",
-            bootstrap_samples=100,
-            bootstrap_seed=0,
-        ),
+        settings=SCORING_SETTINGS,
         prompt_sha256=PROMPT.sha256,
     )
     for adapter, value in mean_perplexities.items():

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import make_score_entry
+from helpers import SCORING_SETTINGS, make_score_entry
 
 from hw3.common.errors import UserError
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.runs.checkpoints import mark_complete
 from hw3.runs.manifest import Manifest
 from hw3.runs.prediction_record import PredictionRecord
-from hw3.runs.results_file import PromptReference, ResultsFile, ScoringSettings
+from hw3.runs.results_file import PromptReference, ResultsFile
 from hw3.runs.run import Run
 
 SHA256 = "0123456789abcdef"
@@ -20,18 +20,9 @@ OTHER_SHA256 = "fedcba9876543210"
 
 def write_results(folder: Path, data: DatasetFingerprint) -> None:
     """Write results of the base model on a data file."""
-    settings = ScoringSettings(
-        dtype="float32",
-        attn_implementation=None,
-        quantization=None,
-        dequantized=False,
-        base_sha256="base hash",
-        tokenizer_sha256="tokenizer hash",
-        bootstrap_samples=100,
-        bootstrap_seed=0,
+    results_file = ResultsFile(
+        run="run", started=None, data=data, settings=SCORING_SETTINGS, entries=[make_score_entry(0)], best=None
     )
-    entries = [make_score_entry(0)]
-    results_file = ResultsFile(run="run", started=None, data=data, settings=settings, entries=entries, best=None)
     results_file.write(folder / "results.json")
 
 

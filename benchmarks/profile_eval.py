@@ -25,7 +25,7 @@ with gc_paused():  # `hw3.cli` imports them so, which is faster
 PARTS = {
     "reading the tokenizer and hashing the base model": [(evaluate, "open_run")],
     "loading the base model and verifying its output head": [
-        (score_tasks, "load_for_inference"),
+        (score_tasks, "load_slot"),
         (score_tasks, "verify_output_head"),
     ],
     "waiting for adapters": [(adapter_io.AdapterPrefetcher, "get")],

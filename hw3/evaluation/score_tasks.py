@@ -6,22 +6,19 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
 
 from hw3.common.distributed import gather_objects, get_rank, get_world_size
 from hw3.config.recipe import Recipe
 from hw3.data.tokenization import EncodedRow, Encoder, count_unknown
 from hw3.evaluation.batch_size import auto_tokens_per_batch
-from hw3.evaluation.bootstrap import bootstrap_interval
-from hw3.evaluation.breakdown import scores_by_direction, scores_by_length, top_contributors
-from hw3.evaluation.perplexity import summarize
+from hw3.evaluation.entry_statistics import compute_entry_statistics
 from hw3.evaluation.scorer import RowScores, Scorer, merge_shards
 from hw3.evaluation.scoring_progress import ScoringProgress
 from hw3.evaluation.tasks import EvalTask, group_by_checkpoint
 from hw3.modeling.adapter_io import AdapterPrefetcher, InvalidAdapterError
+from hw3.modeling.adapter_slot import AdapterSlot
 from hw3.modeling.logits import verify_output_head
-from hw3.runs.open_run import OpenedRun, encode_rows, load_for_inference
+from hw3.runs.open_run import OpenedRun, encode_rows, load_slot
 from hw3.runs.results_file import PromptReference, ScoreEntry
 
 EncodedRows = dict[object, list[EncodedRow]]  # by `EvalTask.encoding_key`
@@ -33,7 +30,7 @@ def encode_tasks(tasks: Sequence[EvalTask], opened: OpenedRun) -> EncodedRows:
     """Encode the rows of all tasks, once per prompt and data file.
 
     Raises:
-        UserError: rows have more tokens than the model takes.
+        UserError: the model does not take rows: they have too many tokens, or tokens without an embedding.
     """
     encoded_rows: EncodedRows = {}
     for task in tasks:
@@ -41,12 +38,20 @@ def encode_tasks(tasks: Sequence[EvalTask], opened: OpenedRun) -> EncodedRows:
             encoder = Encoder(opened.tokenizer, task.prompt)
             source = str(task.dataset.path)
             encoded_rows[task.encoding_key] = encode_rows(
-                encoder, task.dataset.rows, task.examples, opened.max_positions, source
+                encoder, task.dataset.rows, task.examples, opened.input_limits, source
             )
     return encoded_rows
 
 
-def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Recipe, opened: OpenedRun) -> None:
+def _load_base(encoded_rows: EncodedRows, recipe: Recipe, opened: OpenedRun) -> tuple[AdapterSlot, int]:
+    """Load the base model; return it in a slot for checkpoints, and the most tokens of a batch."""
+    slot = load_slot(recipe, dequantized=opened.identity.dequantized)
+    rows = [row for encoded in encoded_rows.values() for row in encoded]
+    verify_output_head(slot.model, min(rows, key=len))
+    return slot, recipe.evaluation.tokens_per_batch or auto_tokens_per_batch(slot.model, max(map(len, rows)))
+
+
+def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Recipe, opened: OpenedRun) -> set[str]:
     """Load the base model, score all tasks, and record their entries.
 
     Each process scores complete entries, so each process reads only its own adapters, and the scores are bitwise those
@@ -59,14 +64,13 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
     If the process is killed, these entries are scored again: those being scored or written at that moment, and those
     that wait for a slower process.
 
+    Returns:
+        The hashes of the checkpoints that were skipped, because they cannot be scored; on the first process only.
+
     Raises:
         UserError: a row's log-likelihood is out of the dtype's range, or this architecture cannot be scored.
     """
-    model = load_for_inference(recipe, dequantized=opened.identity.dequantized)
-    verify_output_head(model, min(encoded_rows[tasks[0].encoding_key], key=len))
-    longest_row = max(len(row) for rows in encoded_rows.values() for row in rows)
-    tokens_per_batch = recipe.evaluation.tokens_per_batch or auto_tokens_per_batch(model, longest_row)
-
+    slot, tokens_per_batch = _load_base(encoded_rows, recipe, opened)
     ordered = list(group_by_checkpoint(tasks))
     rank, world_size = get_rank(), get_world_size()
     num_in_rounds = len(ordered) - len(ordered) % world_size
@@ -80,7 +84,7 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
     recorder = _EntryRecorder(recipe, encoded_rows, opened.tokenizer.unk_token_id, progress)
     with (
         closing(progress),
-        closing(AdapterPrefetcher(adapter_dirs, pin_memory=model.device.type == "cuda")) as prefetcher,
+        closing(AdapterPrefetcher(adapter_dirs, pin_memory=slot.model.device.type == "cuda")) as prefetcher,
         ThreadPoolExecutor(1) as thread,
     ):
         pending: list[Future[None]] = []
@@ -89,7 +93,7 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
             for future in filter(Future.done, pending):
                 future.result()
 
-        scorer = Scorer(model, encoded_rows, tokens_per_batch, prefetcher, progress, raise_errors_of_finished)
+        scorer = Scorer(slot, encoded_rows, tokens_per_batch, prefetcher, progress, raise_errors_of_finished)
         try:
             # A thread gathers and writes, so that a fast process starts its next entry while others still score.
             for first in range(0, num_in_rounds, world_size):
@@ -106,10 +110,15 @@ def score_tasks(tasks: Sequence[EvalTask], encoded_rows: EncodedRows, recipe: Re
             # Report the failure at once. Entries that wait for slower processes are scored again.
             thread.shutdown(wait=False, cancel_futures=world_size > 1)
             raise
+    return recorder.skipped
 
 
 class _EntryRecorder:
-    """Adds finished entries to their results; on the first process only."""
+    """Adds finished entries to their results; on the first process only.
+
+    Attributes:
+        skipped: hashes of the checkpoints that cannot be scored.
+    """
 
     def __init__(
         self, recipe: Recipe, encoded_rows: EncodedRows, unknown_id: int | None, progress: ScoringProgress
@@ -118,7 +127,7 @@ class _EntryRecorder:
         self._encoded_rows = encoded_rows
         self._unknown_id = unknown_id
         self._progress = progress
-        self._skipped: set[Path | None] = set()
+        self.skipped: set[str] = set()
 
     def gather_and_record(self, tasks: Sequence[EvalTask], outcome: object) -> None:
         """Gather the outcomes of all processes, one per task, and record them."""
@@ -131,22 +140,27 @@ class _EntryRecorder:
             return
         for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, InvalidAdapterError):
-                if task.checkpoint_dir not in self._skipped:
-                    self._skipped.add(task.checkpoint_dir)
-                    logger.warning(f"{outcome}; skipped")
-                self._progress.count_entry()
-                continue
-            self._add(task, outcome)
+                self._skip(task, outcome)
+            else:
+                self._add(task, outcome)
+
+    def _skip(self, task: EvalTask, error: InvalidAdapterError) -> None:
+        assert task.checkpoint is not None, "the base model has no adapter"
+        if task.checkpoint.sha256 not in self.skipped:
+            self.skipped.add(task.checkpoint.sha256)
+            logger.warning(f"{error}; skipped")
+        self._progress.count_entry()
 
     def _add(self, task: EvalTask, row_scores: RowScores) -> None:
         scores = [row_scores.by_index[index] for index in range(len(task.dataset.rows))]
         evaluation = self._recipe.evaluation
         unknown_tokens = count_unknown(self._encoded_rows[task.encoding_key], self._unknown_id)
         instructions = {row.id: row.instruction for row in task.dataset.rows}
-        low, high = bootstrap_interval(
-            [score.perplexity for score in scores],
-            samples=evaluation.bootstrap_samples,
-            seed=evaluation.bootstrap_seed,
+        statistics = compute_entry_statistics(
+            scores,
+            instructions,
+            bootstrap_samples=evaluation.bootstrap_samples,
+            bootstrap_seed=evaluation.bootstrap_seed,
         )
         entry = ScoreEntry(
             key=task.entry_key,
@@ -156,16 +170,13 @@ class _EntryRecorder:
             prompt=PromptReference(name=task.prompt_name, sha256=task.prompt.sha256),
             example_ids=task.example_ids,
             adapter_sha256=None if task.checkpoint is None else task.checkpoint.sha256,
-            mean_perplexity_ci95=(low, high),
-            **asdict(summarize(scores)),
+            **statistics,
             unknown_tokens=unknown_tokens,
-            by_direction=scores_by_direction(scores, instructions),
-            by_length=scores_by_length(scores),
-            top_contributors=top_contributors(scores),
             seconds=round(row_scores.seconds, 3),
         )
         task.dataset.results.add(entry, scores)
         count = self._progress.count_entry()
+        low, high = entry.mean_perplexity_ci95
         logger.info(
             f"{task.title:<16}  {entry.shots} shots  {task.prompt_name:<14}  {entry.mean_perplexity:>9.3f}  "
             f"[{low:.2f}, {high:.2f}]  {task.dataset.path}  {row_scores.seconds:.1f} s  ({count})"

@@ -1,4 +1,4 @@
-"""Score single entries with the loaded base model, swapping adapters in it."""
+"""Score single entries with the base model, exchanging the checkpoint in it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedModel
 
 from hw3.common.distributed import shard_by_cost
 from hw3.common.errors import UserError
@@ -35,10 +33,10 @@ class RowScores:
 
 
 class Scorer:
-    """The loaded base model, and the checkpoint that is in it.
+    """A slot with the loaded base model, and the checkpoint that is in it.
 
     Args:
-        model: the base model.
+        slot: the slot, without a checkpoint.
         encoded_rows: encoded rows by `EvalTask.encoding_key`.
         tokens_per_batch: most tokens of a padded batch.
         prefetcher: reads the adapters of the tasks that this process will score, in their order.
@@ -48,22 +46,21 @@ class Scorer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        slot: AdapterSlot,
         encoded_rows: Mapping[object, list[EncodedRow]],
         tokens_per_batch: int,
         prefetcher: AdapterPrefetcher,
         progress: ScoringProgress,
         on_batch: Callable[[], None],
     ) -> None:
-        self._model = model
+        self._slot = slot
         self._encoded_rows = encoded_rows
         self._tokens_per_batch = tokens_per_batch
         self._prefetcher = prefetcher
         self._progress = progress
         self._on_batch = on_batch
-        self._slot = AdapterSlot(model)
         self._loaded: Path | None = None
-        self._invalid: dict[Path, InvalidAdapterError] = {}
+        self._invalid: dict[Path, str] = {}
 
     def score(self, task: EvalTask, *, shard_rows: bool = False) -> RowScores | InvalidAdapterError | UserError:
         """Score one task.
@@ -75,7 +72,7 @@ class Scorer:
             shard_rows: score only this process's shard of the rows.
 
         Returns:
-            The scores, or what is wrong with the checkpoint or its log-likelihoods.
+            The scores, or what is wrong with the checkpoint or its log-likelihoods. A `UserError` is about the base.
         """
         rows = self._encoded_rows[task.encoding_key]
         indices = shard_by_cost([len(row) for row in rows]) if shard_rows else range(len(rows))
@@ -85,8 +82,12 @@ class Scorer:
                 self._load(task.checkpoint)
             started = time.perf_counter()
             scores = self._score_rows([rows[index] for index in indices])
-        except (InvalidAdapterError, UserError) as error:
-            return error
+        except InvalidAdapterError as error:
+            return InvalidAdapterError(str(error))  # without the traceback, which refers to the base model
+        except UserError as error:
+            if task.checkpoint is None:
+                return error
+            return InvalidAdapterError(f"{task.checkpoint.path}: {error}")
         finally:
             self._progress.finish_entry()
         return RowScores(dict(zip(indices, scores, strict=True)), time.perf_counter() - started)
@@ -98,7 +99,7 @@ class Scorer:
 
         if not rows:
             return []
-        return score_rows(self._model, rows, tokens_per_batch=self._tokens_per_batch, on_batch=advance)
+        return score_rows(self._slot.model, rows, tokens_per_batch=self._tokens_per_batch, on_batch=advance)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         """Put a checkpoint's weights into the base model.
@@ -108,15 +109,15 @@ class Scorer:
         """
         folder = checkpoint.path
         if folder in self._invalid:
-            raise self._invalid[folder]
+            raise InvalidAdapterError(self._invalid[folder])
         if folder == self._loaded:
             return
         self._loaded = None
         try:
             adapter = self._prefetcher.get(folder) if folder in self._prefetcher.folders else None
-            load_checkpoint(self._slot, self._model, checkpoint, adapter)
+            load_checkpoint(self._slot, checkpoint, adapter)
         except InvalidAdapterError as error:
-            self._invalid[folder] = error
+            self._invalid[folder] = str(error)
             raise
         self._loaded = folder
 

@@ -13,7 +13,7 @@ from hw3.data.prompt import Example, Prompt
 from hw3.data.rows import Row, read_rows
 from hw3.evaluation.results import EvalResults
 from hw3.runs.checkpoints import Checkpoint
-from hw3.runs.identity import ModelIdentity, prompt_name
+from hw3.runs.identity import SCORING_VERSION, ModelIdentity, prompt_name
 from hw3.runs.results_file import ScoringSettings
 from hw3.runs.run import Run
 
@@ -121,6 +121,7 @@ def scoring_settings(recipe: Recipe, identity: ModelIdentity) -> ScoringSettings
         tokenizer_sha256=identity.tokenizer,
         bootstrap_samples=recipe.evaluation.bootstrap_samples,
         bootstrap_seed=recipe.evaluation.bootstrap_seed,
+        scoring_version=SCORING_VERSION,
     )
 
 

@@ -6,15 +6,18 @@ import gc
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from hw3.common.atomic_io import apply_umask, write_atomically
 from hw3.common.disk import check_folder_is_new, format_bytes
-from hw3.common.errors import RunError, UserError
+from hw3.common.errors import RunError, UserError, first_line
 from hw3.common.progress import ProgressLine
 from hw3.config.recipe import Recipe
 from hw3.config.schema import ModelSection
@@ -41,15 +44,19 @@ from hw3.modeling.logits import verify_output_head
 from hw3.modeling.quantization import dequantize, fits_on_device
 from hw3.runs.open_run import load_checkpoint
 from hw3.runs.run import Run
+from hw3.runs.staging import staging_folder
 
-# The checkpoint was scored with base model and adapter side by side. Merging rounds their sum to the compute dtype.
-MAX_RELATIVE_PERPLEXITY_CHANGE = 0.01  # a larger change prints a warning
+# Largest relative change of the mean perplexity that rounding explains, by the coarsest dtype involved. The checkpoint
+# was scored with base model and adapter side by side. Merging rounds their sum to the model's dtype.
+MAX_RELATIVE_PERPLEXITY_CHANGE = {"float32": 0.001, "float16": 0.02, "bfloat16": 0.05}
 
 logger = logging.getLogger(__name__)
 
 
 def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None) -> int:
     """Write a checkpoint as a complete model with tokenizer and model card, load the written files, and score them.
+
+    The folder is kept only if it scores as the checkpoint did, within `MAX_RELATIVE_PERPLEXITY_CHANGE`.
 
     Args:
         run: the run, scored on its `data.eval`.
@@ -61,7 +68,7 @@ def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None
 
     Raises:
         UserError: the run, a file or an argument does not fit.
-        RunError: the checkpoint's weights cannot be read.
+        RunError: the checkpoint's weights cannot be read or merged, or the merged model scores differently.
     """
     scored = select_scored_checkpoint(run, checkpoint)
     recipe = scored.recipe
@@ -80,17 +87,18 @@ def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None
             f"{output}: the model takes {format_bytes(model_bytes)}, but {format_bytes(free)} are free; free some "
             "space, or set OUTPUT= (--output) to a folder on another disk"
         )
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        folder = Path(temporary) / "export"
+    with staging_folder(output) as staging:
+        folder = staging / "export"
         _write_merged_model(folder, scored, tokenizer, device)
         gc.collect()
         torch.cuda.empty_cache()
         merged_perplexity = _score_folder(folder, scored, device)
+        _check_perplexity(scored, merged_perplexity)
         write_atomically(folder / "README.md", build_model_card(scored, output.name, merged_perplexity))
         size = sum(file.stat().st_size for file in folder.iterdir())
         os.rename(folder, output)
     print(f"{output}: {scored.checkpoint.name} of {run}, {format_bytes(size)}")
-    _print_perplexities(scored, merged_perplexity)
+    print(f"  {_describe_perplexities(scored, merged_perplexity)}")
     return 0
 
 
@@ -115,11 +123,16 @@ def _write_merged_model(
         model = dequantize(model)
     slot = AdapterSlot(model)
     try:
-        load_checkpoint(slot, model, scored.checkpoint)
+        load_checkpoint(slot, scored.checkpoint)
     except InvalidAdapterError as error:
         raise RunError(str(error)) from error
     if recipe.lora is not None:
-        model = slot.merge()
+        try:
+            model = _merge_adapter(slot, model)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            reason = first_line(error)
+            raise RunError(f"{scored.checkpoint.path}: the adapter cannot be merged: {reason}") from error
+    _restore_conv1d_layers(model)
     model.config.use_cache = True  # off in training and scoring
     model.generation_config = build_generation_config(recipe.generation, stop_token_ids)
     model.config.eos_token_id = tokenizer.eos_token_id
@@ -131,8 +144,51 @@ def _write_merged_model(
     apply_umask(folder)
 
 
+def _merge_adapter(slot: AdapterSlot, model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with its adapter merged. Its configuration ties the embeddings if they are still equal.
+
+    An adapter of tied embeddings may apply to one of the two only, input embeddings or output head.
+    """
+    embeddings, head = (_plain_layer(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    are_tied = head.weight is embeddings.weight
+    if are_tied:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    merged = slot.merge()
+    if are_tied:
+        layers = (merged.get_input_embeddings(), merged.get_output_embeddings())
+        if torch.equal(*(layer.get_parameter("weight") for layer in layers)):
+            merged.tie_weights()
+        else:
+            for config in (merged.config, merged.config.get_text_config()):
+                config.tie_word_embeddings = False
+    return merged
+
+
+def _restore_conv1d_layers(model: PreTrainedModel) -> None:
+    """Turn linear layers back into GPT-2's `Conv1D` layers, which quantization has replaced."""
+    with torch.device("meta"):
+        original = type(model)(model.config)
+    for name, layer in original.named_modules():
+        linear = model.get_submodule(name)
+        if isinstance(layer, Conv1D) and isinstance(linear, torch.nn.Linear):
+            layer.weight = torch.nn.Parameter(linear.weight.detach().T.contiguous(), requires_grad=False)
+            layer.bias = linear.bias
+            model.set_submodule(name, layer)
+
+
+def _plain_layer(layer: Any) -> Any:
+    """Return the base model's own layer inside of PEFT's."""
+    while isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        layer = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
+    return layer
+
+
 def _score_folder(folder: Path, scored: ScoredCheckpoint, device: torch.device) -> float:
-    """Return the mean perplexity of the written model, loaded with plain transformers."""
+    """Return the mean perplexity of the written model, loaded with plain transformers.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
     recipe = scored.recipe
     section = ModelSection(
         pretrained_model_name_or_path=str(folder),
@@ -141,7 +197,11 @@ def _score_folder(folder: Path, scored: ScoredCheckpoint, device: torch.device) 
     )
     encoder = Encoder(load_tokenizer(section), recipe.prompt)
     rows = [encoder.encode(row) for row in read_rows(scored.data_file)]
-    model = load_model(section, None, device).eval()
+    try:
+        model = load_model(section, None, device).eval()
+    except (RuntimeError, UserError) as error:
+        reason = first_line(error)
+        raise RunError(f"the merged model cannot be loaded with transformers, so it was not kept: {reason}") from error
     verify_output_head(model, min(rows, key=len))
     tokens_per_batch = recipe.evaluation.tokens_per_batch or auto_tokens_per_batch(model, max(map(len, rows)))
     with ProgressLine("scoring", len(rows), "rows", is_logged=True) as progress:
@@ -149,15 +209,25 @@ def _score_folder(folder: Path, scored: ScoredCheckpoint, device: torch.device) 
     return summarize(scores).mean_perplexity
 
 
-def _print_perplexities(scored: ScoredCheckpoint, merged_perplexity: float) -> None:
-    """Print the scores before and after merging, with a warning if they differ too much."""
+def _describe_perplexities(scored: ScoredCheckpoint, merged_perplexity: float) -> str:
     change = merged_perplexity / scored.entry.mean_perplexity - 1
-    print(
-        f"  mean perplexity on {scored.data_file}: {scored.entry.mean_perplexity:.4f} before merging, "
+    return (
+        f"mean perplexity on {scored.data_file}: {scored.entry.mean_perplexity:.4f} before merging, "
         f"{merged_perplexity:.4f} after merging, relative change {change:+.1e}"
     )
-    if abs(change) > MAX_RELATIVE_PERPLEXITY_CHANGE:
-        print(
-            f"  warning: the change exceeds {MAX_RELATIVE_PERPLEXITY_CHANGE:.0%}: rounding the merged weights to "
-            f"{scored.recipe.model.dtype} changes this model; use the adapter with its quantized base model instead"
+
+
+def _check_perplexity(scored: ScoredCheckpoint, merged_perplexity: float) -> None:
+    """Check that the merged model scores as the checkpoint did.
+
+    Raises:
+        RunError: rounding does not explain the change.
+    """
+    model, quantization = scored.recipe.model, scored.recipe.quantization
+    dtypes = {model.dtype, model.dtype if quantization is None else quantization.bnb_4bit_compute_dtype}
+    limit = max(MAX_RELATIVE_PERPLEXITY_CHANGE[dtype] for dtype in dtypes)
+    if not abs(merged_perplexity / scored.entry.mean_perplexity - 1) <= limit:  # also true for NaN
+        raise RunError(
+            f"{_describe_perplexities(scored, merged_perplexity)}; rounding to {model.dtype} explains at most "
+            f"{limit:.1%}, so the merged model was not kept; use the adapter with its base model instead"
         )

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hw3.generation.decoder import CACHE_GROWTH_TOKENS
+from hw3.modeling.supported_models import LayerShape
 
 CPU_BATCH_BYTES = 2**28  # about 90 rows of the tiny model, with which a step stays fast
 
@@ -35,11 +36,10 @@ def estimate_row_bytes(
 
 def estimate_prefill_bytes(model: PreTrainedModel, prefix_length: int, prompt_length: int) -> int:
     """Return the activations of one row in one layer while its prompt is computed, without the shared prefix."""
-    config = model.config.get_text_config()
-    itemsize = model.dtype.itemsize
+    shape, itemsize = LayerShape.from_config(model.config), model.dtype.itemsize
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
-    bytes_per_token = (itemsize + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
-    bytes_per_token += config.num_attention_heads * prompt_length * (2 * itemsize + 4)
+    bytes_per_token = (itemsize + 4) * (4 * shape.intermediate_size + 8 * shape.hidden_size)
+    bytes_per_token += shape.heads * prompt_length * (2 * itemsize + 4)
     return bytes_per_token * (prompt_length - prefix_length)
 
 
@@ -56,14 +56,7 @@ def _estimate_decoding_bytes(model: PreTrainedModel, prompt_length: int, max_new
 
     An attention that does not read grouped keys and values in place copies them for all query heads of a layer.
     """
-    config = model.config.get_text_config()
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    bytes_per_token = 2 * _key_bytes_per_head(model) * ((layers + 1) * config.num_key_value_heads + heads)
+    config, shape = model.config.get_text_config(), LayerShape.from_config(model.config)
+    cached_heads = (config.num_hidden_layers + 1) * shape.key_value_heads + shape.heads
+    bytes_per_token = 2 * shape.head_dim * model.dtype.itemsize * cached_heads
     return bytes_per_token * (prompt_length + max_new_tokens + CACHE_GROWTH_TOKENS) + 3 * 4 * config.vocab_size
-
-
-def _key_bytes_per_head(model: PreTrainedModel) -> int:
-    """Return the bytes of one token's key in one head."""
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head_dim * model.dtype.itemsize

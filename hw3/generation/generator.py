@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from hw3.common.errors import UserError
+from hw3.common.errors import RunError, UserError
 from hw3.config.recipe import Recipe, check_generation_overrides
 from hw3.data.few_shot import check_shots
+from hw3.data.input_limits import InputLimits
 from hw3.data.prompt import Example
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import TEMPLATES
@@ -20,11 +21,10 @@ from hw3.evaluation.selection import select_checkpoint
 from hw3.generation.batch_generate import Generation, build_generation_config, generate, get_stop_token_ids
 from hw3.generation.output_limits import OutputLengthLimits
 from hw3.modeling.adapter_io import InvalidAdapterError
-from hw3.modeling.adapter_slot import AdapterSlot
 from hw3.modeling.logits import verify_output_head
 from hw3.runs.checkpoints import Checkpoint
 from hw3.runs.identity import ModelIdentity
-from hw3.runs.open_run import load_checkpoint, load_for_inference, open_run
+from hw3.runs.open_run import load_checkpoint, load_slot, open_run
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import Run
 
@@ -39,7 +39,7 @@ class RunGenerator:
         checkpoint: the checkpoint; None for the base model.
         selection: one line that reports which checkpoint was selected, and why.
         encoder: the run's tokenizer and prompt.
-        max_positions: the most tokens that the base model takes.
+        input_limits: what the base model takes as input.
         examples: few-shot examples in the prompt.
         identity: what every prediction depends on, besides checkpoint and prompt.
     """
@@ -49,7 +49,7 @@ class RunGenerator:
     checkpoint: Checkpoint | None
     selection: str
     encoder: Encoder
-    max_positions: int
+    input_limits: InputLimits
     examples: list[Example]
     identity: ModelIdentity
 
@@ -89,7 +89,7 @@ class RunGenerator:
             checkpoint=selected,
             selection=selection,
             encoder=Encoder(opened.tokenizer, recipe.prompt),
-            max_positions=opened.max_positions,
+            input_limits=opened.input_limits,
             examples=recipe.prompt.examples[:shots],
             identity=opened.identity,
         )
@@ -142,11 +142,11 @@ class RunGenerator:
         Raises:
             UserError: the prompt leaves no position for a new token.
         """
-        free_positions = self.max_positions - len(encoded.prompt_ids)
+        free_positions = self.input_limits.max_positions - len(encoded.prompt_ids)
         if free_positions < 1:
             raise UserError(
                 f"row {row.id}: its prompt has {len(encoded.prompt_ids)} tokens, and the model takes "
-                f"{self.max_positions} with the output; shorten the prompt"
+                f"{self.input_limits.max_positions} with the output; shorten the prompt"
             )
         limit = self.recipe.generation.max_new_tokens or self.length_limits.get_max_new_tokens(row.instruction)
         return min(free_positions, limit)
@@ -156,16 +156,17 @@ class RunGenerator:
         """The base model with the weights of the checkpoint, in evaluation mode.
 
         Raises:
-            UserError: the base model is not available, or the checkpoint does not fit it.
+            UserError: the base model is not available.
+            RunError: the checkpoint cannot be used with it.
         """
-        model = load_for_inference(self.recipe, dequantized=self.identity.dequantized)
-        verify_output_head(model, self.encoder.encode(Row("", TEMPLATES[0].text, None)))
+        slot = load_slot(self.recipe, dequantized=self.identity.dequantized)
+        verify_output_head(slot.model, self.encoder.encode(Row("", TEMPLATES[0].text, None)))
         if self.checkpoint is not None:
             try:
-                load_checkpoint(AdapterSlot(model), model, self.checkpoint)
+                load_checkpoint(slot, self.checkpoint)
             except InvalidAdapterError as error:
-                raise UserError(str(error)) from error
-        return model
+                raise RunError(str(error)) from error
+        return slot.model
 
     @cached_property
     def generation_config(self) -> GenerationConfig:
@@ -180,15 +181,18 @@ class RunGenerator:
         """Return the output for one instruction.
 
         Raises:
-            UserError: the instruction is too long for the model.
+            UserError: the instruction is too long for the model, or has a token without an embedding.
         """
         row = Row("text", instruction, None)
         encoded = self.encoder.encode(row, self.examples)
+        max_new_tokens = self.get_max_new_tokens(row, encoded)
+        if problems := self.input_limits.find_row_problems(self.encoder.tokenizer, [encoded], "the instruction"):
+            raise UserError(*problems)
         generations: list[Generation] = []
         generate(
             self.model,
             [encoded],
-            max_new_tokens=[self.get_max_new_tokens(row, encoded)],
+            max_new_tokens=[max_new_tokens],
             generation_config=self.generation_config,
             on_generation=lambda _, generation: generations.append(generation),
         )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,17 @@ import torch
 from peft import PeftConfig
 
 from hw3.common.errors import first_line
-from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes
+from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes, hash_adapter_config
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class InvalidAdapterError(Exception):
-    """An adapter is incomplete, has no effect, does not fit the base, or changed since it was hashed."""
+    """An adapter, or a checkpoint's weights, cannot be used. The message names the folder and the reason.
+
+    It is incomplete, has no effect, has weights that are not finite, does not fit the base, is of a kind that cannot be
+    scored, or changed since it was hashed.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +54,52 @@ def read_adapter(folder: Path, *, pin_memory: bool = False) -> AdapterFiles:
         pin_memory: read weights into page-locked memory, from which a GPU can copy asynchronously.
 
     Raises:
-        InvalidAdapterError: a file is missing or has another format.
+        InvalidAdapterError: a file is missing or has another format, the adapter is of a kind that cannot be scored, or
+            weights are NaN or infinite.
     """
     try:
         config_bytes = (folder / ADAPTER_CONFIG).read_bytes()
         attributes = json.loads(config_bytes)
         attributes.pop("runtime_config", None)  # as `PeftConfig.from_pretrained`
         config = PeftConfig.from_peft_type(**attributes)
+        _check_kind(folder, config)
         weight_bytes = _read_bytes(folder / ADAPTER_WEIGHTS, pin_memory)
         weights = parse_safetensors(weight_bytes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
-    files: dict[str, bytes | memoryview] = {ADAPTER_CONFIG: config_bytes, ADAPTER_WEIGHTS: weight_bytes.numpy().data}
-    sha256 = combine_weight_hashes({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-    return AdapterFiles(folder, sha256, config, weights)
+    check_finite(folder, weights)
+    hashes = {
+        ADAPTER_CONFIG: hash_adapter_config(config_bytes),
+        ADAPTER_WEIGHTS: hashlib.sha256(weight_bytes.numpy().data).hexdigest(),
+    }
+    return AdapterFiles(folder, combine_weight_hashes(hashes), config, weights)
+
+
+def _check_kind(folder: Path, config: PeftConfig) -> None:
+    """Refuse the kinds of adapters whose scores are not determined by the base's layers and the adapter's files."""
+    if config.is_prompt_learning:
+        kind, reason = getattr(config.peft_type, "value", None), "it changes the model's input"
+    elif getattr(config, "alora_invocation_tokens", None) is not None:
+        kind, reason = "activated LoRA", "it depends on tokens in the model's input"
+    elif str(getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
+        kind, reason = "PiSSA with fast SVD", "PEFT changes the base by random numbers when it loads the adapter"
+    else:
+        return
+    raise InvalidAdapterError(f"{folder}: this kind of adapter ({kind}) cannot be scored: {reason}")
+
+
+def check_finite(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Check that weights are finite numbers.
+
+    Raises:
+        InvalidAdapterError: one is NaN or infinite.
+    """
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise InvalidAdapterError(
+                f"{folder}: {name} has NaN or infinite weights; use an earlier checkpoint, or train again with a lower "
+                "learning rate"
+            )
 
 
 def _read_bytes(file: Path, pin_memory: bool) -> torch.Tensor:

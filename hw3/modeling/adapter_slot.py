@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import Linear4bit as PeftLinear4bit
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -16,8 +20,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from hw3.common.errors import first_line
-from hw3.modeling.adapter_io import AdapterFiles, InvalidAdapterError, read_adapter
+from hw3.modeling.adapter_io import AdapterFiles, InvalidAdapterError, check_finite, read_adapter
 from hw3.modeling.fingerprint import combine_weight_hashes, hash_files, stat_signature
+from hw3.modeling.logits import verify_adapter_logits
+from hw3.modeling.quantization import dequantize
 
 
 def build_lora_config(lora: dict[str, Any]) -> LoraConfig:
@@ -52,10 +58,51 @@ def load_full_weights(model: PreTrainedModel, folder: Path) -> str:
         raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
     if changed:
         raise InvalidAdapterError(f"{changed[0]}: changed while it was read")
+    check_finite(folder, weights)
     if unexpected or set(missing) - set(model.all_tied_weights_keys):
         raise InvalidAdapterError(f"{folder}: its weights are not those of a {model.config.model_type} like the base")
     model.tie_weights()
     return combine_weight_hashes({file.name: sha256 for file, sha256 in sha256_by_file.items()})
+
+
+# Settings with which a LoRA adapter still reads and writes nothing but its own tensors. All others, also those of later
+# versions of PEFT, must have their defaults.
+_OWN_TENSOR_SETTINGS = frozenset(
+    {
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
+        *("use_rslora", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+        *("use_dora", "lora_bias"),
+    }
+)
+
+
+def uses_only_own_tensors(config: PeftConfig) -> bool:
+    """Return whether an adapter's layers leave the base as it is: LoRA without settings that touch other tensors."""
+    if type(config) is not LoraConfig or config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+        return False
+    defaults = LoraConfig()
+    others = {field.name for field in fields(config)} - _OWN_TENSOR_SETTINGS
+    return all(getattr(config, name) == getattr(defaults, name) for name in others)
+
+
+@contextmanager
+def _named_errors(folder: Path, problem: str) -> Iterator[None]:
+    """Raise an `InvalidAdapterError` that names the folder in place of PEFT's errors, which are of any class."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InvalidAdapterError(f"{folder}: {problem}: {first_line(error) or type(error).__name__}") from error
+
+
+def _check_names(folder: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Raise an `InvalidAdapterError` if an adapter's file lacks tensors, or has some that belong nowhere."""
+    if missing or unexpected:
+        problem = f"misses {missing[0]}" if missing else f"has {unexpected[0]}"
+        count = len(missing) + len(unexpected)
+        raise InvalidAdapterError(f"{folder}: {count} weights do not fit the base; it {problem}")
 
 
 def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> torch.Tensor:
@@ -70,16 +117,40 @@ def _forward_in_place(layer: PeftLinear | PeftLinear4bit, x: torch.Tensor) -> to
 
 
 class AdapterSlot:
-    """Hold one adapter in a base model. Each adapter replaces the one before.
+    """Hold one adapter, or the full weights of a checkpoint, in a base model. Each replaces the one before.
 
-    The base is loaded once. A swapped adapter gives bitwise the same results as a fresh load.
+    The model then computes what a fresh load by PEFT computes, whatever was loaded before. An adapter that uses nothing
+    but its own tensors is removed from the base again, or its values are replaced if the next one has the same
+    configuration. Any other adapter may change the base's weights (PiSSA, biases, saved embeddings). It gets a fresh
+    base, and so does what is loaded after it.
+
+    Args:
+        base: the loaded base model, without adapters.
+        reload_base: load the base again, 4-bit weights as they are; None if the slot will hold one checkpoint only.
+        dequantized: whether the 4-bit weights of `base` were dequantized.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        reload_base: Callable[[], PreTrainedModel] | None = None,
+        *,
+        dequantized: bool = False,
+    ) -> None:
         self._base = base
+        self._reload_base = reload_base
+        self._dequantized = dequantized
+        self._is_base_dequantized = dequantized
+        self._is_base_changed = False  # weights or layers are not those of a fresh base
+        self._holds_full_weights = False
         self._peft_model: PeftModel | None = None
-        self._config: dict[str, Any] = {}  # of the adapter that is installed
-        self._adapter_parameters: dict[str, torch.nn.Parameter] = {}  # by the name in an adapter's file
+        self._config: dict[str, Any] | None = None  # of the installed adapter, if it can be swapped
+        self._own_tensors: dict[str, torch.Tensor] = {}  # of that adapter, by the name in its file
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base model with what was loaded last. A load may replace this object; do not keep it over a load."""
+        return self._base
 
     def load(self, folder: Path) -> None:
         """Read the adapter of `folder`, install it in float32 and make it the active one.
@@ -93,57 +164,111 @@ class AdapterSlot:
         """Install an adapter in float32 and make it the active one.
 
         Raises:
-            InvalidAdapterError: weights are missing or do not belong to the base, or every B matrix is zero.
+            InvalidAdapterError: weights are missing or do not belong to the base, every B matrix is zero, or this kind
+                of adapter cannot be scored.
         """
-        folder, config, weights = adapter.folder, adapter.config, adapter.weights
-        b_matrices = [tensor for name, tensor in weights.items() if "lora_B" in name]
-        if b_matrices and not any(tensor.any() for tensor in b_matrices):
-            raise InvalidAdapterError(f"{folder}: every B matrix is zero, so the adapter has no effect")
-        config.inference_mode = True
-        if config.to_dict() != self._config:
-            self._install(config, folder)
-        shapes = {name: parameter.shape for name, parameter in self._adapter_parameters.items()}
-        if shapes == {name: weight.shape for name, weight in weights.items()}:
-            with torch.no_grad():
-                for name, parameter in self._adapter_parameters.items():
-                    parameter.copy_(weights[name], non_blocking=True)
+        adapter.config.inference_mode = True
+        if not uses_only_own_tensors(adapter.config):
+            self._load_into_fresh_base(adapter)
             return
-        # PEFT stores some kinds of adapters under other names. It also reports what does not fit.
-        try:
-            outcome: Any = set_peft_model_state_dict(self._peft_model, weights)
-        except RuntimeError as error:
-            raise InvalidAdapterError(f"{folder}: its weights do not fit the base: {first_line(error)}") from error
-        missing = [key for key in outcome.missing_keys if "default" in key]
-        if missing or outcome.unexpected_keys:
-            problem = f"misses {missing[0]}" if missing else f"has {outcome.unexpected_keys[0]}"
-            count = len(missing) + len(outcome.unexpected_keys)
-            raise InvalidAdapterError(f"{folder}: {count} weights do not fit the base; it {problem}")
+        b_matrices = [tensor for name, tensor in adapter.weights.items() if "lora_B" in name]
+        others = [name for name in adapter.weights if "lora_A" not in name and "lora_B" not in name]
+        if b_matrices and not others and not any(tensor.any() for tensor in b_matrices):
+            raise InvalidAdapterError(f"{adapter.folder}: every B matrix is zero, so the adapter has no effect")
+        if adapter.config.to_dict() != self._config:
+            self._install(adapter)
+        if self._has_base_tensors(adapter):
+            self._load_into_fresh_base(adapter)
+            return
+        with torch.no_grad():
+            for name, tensor in self._own_tensors.items():
+                tensor.copy_(adapter.weights[name], non_blocking=True)
 
-    def _install(self, config: PeftConfig, folder: Path) -> None:
-        """Add an adapter's layers to the base, in place of those of the adapter before."""
-        self._config, self._adapter_parameters = {}, {}  # none, should this fail
+    def load_full_weights(self, folder: Path) -> str:
+        """Load a full fine-tuning checkpoint into the base; see the function `load_full_weights`."""
+        if not self._holds_full_weights:  # others are overwritten completely
+            self._take_base(dequantized=self._dequantized)
+        self._is_base_changed = self._holds_full_weights = True
+        return load_full_weights(self._base, folder)
+
+    def _take_base(self, *, dequantized: bool) -> PreTrainedModel:
+        """Return the base without a trace of what was loaded before. Two bases are never in memory at once.
+
+        Args:
+            dequantized: return it with its 4-bit weights dequantized.
+        """
+        if self._peft_model is not None and not self._is_base_changed:
+            self._base = self._peft_model.unload()
+        self._peft_model, self._config, self._own_tensors = None, None, {}
+        self._holds_full_weights = False
+        if self._is_base_changed or self._is_base_dequantized != dequantized:
+            assert self._reload_base is not None, "the slot was made for one checkpoint"
+            del self._base
+            gc.collect()  # PEFT's layers and hooks refer to each other
+            torch.cuda.empty_cache()
+            base = self._reload_base()
+            self._base = dequantize(base) if dequantized else base
+            self._is_base_dequantized, self._is_base_changed = dequantized, False
+        return self._base
+
+    def _install(self, adapter: AdapterFiles) -> None:
+        """Add the layers of an adapter that uses only its own tensors to the base, in place of those before."""
+        base, config = self._take_base(dequantized=self._dequantized), adapter.config.to_dict()
         try:
-            if self._peft_model is None:
-                self._peft_model = PeftModel(self._base, config)
-            else:
-                for layer in self._peft_model.modules():
-                    layer.__dict__.pop("forward", None)  # `_forward_in_place`, which may not suit the new adapter
-                if "default" in self._peft_model.peft_config:
-                    self._peft_model.delete_adapter("default")
-                self._peft_model.add_adapter("default", config)
-                self._peft_model.set_adapter("default")
-        except ValueError as error:
-            raise InvalidAdapterError(f"{folder}: it does not fit the base: {first_line(error)}") from error
-        self._config = config.to_dict()
-        self._peft_model.eval()
-        self._adapter_parameters = {
-            name.replace(".default.", "."): parameter
-            for name, parameter in self._peft_model.named_parameters()
-            if ".default." in name
-        }
-        for layer in self._peft_model.modules():
-            if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant and "default" in layer.lora_A:
+            with _named_errors(adapter.folder, "it does not fit the base"):
+                peft_model = PeftModel(base, adapter.config)
+        except InvalidAdapterError:
+            self._is_base_changed = any(isinstance(module, BaseTunerLayer) for module in base.modules())
+            raise
+        self._peft_model, self._config = peft_model.eval(), config
+        self._own_tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        for layer in peft_model.modules():
+            if isinstance(layer, PeftLinear | PeftLinear4bit) and not layer.lora_variant:
                 layer.__dict__["forward"] = MethodType(_forward_in_place, layer)
+
+    def _has_base_tensors(self, adapter: AdapterFiles) -> bool:
+        """Return whether an adapter's file has tensors of the base beside those of the installed adapter.
+
+        PEFT saves embeddings that an adapter has as a target, and loads them into the base.
+
+        Raises:
+            InvalidAdapterError: the file lacks tensors, or has tensors of other names or shapes.
+        """
+        assert self._peft_model is not None, "the adapter's layers are installed"
+        own, weights = self._own_tensors, adapter.weights
+        further = [name for name in weights if name not in own]
+        unexpected = []
+        if further:
+            parameters = {name for name, _ in self._peft_model.named_parameters(remove_duplicate=False)}
+            unexpected = [name for name in further if name not in parameters]
+        _check_names(adapter.folder, [name for name in own if name not in weights], unexpected)
+        for name, tensor in own.items():
+            if weights[name].shape != tensor.shape:
+                raise InvalidAdapterError(
+                    f"{adapter.folder}: its weights do not fit the base: {name} has shape {list(weights[name].shape)}, "
+                    f"expected {list(tensor.shape)}"
+                )
+        return bool(further)
+
+    def _load_into_fresh_base(self, adapter: AdapterFiles) -> None:
+        """Load an adapter that may change the base, as `PeftModel.from_pretrained` does.
+
+        Raises:
+            InvalidAdapterError: PEFT cannot load it, weights are missing, or this kind of adapter cannot be scored.
+        """
+        base = self._take_base(dequantized=False)
+        self._is_base_changed = True
+        with _named_errors(adapter.folder, "it does not fit the base"):
+            peft_model = PeftModel(base, adapter.config)
+        with _named_errors(adapter.folder, "its weights do not fit the base"):
+            outcome: Any = set_peft_model_state_dict(peft_model, adapter.weights)
+            expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        missing = [name for name in expected if name not in adapter.weights]
+        _check_names(adapter.folder, missing, outcome.unexpected_keys)
+        self._peft_model = peft_model.eval()
+        kind = getattr(adapter.config.peft_type, "value", None)
+        with _named_errors(adapter.folder, f"this kind of adapter ({kind}) cannot be scored"):
+            verify_adapter_logits(base, peft_model)
 
     def merge(self) -> PreTrainedModel:
         """Return the dequantized base with the adapter added to its weights. The slot cannot be used afterwards.

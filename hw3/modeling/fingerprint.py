@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the first checks of a command must not take the seconds of 
 # File names of a PEFT adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Settings that are sets in PEFT's configurations, which writes them in any order.
+_UNORDERED_SETTINGS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -54,11 +56,29 @@ def hash_files(files: list[Path]) -> dict[Path, str]:
         return dict(zip(files, threads.map(file_sha256, files), strict=True))
 
 
+def hash_adapter_config(content: bytes) -> str:
+    """Return a hash of the settings in `adapter_config.json`, which does not depend on the order of its sets.
+
+    Args:
+        content: the file's bytes; if they are not a JSON object, the hash is that of the bytes.
+    """
+    try:
+        settings = json.loads(content)
+        for key in _UNORDERED_SETTINGS:
+            if isinstance(settings.get(key), list):
+                settings[key] = sorted(settings[key], key=str)
+        content = json.dumps(settings, sort_keys=True).encode()
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return hashlib.sha256(content).hexdigest()
+
+
 def combine_weight_hashes(sha256_by_file: dict[str, str]) -> str:
     """Return one hash over the hashes of the weights and the adapter configuration.
 
     Args:
-        sha256_by_file: SHA-256 by file name, of a checkpoint's files; files of other kinds are ignored.
+        sha256_by_file: SHA-256 by file name, of a checkpoint's files; files of other kinds are ignored. The hash of an
+            adapter's configuration comes from `hash_adapter_config`.
     """
     hashes = [(name, sha256_by_file[name]) for name in sorted(sha256_by_file) if _is_weight_file(name)]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()

@@ -14,6 +14,10 @@ from typing import Any
 from hw3.config.recipe import find_prompt_file
 from hw3.data.prompt import Example, Prompt
 
+# Raised when scores that an earlier version of this project wrote may be wrong. Version 1 scored adapters that change
+# the base's weights (PiSSA, biases, saved embeddings), and those after them, with the weights of both.
+SCORING_VERSION = 2
+
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
@@ -51,6 +55,8 @@ class ModelIdentity:
             "examples": [example.model_dump() for example in examples],
             **more,
         }
+        if adapter_sha256 is not None:  # no version scored base models wrongly
+            content["scoring_version"] = SCORING_VERSION
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

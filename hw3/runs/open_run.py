@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hw3.common.errors import UserError, truncate_problems
 from hw3.config.recipe import Recipe
+from hw3.data.input_limits import InputLimits
 from hw3.data.prompt import Example
 from hw3.data.rows import Row
 from hw3.data.tokenization import EncodedRow, Encoder
 from hw3.modeling.adapter_io import AdapterFiles, InvalidAdapterError, read_adapter
-from hw3.modeling.adapter_slot import AdapterSlot, load_full_weights
+from hw3.modeling.adapter_slot import AdapterSlot
 from hw3.modeling.devices import select_device
 from hw3.modeling.fingerprint import hash_base_model, hash_tokenizer
 from hw3.modeling.loading import count_base_parameters, load_base_model, load_model_config
@@ -39,21 +41,23 @@ class OpenedRun:
     identity: ModelIdentity
 
     @property
-    def max_positions(self) -> int:
-        """The most tokens that the base model takes."""
-        return self.config.get_text_config().max_position_embeddings
+    def input_limits(self) -> InputLimits:
+        """What the base model takes as input."""
+        return InputLimits.from_config(self.config)
 
 
 def open_run(run: Run, recipe: Recipe) -> OpenedRun:
     """Load tokenizer and configuration. Another thread hashes the base model at the same time.
 
     Raises:
-        UserError: base model or tokenizer is not available; the message says how to get it.
+        UserError: base model or tokenizer is not available, or they do not fit each other; the message says what to do.
     """
     config = load_model_config(recipe.model)
     with ThreadPoolExecutor(1) as thread:
         base = thread.submit(hash_base_model, recipe.model)
         tokenizer = run.load_tokenizer(recipe)
+        if problems := InputLimits.from_config(config).find_special_token_problems(tokenizer):
+            raise UserError(*problems)
         identity = ModelIdentity(
             base=base.result(),
             tokenizer=hash_tokenizer(tokenizer),
@@ -66,7 +70,7 @@ def open_run(run: Run, recipe: Recipe) -> OpenedRun:
 
 
 def encode_rows(
-    encoder: Encoder, rows: list[Row], examples: list[Example], max_positions: int, source: str
+    encoder: Encoder, rows: list[Row], examples: list[Example], limits: InputLimits, source: str
 ) -> list[EncodedRow]:
     """Encode all rows in full. `data.max_length` limits training rows only.
 
@@ -74,20 +78,14 @@ def encode_rows(
         encoder: tokenizer and prompt.
         rows: the rows.
         examples: few-shot examples in the prompt.
-        max_positions: the most tokens that the model takes.
+        limits: what the model takes as input.
         source: name of the rows' file, for messages.
 
     Raises:
-        UserError: rows have more tokens than the model takes.
+        UserError: the model does not take rows: they have too many tokens, or tokens without an embedding.
     """
     encoded = [encoder.encode(row, examples) for row in rows]
-    problems = [
-        f"{source}: row {number} (id {row.id}): {len(row)} tokens with {len(examples)} few-shot examples, "
-        f"the model takes {max_positions}"
-        for number, row in enumerate(encoded, 1)
-        if len(row) > max_positions
-    ]
-    if problems:
+    if problems := limits.find_row_problems(encoder.tokenizer, encoded, source, shots=len(examples)):
         raise UserError(*truncate_problems(problems))
     return encoded
 
@@ -109,23 +107,34 @@ def load_for_inference(recipe: Recipe, *, dequantized: bool) -> PreTrainedModel:
     return dequantize(model) if dequantized else model
 
 
-def load_checkpoint(
-    slot: AdapterSlot, model: PreTrainedModel, checkpoint: Checkpoint, adapter: AdapterFiles | None = None
-) -> None:
-    """Put a checkpoint's adapter, or its full weights, into the loaded base model.
+def load_slot(recipe: Recipe, *, dequantized: bool) -> AdapterSlot:
+    """Load the base model into a slot for adapters, which can load it again.
 
     Args:
-        slot: the slot for adapters in `model`.
-        model: the base model.
+        recipe: the run's recipe.
+        dequantized: as for `load_for_inference`.
+
+    Raises:
+        UserError: the base model is not available; the message says how to get it.
+    """
+    base = load_for_inference(recipe, dequantized=dequantized)
+    return AdapterSlot(base, partial(load_for_inference, recipe, dequantized=False), dequantized=dequantized)
+
+
+def load_checkpoint(slot: AdapterSlot, checkpoint: Checkpoint, adapter: AdapterFiles | None = None) -> None:
+    """Put a checkpoint's adapter, or its full weights, into the base model of a slot.
+
+    Args:
+        slot: the slot, whose model may become another object.
         checkpoint: the checkpoint; results will be stored under its hash.
         adapter: its files, if they have been read already.
 
     Raises:
-        InvalidAdapterError: the folder has no weights for this base model, or they changed after they were hashed.
+        InvalidAdapterError: the checkpoint cannot be used with this base model, or it changed after it was hashed.
     """
     if adapter is None and checkpoint.is_adapter:
         adapter = read_adapter(checkpoint.path)
-    sha256 = load_full_weights(model, checkpoint.path) if adapter is None else adapter.sha256
+    sha256 = slot.load_full_weights(checkpoint.path) if adapter is None else adapter.sha256
     if sha256 != checkpoint.sha256:
         raise InvalidAdapterError(
             f"{checkpoint.path}: the weights changed after the checkpoint was completed, or since this command began; "

@@ -122,7 +122,10 @@ class BestCheckpoint(FileModel):
 
 
 class ScoringSettings(FileModel):
-    """How a file's rows were scored. Entries with other settings are not comparable and are scored again."""
+    """How a file's rows were scored. Entries with other settings are not comparable and are scored again.
+
+    The version is that of `hw3.runs.identity`; files of version 1 do not have it.
+    """
 
     dtype: str
     attn_implementation: str | None
@@ -132,6 +135,7 @@ class ScoringSettings(FileModel):
     tokenizer_sha256: str
     bootstrap_samples: int
     bootstrap_seed: int
+    scoring_version: int = 1
 
 
 class ResultsFile(FileModel):

@@ -1,14 +1,18 @@
 """Adapters read from disk: their tensors and hashes, and adapters that change during scoring."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import save_adapter
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load, save
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from safetensors.torch import load, load_file, save, save_file
+from transformers import PreTrainedModel
 
 from hw3.cli import main
 from hw3.config.recipe import load_recipe
@@ -80,6 +84,38 @@ def test_read_adapter_names_the_folder_of_unreadable_files(scored_run: Path, tmp
             read_adapter(folder)
     (folder / "adapter_config.json").write_text('{"peft_type": "NONE"}')
     with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: "):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_read_adapter_names_the_tensor_that_is_not_finite(scored_run: Path, tmp_path: Path, value: float) -> None:
+    folder = shutil.copytree(scored_run / "checkpoint-4", tmp_path / "theirs")
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = sorted(weights)[3]
+    weights[name][0, 1] = value
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(InvalidAdapterError, match=re.escape(f"theirs: {name} has NaN or infinite weights")):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PROMPT_TUNING"),
+        (PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "PREFIX_TUNING"),
+        (PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "P_TUNING"),
+        (LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[5]), "activated LoRA"),
+        (
+            LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights="pissa_niter_4"),
+            "PiSSA with fast SVD",
+        ),
+    ],
+)
+def test_read_adapter_names_kinds_that_cannot_be_scored(
+    mini_model: PreTrainedModel, tmp_path: Path, config: PeftConfig, kind: str
+) -> None:
+    folder = save_adapter(mini_model, tmp_path / "theirs", config)
+    with pytest.raises(InvalidAdapterError, match=rf"theirs: this kind of adapter \({kind}\) cannot be scored: "):
         read_adapter(folder)
 
 

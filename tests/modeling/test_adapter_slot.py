@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import compute_row_perplexity
-from peft import LoraConfig, PeftModel, get_peft_model
+from helpers import compute_row_perplexity, save_adapter
+from peft import LilyConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -103,3 +104,74 @@ def test_load_refuses_incomplete_and_ineffective_adapters(mini_recipe: Path, tmp
     save_file({name: tensor[:2].contiguous() for name, tensor in weights.items()}, file)
     with pytest.raises(InvalidAdapterError, match="its weights do not fit the base"):
         slot.load(checkpoint.path)
+
+
+def test_a_fresh_base_is_loaded_after_the_one_before_is_freed(mini_base: Path, tmp_path: Path) -> None:
+    """The memory of a GPU may hold one base only. LoRA adapters need no fresh base."""
+    bases: list[weakref.ref[PreTrainedModel]] = []
+
+    def load_base() -> PreTrainedModel:
+        assert all(base() is None for base in bases)
+        model = AutoModelForCausalLM.from_pretrained(mini_base, attn_implementation="eager").eval()
+        bases.append(weakref.ref(model))
+        return model
+
+    options: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
+    for name, more in {"lora": {}, "dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}.items():
+        save_adapter(load_base(), tmp_path / name, LoraConfig(**options | more))
+    bases.clear()
+    slot = AdapterSlot(load_base(), load_base)
+    loads = []
+    for name in ("lora", "dora", "lora", "pissa", "pissa", "lora", "dora", "lora"):
+        slot.load(tmp_path / name)
+        loads.append(len(bases))
+    assert loads == [1, 1, 1, 1, 2, 3, 3, 3]
+
+
+def test_an_adapter_after_full_weights_gets_the_base_again(
+    mini_base: Path, tmp_path: Path, encoded_rows: list[EncodedRow]
+) -> None:
+    def load_base() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(mini_base, attn_implementation="eager").eval()
+
+    def score(slot: AdapterSlot) -> list[float]:
+        return [score.nll for score in score_rows(slot.model, encoded_rows, tokens_per_batch=200)]
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    adapter = save_adapter(load_base(), tmp_path / "lora", config)
+    full = load_base()
+    for parameter in full.parameters():
+        parameter.data *= 1.1
+    full.save_pretrained(tmp_path / "full")
+    slot = AdapterSlot(load_base(), load_base)
+    slot.load(adapter)
+    adapter_scores = score(slot)
+    refused = LilyConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    with pytest.raises(InvalidAdapterError):  # after its layers were added to the base
+        slot.load(save_adapter(load_base(), tmp_path / "lily", refused))
+    for _ in range(2):
+        slot.load_full_weights(tmp_path / "full")
+        full_scores = score(slot)
+    assert full_scores == [score.nll for score in score_rows(full, encoded_rows, tokens_per_batch=200)]
+    slot.load(adapter)
+    assert score(slot) == adapter_scores != full_scores
+
+
+def test_load_full_weights_names_a_tensor_that_is_not_finite(mini_model: PreTrainedModel, tmp_path: Path) -> None:
+    mini_model.model.norm.weight.data[3] = float("inf")
+    mini_model.save_pretrained(tmp_path / "full")
+    with pytest.raises(InvalidAdapterError, match=r"full: model\.norm\.weight has NaN or infinite weights"):
+        AdapterSlot(mini_model).load_full_weights(tmp_path / "full")
+
+
+def test_load_names_a_kind_that_mixes_a_row_with_its_padding(mini_base: Path, tmp_path: Path) -> None:
+    """Lily routes by the mean over all tokens of a row, so its scores would depend on the batch."""
+
+    def load_base() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(mini_base, attn_implementation="eager").eval()
+
+    config = LilyConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    folder = save_adapter(load_base(), tmp_path / "lily", config)
+    slot = AdapterSlot(load_base(), load_base)
+    with pytest.raises(InvalidAdapterError, match=r"lily: this kind of adapter \(LILY\) cannot be scored: the logits"):
+        slot.load(folder)

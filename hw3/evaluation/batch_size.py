@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from hw3.modeling.supported_models import LayerShape
+
 CPU_TOKENS_PER_BATCH = 1024  # activations fit in the CPU's cache; larger batches are slower
 GPU_TOKENS_PER_BATCH = 4096  # larger batches are no faster
 
@@ -20,9 +22,9 @@ def auto_tokens_per_batch(model: PreTrainedModel, longest_row: int) -> int:
     """
     if model.device.type == "cpu":
         return CPU_TOKENS_PER_BATCH
-    config = model.config.get_text_config()
+    shape = LayerShape.from_config(model.config)
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
-    bytes_per_token = (model.dtype.itemsize + 4) * (4 * config.intermediate_size + 8 * config.hidden_size)
-    bytes_per_token += config.num_attention_heads * longest_row * (2 * model.dtype.itemsize + 4)
+    bytes_per_token = (model.dtype.itemsize + 4) * (4 * shape.intermediate_size + 8 * shape.hidden_size)
+    bytes_per_token += shape.heads * longest_row * (2 * model.dtype.itemsize + 4)
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(longest_row, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))

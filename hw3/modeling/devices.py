@@ -23,6 +23,19 @@ def select_device(recipe: Recipe) -> torch.device:
     return torch.device("cuda", get_local_rank())
 
 
+def describe_device(device: torch.device) -> str:
+    """Return `cpu`, or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def find_missing_gpu(recipe: Recipe) -> str | None:
+    """Return a message if the recipe needs a GPU and there is none; None otherwise."""
+    if recipe.training.get("use_cpu") or torch.cuda.is_available():
+        return None
+    overrides = CPU_OVERRIDES if recipe.quantization is not None else CPU_OVERRIDES.rpartition(" ")[0]
+    return f'this machine has no GPU that PyTorch can use; to train on the CPU, which is slow, use SET="{overrides}"'
+
+
 def find_device_problems(recipe: Recipe, num_processes: int) -> list[str]:
     """Return what this machine does not support of the recipe, each problem with the `SET=` that works here.
 
@@ -42,11 +55,8 @@ def find_device_problems(recipe: Recipe, num_processes: int) -> list[str]:
     if use_cpu:
         if training.get("bf16", True) is not False or training.get("fp16"):
             problems.append(f'training.use_cpu: training on a CPU needs float32; use SET="{cpu_overrides}"')
-    elif not torch.cuda.is_available():
-        problems.append(
-            "this machine has no GPU that PyTorch can use; to train on the CPU, which is slow, use "
-            f'SET="{cpu_overrides}"'
-        )
+    elif (missing_gpu := find_missing_gpu(recipe)) is not None:
+        problems.append(missing_gpu)
     elif uses_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         problems.append(
             f"{torch.cuda.get_device_name()} does not support bfloat16; use float32, which is slower but does not "

@@ -12,6 +12,8 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -29,12 +31,17 @@ from hw3.common.progress import can_show_live_progress
 from hw3.config.recipe import Recipe
 from hw3.config.schema import ModelSection
 from hw3.config.validation import is_gemma2
+from hw3.data.chat_rendering import fix_chat_template_date
 from hw3.modeling.adapter_slot import build_lora_config
 from hw3.modeling.quantization import GatheredLinear4bit, build_quantization_config
+from hw3.modeling.supported_models import find_architecture_problem
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the base's tokenizer. If it has no padding token, EOS becomes the padding token.
+
+    If the chat template asks for the date, it gets a fixed one. The date is then part of the tokenizer's hash, and of
+    the tokenizer that is saved with the run or exported.
 
     Raises:
         UserError: the tokenizer is not available; the message explains how to get it.
@@ -43,6 +50,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         tokenizer = _from_pretrained(AutoTokenizer, section)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    fix_chat_template_date(tokenizer)
     return tokenizer
 
 
@@ -50,9 +58,14 @@ def load_model_config(section: ModelSection) -> Any:
     """Load the base's configuration, without its weights.
 
     Raises:
-        UserError: the configuration is not available; the message explains how to get it.
+        UserError: the configuration is not available, or not of a model that can be used; the message explains what to
+            do.
     """
-    return _from_pretrained(AutoConfig, section)
+    config = _from_pretrained(AutoConfig, section)
+    if (problem := find_architecture_problem(config)) is not None:
+        name = section.pretrained_model_name_or_path
+        raise UserError(f"model.pretrained_model_name_or_path: {name}: {config.model_type} {problem}")
+    return config
 
 
 def load_base_model(recipe: Recipe, device: torch.device) -> PreTrainedModel:
@@ -154,7 +167,8 @@ def count_parameters(recipe: Recipe, config: Any) -> tuple[int, int]:
         The trained parameters, and those of the base.
 
     Raises:
-        UserError: `lora.target_modules` names no layer of the base.
+        UserError: `lora.target_modules` names no layer of the base, or layers whose adapters could not be trained or
+            merged.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -165,7 +179,43 @@ def count_parameters(recipe: Recipe, config: Any) -> tuple[int, int]:
         peft_model = get_peft_model(model, build_lora_config(recipe.lora))
     except ValueError as error:
         raise UserError(recipe.problem(("lora",), first_line(error))) from error
+    _check_adapted_layers(recipe, model)
     return sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad), total
+
+
+def _check_adapted_layers(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Check that every adapter of a model can be trained and merged.
+
+    Raises:
+        UserError: an adapter is on the output head, or has a bias that its layer cannot hold after merging.
+    """
+    problems = []
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        key = "ensure_weight_tying" if (recipe.lora or {}).get("ensure_weight_tying") else "target_modules"
+        problems.append(
+            recipe.problem(
+                ("lora", key),
+                "this puts an adapter on the output head, which would never be trained, because the loss reads the "
+                "head's weight directly; use other layers",
+            )
+        )
+    without_bias = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+        and any(layer.lora_bias.values())
+        and getattr(layer.get_base_layer(), "bias", None) is None
+    ]
+    if without_bias:
+        problems.append(
+            recipe.problem(
+                ("lora", "lora_bias"),
+                f"found true, but {len(without_bias)} adapted layers have no bias, so the adapter could not be merged "
+                f"into them: {without_bias[0]} is one; set it to false, or adapt only layers with a bias",
+            )
+        )
+    if problems:
+        raise UserError(*problems)
 
 
 def _prepare_loaded_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -205,6 +255,8 @@ def _explain_load_error(name: str, error: BaseException) -> str | None:
         return f"model.revision: {name} has no such revision"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return f"{key}: {name} is neither a local folder nor a model on the Hub; check its spelling"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{key}: {name}: a file of the tokenizer or the configuration is not UTF-8 text: {first_line(error)}"
     if isinstance(error, ImportError):
         return f"model.attn_implementation: {first_line(error)}"
     if isinstance(error, ValueError) and "model type" in str(error):

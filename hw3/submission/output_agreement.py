@@ -57,7 +57,7 @@ def generate_reference_outputs(generator: RunGenerator, rows: list[Row], source:
         UserError: rows do not fit the model, or the training rows, which limit the lengths of outputs, are missing.
     """
     encoder = generator.encoder
-    encoded_rows = encode_rows(encoder, rows, [], generator.max_positions, str(source))
+    encoded_rows = encode_rows(encoder, rows, [], generator.input_limits, str(source))
     limits = [generator.get_max_new_tokens(row, encoded) for row, encoded in zip(rows, encoded_rows, strict=True)]
     generation_config = generator.generation_config
     reference = ReferenceOutputs([""] * len(rows), [[] for _ in rows], encoded_rows)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hw3.config.recipe import Recipe
+from hw3.modeling.supported_models import LayerShape
 from hw3.training.cuda_graph_support import HEAD_CHUNK_POSITIONS
 from hw3.training.sharding import Sharding
 
@@ -177,10 +178,6 @@ def _scale_bytes_per_weight(recipe: Recipe, step: StepShape) -> float:
     return scale + 4 / 64 if step.cuda_graphs else scale
 
 
-def _head_dim(text: Any) -> int:
-    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-
-
 def _stores_attention_scores(recipe: Recipe, text: Any) -> bool:
     """Return whether attention scores are stored, because no fused kernel computes them."""
     return recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
@@ -189,11 +186,11 @@ def _stores_attention_scores(recipe: Recipe, text: Any) -> bool:
 def _cuda_graph_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple[int, int]:
     """Return the bytes of (activations, output head) of the CUDA-graph step."""
     text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
-    heads = text.num_attention_heads
+    shape = LayerShape.from_config(config)
     # Both inputs of the gated product, residuals, and each head's queries, keys, values and outputs.
-    elements = 2 * text.intermediate_size + 3 * text.hidden_size + 4 * heads * _head_dim(text)
+    elements = 2 * shape.intermediate_size + 3 * shape.hidden_size + 4 * shape.heads * shape.head_dim
     # Attention scores are stored in the compute dtype and in float32.
-    scores = (4 + itemsize) * heads * step.length if _stores_attention_scores(recipe, text) else 0
+    scores = (4 + itemsize) * shape.heads * step.length if _stores_attention_scores(recipe, text) else 0
     activations = step.rows * step.length * (itemsize * elements + scores) * text.num_hidden_layers
     head = 2 * itemsize * min(step.output_tokens, HEAD_CHUNK_POSITIONS) * text.vocab_size
     return activations, head
@@ -205,19 +202,19 @@ def _trl_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple
     The factors were fitted to measurements of Gemma-2-2B's and Llama-3-8B's shapes.
     """
     text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
-    heads, tokens = text.num_attention_heads, step.rows * step.length
-    attention = _head_dim(text) * (heads + 2 * text.num_key_value_heads)
+    shape, tokens = LayerShape.from_config(config), step.rows * step.length
+    attention = shape.head_dim * (shape.heads + 2 * shape.key_value_heads)
     # Four tensors of the gated product, norms in float32, and the inputs of the adapters.
-    elements = 4 * text.intermediate_size + 8.3 * text.hidden_size + attention
+    elements = 4 * shape.intermediate_size + 8.3 * shape.hidden_size + attention
     # Attention scores are stored as computed, capped, masked, and in float32.
-    scores = 12 * heads * step.length if _stores_attention_scores(recipe, text) else 0
+    scores = 12 * shape.heads * step.length if _stores_attention_scores(recipe, text) else 0
     layer = int(tokens * (itemsize * elements + scores))
     # The largest weights are dequantized for a product while those of the product before are still there.
-    dequantized = 2 * itemsize * text.intermediate_size * text.hidden_size if _is_4bit(recipe, step) else 0
+    dequantized = 2 * itemsize * shape.intermediate_size * shape.hidden_size if _is_4bit(recipe, step) else 0
     head = 4 * 3 * min(step.output_tokens, TRL_HEAD_TOKENS) * min(text.vocab_size, TRL_HEAD_VOCABULARY)
     if not step.activation_checkpointing:
         return layer * text.num_hidden_layers + dequantized, head
     # The inputs of all layers, and one recomputed layer with its gradients. By then the head's memory is free again.
     recomputed = int(1.25 * layer) + dequantized
-    layer_inputs = itemsize * tokens * text.hidden_size * text.num_hidden_layers
+    layer_inputs = itemsize * tokens * shape.hidden_size * text.num_hidden_layers
     return layer_inputs + recomputed, max(0, head - recomputed)

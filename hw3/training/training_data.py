@@ -1,4 +1,4 @@
-"""Read the recipe's data files and encode the training rows."""
+"""Encode the training rows."""
 
 from __future__ import annotations
 
@@ -6,24 +6,12 @@ import statistics
 
 from transformers import PreTrainedTokenizerBase
 
-from hw3.common.errors import ProblemCollector, UserError
-from hw3.config.data_files import list_data_files
+from hw3.common.errors import UserError, truncate_problems
 from hw3.config.recipe import Recipe
-from hw3.data.rows import DataFileKey, Row, read_rows
+from hw3.data.chat_rendering import FIXED_DATE_NOTE, get_chat_template_date
+from hw3.data.input_limits import InputLimits
+from hw3.data.rows import DataFileKey, Row
 from hw3.data.tokenization import EncodedRow, Encoder, LengthReport, apply_max_length, count_unknown
-
-
-def read_data_files(recipe: Recipe) -> dict[DataFileKey, list[Row]]:
-    """Read the recipe's data files; return their rows by key in the `data` section.
-
-    Raises:
-        UserError: files are missing or hold invalid rows; names all of them.
-    """
-    problems = ProblemCollector()
-    files = list_data_files(recipe.data).items()
-    rows = {key: file_rows for key, path in files if (file_rows := problems.collect(read_rows, path)) is not None}
-    problems.raise_problems()
-    return rows
 
 
 def encode_training_rows(
@@ -47,7 +35,40 @@ def encode_training_rows(
             f"{recipe.data.train}: {len(encoded)} rows do not fill one step of {recipe.rows_per_step} rows; lower "
             "training.per_device_train_batch_size or training.gradient_accumulation_steps"
         )
-    return encoded, _describe_rows(recipe, tokenizer, encoded, lengths)
+    notes = _describe_rows(recipe, tokenizer, encoded, lengths)
+    if recipe.prompt.chat_template and get_chat_template_date(tokenizer) is not None:
+        notes.append(FIXED_DATE_NOTE)
+    return encoded, notes
+
+
+def check_input_limits(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: InputLimits,
+    rows_by_file: dict[DataFileKey, list[Row]],
+    training_rows: list[EncodedRow],
+) -> None:
+    """Check that the model takes all rows, and the special tokens that training adds.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the base model's tokenizer.
+        limits: what the base model takes as input.
+        rows_by_file: the rows of the data files.
+        training_rows: the training rows as they are trained on.
+
+    Raises:
+        UserError: rows have too many tokens, or there are tokens without an embedding.
+    """
+    problems = limits.find_special_token_problems(tokenizer)
+    if not problems:  # else EOS would be reported for every row
+        encoder = Encoder(tokenizer, recipe.prompt)
+        for key, rows in rows_by_file.items():
+            encoded = training_rows if key == "train" else [encoder.encode(row) for row in rows]
+            numbers = {row.id: number for number, row in enumerate(rows, 1)}
+            problems += limits.find_row_problems(tokenizer, encoded, getattr(recipe.data, key), numbers=numbers)
+    if problems:
+        raise UserError(*truncate_problems(problems))
 
 
 def _describe_rows(

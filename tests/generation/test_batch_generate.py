@@ -8,7 +8,7 @@ from reference_generation import (
     generate_one_by_one,
     without_common_prefix,
 )
-from tiny_models import build_gemma2
+from tiny_models import OTHER_ARCHITECTURES, build_gemma2, build_other_architecture
 from transformers import GenerationConfig, PreTrainedModel
 
 from hw3.data.tokenization import EncodedRow
@@ -132,3 +132,12 @@ def test_get_stop_token_ids_adds_those_of_the_base_model(model: PreTrainedModel)
     for own, expected in ((None, [1]), (1, [1]), (7, [1, 7]), ([7, 1, 8], [1, 7, 8])):
         model.generation_config.eos_token_id = own
         assert get_stop_token_ids(model, 1) == expected
+
+
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_other_architectures_give_the_outputs_of_one_prompt_at_a_time(
+    name: str, rows: list[EncodedRow], limits: list[int]
+) -> None:
+    model = build_other_architecture(name)
+    rows, limits = rows[:8], limits[:8]
+    assert generate_batched(model, rows, limits) == generate_one_by_one(model, rows, limits)

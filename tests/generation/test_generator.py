@@ -44,4 +44,4 @@ def test_run_generator_refuses_a_prompt_that_leaves_no_position_for_the_output(r
     with pytest.raises(
         UserError, match=r"row text: its prompt has \d+ tokens, and the model takes \d+ with the output"
     ):
-        generator.generate_text("山" * generator.max_positions)
+        generator.generate_text("山" * generator.input_limits.max_positions)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from hw3.common.errors import UserError, truncate_problems
+from hw3.data.chat_rendering import get_chat_template, render_chat_parts
+from hw3.data.control_tokens import ControlTokens
 from hw3.data.prompt import Example, Prompt, build_messages, render_prompt
 from hw3.data.rows import Row
 
@@ -57,33 +59,35 @@ class Encoder:
 
     Prompt and output are tokenized separately, as the course's metric does, because the tokenizer could merge the last
     character of the prompt with the first of the output: for Gemma, `：《` is one token. BOS, if the tokenizer has one,
-    and EOS are added by their ids.
+    and EOS are added by their ids. Text that spells a control token, such as `<eos>` or `<think>`, is encoded as text.
+
+    Attributes:
+        control_tokens: the special and other added tokens of the tokenizer.
 
     Raises:
-        UserError: the tokenizer has no EOS token, or the prompt needs a chat template and the tokenizer has none.
+        UserError: the tokenizer has no EOS token, or the prompt needs a chat template and the tokenizer has none that
+            renders the instruction unchanged.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, which outputs must end with")
-        if prompt.chat_template and not tokenizer.chat_template:
-            raise UserError(
-                f"prompt.chat_template: the tokenizer of {tokenizer.name_or_path} has no chat template; set it to false"
-            )
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.eos_token_id: int = tokenizer.eos_token_id
-        self._special_ids = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.control_tokens = ControlTokens(tokenizer)
+        self._chat_template = get_chat_template(tokenizer) if prompt.chat_template else None
+        self._chat_parts: dict[int, list[str]] = {}  # by number of few-shot examples
+        if prompt.chat_template:
+            self._render_chat_template(0)
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of a text, without BOS and EOS.
-
-        Text that spells a special token, such as `<eos>`, is encoded as text.
-        """
+        """Return the ids of a text, without BOS and EOS; text that spells a control token is encoded as text."""
         if not text:
             return []
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.control_tokens.encode(text) if self.control_tokens.select(ids) else ids
 
     def encode_prompt(self, instruction: str, examples: Sequence[Example] = ()) -> list[int]:
         """Return BOS and the ids of the prompt for one instruction, with few-shot examples if given."""
@@ -113,8 +117,7 @@ class Encoder:
         system = self.prompt.system
         if not self.prompt.chat_template:
             return ("" if system is None else f"{system}\n"), ""
-        marker = chr(0xF0000)  # a private-use character, which no template contains
-        before, after = self._render_chat_template(build_messages(self.prompt, "", []), [marker]).split(marker)
+        before, after = self._render_chat_template(0)
         before = before.removeprefix(self.tokenizer.bos_token or "")
         return (before if system is None else f"{before}{system.strip()}\n"), after
 
@@ -125,38 +128,30 @@ class Encoder:
         return text
 
     def _encode_chat(self, instruction: str, examples: list[Example]) -> list[int]:
-        """Return the ids of the rendered chat template: its special tokens as ids, all contents as text.
+        """Return the ids of the rendered chat template: its control tokens as ids, all contents as text.
 
-        The template is rendered with private-use characters in the place of the contents. Therefore `<end_of_turn>`
-        that a user typed is never read as the template's token. The contents are then inserted, and the text between
-        two special tokens is tokenized in one piece, as the author of the template intended.
+        These are the ids that `apply_chat_template` returns, except for contents that spell a control token.
         """
-        messages = build_messages(self.prompt, instruction, examples)
-        markers = [chr(0xF0000 + number) for number in range(len(messages))]
-        rendered = self._render_chat_template(messages, markers)
-        contents = dict(zip(markers, (message["content"] for message in messages), strict=True))
-        pieces = re.split("(" + "|".join(map(re.escape, [*markers, *self._special_ids])) + ")", rendered)
-        ids: list[int] = []
-        text = ""
-        for piece in pieces:
-            if piece in self._special_ids:
-                ids += self.encode_text(text)
-                ids.append(self._special_ids[piece])
-                text = ""
-            else:
-                text += contents.get(piece, piece)
-        return ids + self.encode_text(text)
+        contents = [message["content"] for message in build_messages(self.prompt, instruction, examples)]
+        parts = self._render_chat_template(len(examples))
+        text = _interleave(parts, contents)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        if self.control_tokens.are_all_in(parts, text, ids):
+            return ids
+        return self.control_tokens.encode(_interleave(map(self.control_tokens.rename, parts), contents))
 
-    def _render_chat_template(self, messages: list[dict[str, str]], markers: list[str]) -> str:
-        """Render the chat template with a marker in the place of each message's content."""
-        text = self.tokenizer.apply_chat_template(
-            [{**message, "content": marker} for message, marker in zip(messages, markers, strict=True)],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # for Qwen3's template; others ignore it
-        )
-        assert isinstance(text, str), "`tokenize=False` returns text for one conversation"
-        return text
+    def _render_chat_template(self, num_examples: int) -> list[str]:
+        """Return the text before the first message, between messages, and after the last."""
+        if num_examples not in self._chat_parts:
+            assert self._chat_template is not None, "only prompts with `chat_template` are rendered with one"
+            roles = ["user", "assistant"] * num_examples + ["user"]
+            self._chat_parts[num_examples] = render_chat_parts(self.tokenizer, self._chat_template, roles)
+        return self._chat_parts[num_examples]
+
+
+def _interleave(parts: Iterable[str], contents: Iterable[str]) -> str:
+    """Return the chat: the parts of the template with the contents between them."""
+    return "".join(chain.from_iterable(zip_longest(parts, contents, fillvalue="")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +213,22 @@ def apply_max_length(
     if not fitting:
         raise UserError(f"{source}: no row has at most {max_length} tokens; raise data.max_length")
     return fitting, LengthReport(dropped, truncated)
+
+
+def find_changed_rows(rows: Sequence[Row], encoder: Encoder) -> list[str]:
+    """Return the ids of the rows whose instruction or output is another text after encoding and decoding.
+
+    Some tokenizers write all letters in lower case, or full-width characters as ASCII. Texts with characters that the
+    vocabulary lacks are not compared: `count_unknown` counts these.
+    """
+    changed = []
+    for row in rows:
+        texts = [row.instruction, row.output or ""]
+        encoded = [(text, encoder.encode_text(text)) for text in texts]
+        known = [(text, ids) for text, ids in encoded if encoder.tokenizer.unk_token_id not in ids]
+        if any(encoder.decode(ids) != text for text, ids in known):
+            changed.append(row.id)
+    return changed
 
 
 def count_unknown(rows: Iterable[EncodedRow], unknown_id: int | None) -> int:

@@ -14,7 +14,7 @@ GRADER_MAX_TOKENS = 2048  # prompt, output and EOS
 def encode_as_grader(tokenizer: PreTrainedTokenizerBase, row: Row, prompt: str) -> EncodedRow:
     """Encode a row as the homework's grader does.
 
-    The text of a special token becomes the token itself, and everything after 2,048 tokens is cut off.
+    The text of a special or other added token becomes the token itself, and everything after 2,048 tokens is cut off.
 
     Args:
         tokenizer: tokenizer of the base model.

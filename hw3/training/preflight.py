@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import statistics
 import sys
 from collections.abc import Sequence
@@ -12,21 +13,33 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hw3.common.console import print_unescaped
+from hw3.common.disk import format_bytes
 from hw3.common.errors import UserError
 from hw3.common.statistics import percentile
+from hw3.common.text import escape_invisible
+from hw3.config.data_files import read_data_files
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.rows import DataFileKey
-from hw3.data.tokenization import IGNORE_INDEX, EncodedRow, Encoder, count_tokens, count_unknown
-from hw3.modeling.devices import select_device
+from hw3.data.tokenization import (
+    IGNORE_INDEX,
+    EncodedRow,
+    Encoder,
+    count_tokens,
+    count_unknown,
+    find_changed_rows,
+)
+from hw3.modeling.devices import find_missing_gpu, select_device
 from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
 from hw3.training.batch_layout import divide_batch
-from hw3.training.memory_estimate import GIB, MEMORY_PARTS
+from hw3.training.memory_estimate import MEMORY_PARTS
 from hw3.training.plan import BaseModelUnavailableError, plan_run
 from hw3.training.sharding import Sharding
 from hw3.training.step_strategy import Workload, choose_step_strategy
 from hw3.training.time_estimate import estimate_run_time
-from hw3.training.training_data import read_data_files
+
+logger = logging.getLogger(__name__)
 
 # ANSI escape codes.
 GRAY, GREEN, BLUE, RESET = "\033[90m", "\033[32m", "\033[34m", "\033[0m"
@@ -55,7 +68,8 @@ def check_recipe(
         0.
 
     Raises:
-        UserError: data, model, machine or run folder are wrong; everything that can be shown has been printed.
+        UserError: data, model, machine or run folder are wrong; everything that can be shown has been printed. A
+            missing GPU is only a notice, because a run can be checked on another machine.
     """
     print(recipe.to_yaml())
     try:
@@ -63,10 +77,13 @@ def check_recipe(
     except BaseModelUnavailableError:
         _show_files(recipe)
         raise
-    except UserError:
+    except UserError as error:
         with contextlib.suppress(UserError):  # the same problems
             _show_rows(recipe, show_masks, processes, sharding)
-        raise
+        if error.problems != [find_missing_gpu(recipe)]:
+            raise
+        logger.warning(f"nothing else is wrong, but {error}")
+        return 0
     _show_rows(recipe, show_masks, processes, sharding)
     print("\n".join(plan.notes))
     if plan.resume_from is not None:
@@ -80,7 +97,7 @@ def check_recipe(
 def _show_files(recipe: Recipe) -> None:
     """Print what is known of valid data files without a tokenizer."""
     with contextlib.suppress(UserError):  # problems of the files have been reported
-        rows_by_file = read_data_files(recipe)
+        rows_by_file = read_data_files(recipe.document, recipe.data)
         files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in rows_by_file.items())
         print(f"no mistake in {files}; tokens, lengths, memory and time are not known without the base model")
 
@@ -91,17 +108,25 @@ def _show_rows(recipe: Recipe, show_masks: int, processes: int, sharding: Shardi
     Raises:
         UserError: data files, tokenizer or the base model's configuration cannot be read.
     """
-    rows_by_file, tokenizer = read_data_files(recipe), load_tokenizer(recipe.model)
+    rows_by_file = read_data_files(recipe.document, recipe.data)
+    tokenizer = load_tokenizer(recipe.model)
     config = load_model_config(recipe.model)
     layout, (trained_parameters, _) = divide_batch(recipe, processes), count_parameters(recipe, config)
     encoder = Encoder(tokenizer, recipe.prompt)
     encoded = {key: [encoder.encode(row) for row in rows] for key, rows in rows_by_file.items()}
     _print_token_counts(recipe, encoded, tokenizer.unk_token_id)
+    for key, rows in rows_by_file.items():
+        if changed := find_changed_rows(rows, encoder):
+            count, file = f"{len(changed)} of {len(rows)} rows", getattr(recipe.data, key)
+            print(
+                f"warning: the tokenizer changes the text of {count} of {file}, such as letters' case or full-width "
+                f"characters; the first is {changed[0]}\n"
+            )
     lengths = count_tokens([row for row in encoded["train"] if len(row) <= recipe.data.max_length])
     if lengths and not recipe.training.get("use_cpu"):
         _print_memory(Workload(recipe, layout, config, trained_parameters, lengths, sharding))
     if show_masks:
-        print(render_masked_rows(tokenizer, encoded["train"][:show_masks], color=sys.stdout.isatty()))
+        print_unescaped(render_masked_rows(tokenizer, encoded["train"][:show_masks], color=sys.stdout.isatty()))
 
 
 def _print_token_counts(
@@ -129,17 +154,17 @@ def _print_memory(workload: Workload) -> None:
     Without a GPU, assume one that is large enough.
     """
     memory = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
-    print(f"{'GiB per GPU':<12}{'total':>8}" + "".join(f"{name:>13}" for name in MEMORY_PARTS))
+    print(f"{'memory per GPU':<16}{'total':>10}" + "".join(f"{name:>13}" for name in MEMORY_PARTS))
     notes = []
     for speed in ("auto", "plain", "lean"):
         recipe = dataclasses.replace(workload.recipe, speed=speed)
         strategy = choose_step_strategy(dataclasses.replace(workload, recipe=recipe), torch.device("cuda"), memory)
-        parts = "".join(f"{getattr(strategy.memory, name) / GIB:>13.1f}" for name in MEMORY_PARTS)
-        print(f"{speed:<12}{strategy.memory.total / GIB:>8.1f}{parts}")
+        parts = "".join(f"{format_bytes(getattr(strategy.memory, name)):>13}" for name in MEMORY_PARTS)
+        print(f"{speed:<16}{format_bytes(strategy.memory.total):>10}{parts}")
         notes += strategy.notes
     gpu = "on a GPU with enough memory (there is none here)"
     if memory is not None:
-        gpu = f"{memory[0] / GIB:.1f} of {memory[1] / GIB:.1f} GiB are free"
+        gpu = f"{format_bytes(memory[0])} of {format_bytes(memory[1])} are free"
     print("\n".join([gpu, *notes]) + "\n")
 
 
@@ -166,7 +191,7 @@ def render_masked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encode
             mark, tint = (".", BLUE) if not is_token else ("-", GRAY) if label == IGNORE_INDEX else ("+", GREEN)
             text = tokenizer.convert_ids_to_tokens(token)
             assert isinstance(text, str), "only a list of ids is converted to a list"
-            cell = "{}{}/{}".format(mark, text.replace("\n", "\\n"), token)
+            cell = "{}{}/{}".format(mark, escape_invisible(text.replace("\n", "\\n")), token)
             cells.append(f"{tint}{cell}{RESET}" if color else cell)
-        lines += [f"row {row.id}", " ".join(cells)]
+        lines += [f"row {escape_invisible(row.id)}", " ".join(cells)]
     return "\n".join(lines) + "\n"

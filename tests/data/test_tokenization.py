@@ -7,14 +7,14 @@ import pytest
 from helpers import SHARED, character_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hw3.common.errors import UserError
 from hw3.config.recipe import load_prompt
 from hw3.data.prompt import Example, Prompt
 from hw3.data.rows import Row
-from hw3.data.tokenization import Encoder, apply_max_length, count_unknown
+from hw3.data.tokenization import Encoder, apply_max_length, count_unknown, find_changed_rows
 
 PROMPT = Prompt(system="天地", turn="問：{instruction}\n答：")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -118,6 +118,20 @@ def test_any_row_has_one_bos_and_one_eos(instruction: str, output: str) -> None:
     assert row.labels == [-100] * len(row.prompt_ids) + row.output_ids
 
 
+def test_find_changed_rows_names_rows_that_a_tokenizer_changes() -> None:
+    rows = [Row("a", "甲", "乙"), Row("b", "Ａ", "乙"), Row("c", "甲", "：a"), Row("d", "①", None), Row("e", "甲", "é")]
+    tokenizer = character_tokenizer()
+    assert find_changed_rows(rows, Encoder(tokenizer, PROMPT)) == []
+    # é is unknown to this vocabulary, and counted as such.
+    vocabulary = {token: id for id, token in enumerate(["<eos>", "<unk>", *"甲乙A:a1"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    assert find_changed_rows(rows, Encoder(tokenizer, PROMPT)) == ["b", "c", "d"]
+
+
 _TOKENIZER = character_tokenizer()
 
 
@@ -160,3 +174,17 @@ def test_tokenizer_in_the_repository_encodes_to_literal_ids(repository: Path) ->
         vocabulary["天"],
         vocabulary["\n"],
     ]
+
+
+def test_a_tokenizer_that_adds_bos_and_eos_itself_adds_them_once() -> None:
+    tokenizer = character_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert tokenizer("甲")["input_ids"] == [2, 4, 1]
+    row = Row("a", "甲<eos>", "乙<eos>")
+    unknown = [3] * 5
+    for chat_template in (False, True):
+        encoded = Encoder(tokenizer, Prompt(chat_template=chat_template)).encode(row)
+        assert encoded.input_ids == [2, 4, *unknown, 5, *unknown, 1]

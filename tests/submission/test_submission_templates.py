@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 from helpers import character_tokenizer
+from tokenizers import AddedToken
 
 from hw3.data.prompt import Prompt
 from hw3.data.rows import read_rows
@@ -32,6 +33,16 @@ def load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
+def load_predict(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Load `predict.py`, which imports the `utils.py` beside it."""
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "utils", raising=False)
+    try:
+        return load_module("submission_predict", folder / "predict.py")
+    finally:
+        sys.modules.pop("utils", None)
+
+
 def test_utils_returns_the_recipes_prompt_and_quantization(submission_dir: Path) -> None:
     utils = load_module("submission_utils", submission_dir / "utils.py")
     assert utils.get_prompt("甲{instruction}\\n") == "天地玄黃\n問：甲{instruction}\\n\n答："
@@ -43,15 +54,26 @@ def test_utils_returns_the_recipes_prompt_and_quantization(submission_dir: Path)
 def test_predict_limits_outputs_as_hw3_predict_does(
     submission_dir: Path, scored_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(submission_dir)
-    try:
-        predict = load_module("submission_predict", submission_dir / "predict.py")
-    finally:
-        sys.modules.pop("utils", None)
+    predict = load_predict(submission_dir, monkeypatch)
     encoder = Encoder(character_tokenizer(), Prompt(turn="{instruction}"))
     limits = OutputLengthLimits(read_rows(scored_run.parent / "train.json"), encoder)
     for characters in range(1, 200):
         assert predict.limit("甲" * characters) == limits.get_max_new_tokens("甲" * characters)
+
+
+def test_predict_encodes_typed_added_tokens_as_hw3_predict_does(
+    submission_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = load_predict(submission_dir, monkeypatch)
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens([AddedToken("甲乙", normalized=False), AddedToken("\n。", normalized=False)])
+    texts = ["甲乙", "甲<eos>乙", "甲", "\n。"]
+    encoder = Encoder(tokenizer, Prompt(system="天地玄黃", turn="問：{instruction}\n答："))
+    assert predict.encode_prompts(tokenizer, texts) == [encoder.encode_prompt(text) for text in texts]
+    assert encoder.encode_prompt("甲乙")[8:10] == [4, 5]
+    assert predict.encode_prompts(tokenizer, texts[2:3]) == [encoder.encode_prompt("甲")]
+    # The tokenizer itself is not changed: outputs keep added tokens that are not special.
+    assert tokenizer.decode([36], skip_special_tokens=True) == "甲乙"
 
 
 @pytest.mark.parametrize("name", ["utils.py", "predict.py"])

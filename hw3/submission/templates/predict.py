@@ -8,6 +8,7 @@ with transformers 4.45 or later and Python 3.10 or later.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -61,15 +62,26 @@ def limit(instruction: str) -> int:
     return max(32, round(2 * (longest[-1] * max(len(instruction), known) / known)))
 
 
+def encode_prompts(tokenizer: transformers.PreTrainedTokenizerBase, instructions: list[str]) -> list[list[int]]:
+    """Return the ids of each prompt. A special or other added token typed in an instruction is encoded as text."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    prompts = [get_prompt(text) for text in instructions]
+    # White space, also SentencePiece's, is text anyway.
+    added = [token for token in map(str, tokenizer.added_tokens_decoder.values()) if token.replace("▁", " ").strip()]
+    if not CHAT_TEMPLATE and any(token in prompt for token in added for prompt in prompts):
+        # `split_special_tokens` splits special tokens only. Only a copy is changed: outputs keep the other tokens.
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(added, special_tokens=True)
+    plain = {"add_special_tokens": False, "split_special_tokens": not CHAT_TEMPLATE}
+    return [bos + tokenizer(prompt, **plain)["input_ids"] for prompt in prompts]
+
+
 @torch.inference_mode()
 def answers(
     model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizerBase, instructions: list[str]
 ) -> list[str]:
     """Return one output per instruction. Batches start with the longest prompts and are padded on the left."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    # A special token typed in an instruction is encoded as ordinary text.
-    plain = {"add_special_tokens": False, "split_special_tokens": not CHAT_TEMPLATE}
-    prompts = [bos + tokenizer(get_prompt(text), **plain)["input_ids"] for text in instructions]
+    prompts = encode_prompts(tokenizer, instructions)
     room = model.config.max_position_embeddings
     limits = [min(room - len(ids), limit(text)) for ids, text in zip(prompts, instructions, strict=True)]
     # Replace the model's own generation settings, which may include sampling or penalties.

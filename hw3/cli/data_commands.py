@@ -66,9 +66,7 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def add_rows_command(commands: Commands) -> None:
     """Add the parser of `hw3 data rows`."""
-    rows = add_command(
-        commands, "rows", run_rows, "import rows from a file or dataset that datasets.load_dataset can read"
-    )
+    rows = add_command(commands, "rows", run_rows, "import rows from a table in a file, or from a dataset on the hub")
     rows.add_argument(
         "source",
         metavar="FILE|NAME",

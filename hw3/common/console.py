@@ -6,12 +6,17 @@ so it imports nothing that takes long.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
-from typing import TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+from hw3.common.text import escape_invisible
 
 package_logger = logging.getLogger("hw3")
 
@@ -33,9 +38,38 @@ def configure_logging(level: int) -> None:
 
 
 def escape_unencodable_characters() -> None:
-    """Let standard output escape characters that its encoding lacks, as standard error does."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Let standard output and standard error escape characters that their encodings lack."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escape invisible characters of everything that is printed to standard output inside the block.
+
+    Row ids, file names and texts of users may contain them. `print_unescaped` prints text as it is. Standard error
+    is not changed, because progress lines need control characters: `print_error` and the loggers escape their texts.
+    """
+    escape_unencodable_characters()
+    stdout = sys.stdout
+    if stdout is not None:  # None if the process was started without standard output
+        sys.stdout = cast(TextIO, _EscapingStream(stdout))
+    try:
+        yield
+    finally:
+        sys.stdout = stdout
+
+
+def print_unescaped(text: str) -> None:
+    """Print a text whose parts from users are escaped already, such as one with colors, or data for another program."""
+    print(text, file=getattr(sys.stdout, "unescaped", sys.stdout), flush=True)
+
+
+def print_error(text: str) -> None:
+    """Print a text to standard error, with invisible characters escaped."""
+    if sys.stderr is not None:
+        print(escape_invisible(text), file=sys.stderr, flush=True)
 
 
 def discard_output(stream: TextIO) -> None:
@@ -48,14 +82,33 @@ def discard_output(stream: TextIO) -> None:
     os.close(devnull)
 
 
+class _EscapingStream:
+    """A text stream that escapes invisible characters, and otherwise behaves like the stream it writes to.
+
+    Attributes:
+        unescaped: that stream.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unescaped = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length before escaping."""
+        self.unescaped.write(escape_invisible(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unescaped, name)
+
+
 class _StandardErrorHandler(logging.Handler):
     """Prints to the present standard error, above the progress line if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line. If nobody reads standard error any more, the command goes on without notices."""
+        """Print one line. If nobody reads standard error any more, the command is stopped as by SIGTERM."""
         if sys.stderr is None:  # the process was started without standard error
             return
-        line = self.format(record)
+        line = escape_invisible(self.format(record))
         try:
             if "tqdm" in sys.modules:
                 sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
@@ -64,3 +117,4 @@ class _StandardErrorHandler(logging.Handler):
             sys.stderr.flush()
         except BrokenPipeError:
             discard_output(sys.stderr)
+            signal.raise_signal(signal.SIGTERM)

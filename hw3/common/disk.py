@@ -23,20 +23,24 @@ def check_folder_is_new(folder: Path, option: str) -> None:
         raise UserError(
             f"{folder}: already exists, and existing files are never overwritten; delete it or set {option}"
         )
-    check_writable(folder)
+    check_writable(folder, option)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "RUN= (--run)") -> None:
     """Check that `folder` can be written, or created where it does not exist.
+
+    Args:
+        folder: the folder.
+        option: what the user can set to choose another folder, for the message.
 
     Raises:
         UserError: a parent is a file, or it is not writable.
     """
     parent = _nearest_existing(folder)
     if not parent.is_dir():
-        raise UserError(f"{folder}: {parent} is a file, but a folder is needed; set another one with RUN= (--run)")
+        raise UserError(f"{folder}: {parent} is a file, but a folder is needed; set another one with {option}")
     if not os.access(parent, os.W_OK):
-        raise UserError(f"{folder}: {parent} is not writable; set another folder with RUN= (--run)")
+        raise UserError(f"{folder}: {parent} is not writable; set another folder with {option}")
 
 
 def check_disk_space(run: Path, needed: int) -> str:

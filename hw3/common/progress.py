@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from hw3.common.text import escape_invisible
+
 # Without a terminal, a line is printed after this part of the work, but not more often than every so many seconds, and
 # in any case after so many seconds.
 PLAIN_LINE_FRACTION = 0.1
@@ -107,7 +109,7 @@ class ProgressLine:
 
     def describe(self) -> str:
         """Return the details and the time left."""
-        return ", ".join(filter(None, (self.details, self.time_left())))
+        return ", ".join(filter(None, (escape_invisible(self.details), self.time_left())))
 
     def close(self) -> None:
         """Remove the live line."""

@@ -32,9 +32,16 @@ def escape_invisible(text: str, *, keep: str = "\n\t") -> str:
 
     They could move a terminal's cursor; bidirectional marks could reverse the text around them.
     """
+    if text.isprintable():
+        return text
     return "".join(
         f"\\u{ord(character):04x}"
         if unicodedata.category(character) in _INVISIBLE_CATEGORIES and character not in keep
         else character
         for character in text
     )
+
+
+def has_surrogates(text: str) -> bool:
+    """Return whether a text contains half of a surrogate pair, which is no valid text and cannot be written."""
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from opencc import OpenCC
 
 from hw3.common.atomic_io import write_json
-from hw3.common.errors import UserError
+from hw3.common.errors import ProblemCollector, UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.statistics import percentile
 from hw3.corpus.audit_report import (
@@ -46,6 +46,7 @@ from hw3.corpus.normalize import detect_script, normalize_texts
 from hw3.corpus.row_sides import row_sides
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import match_template
+from hw3.runs.output_file import check_output_file
 
 if TYPE_CHECKING:
     from hw3.config.recipe import Recipe
@@ -82,6 +83,7 @@ def audit_files(
     Raises:
         UserError: files cannot be read or have bad rows; all of them are named.
     """
+    _check_outputs(files, recipe_path, report_path, plot_path)
     rows_by_path = _read_files(files)
     recipe = encoder = None
     if recipe_path is not None:
@@ -109,6 +111,18 @@ def audit_files(
         plot_files([(path.name, rows, audits[str(path)]) for path, rows in rows_by_path.items()], plot_path)
         print(f"{plot_path}: lengths and directions")
     return 0
+
+
+def _check_outputs(
+    files: Sequence[Path], recipe_path: Path | None, report_path: Path | None, plot_path: Path | None
+) -> None:
+    inputs, found = [*files, *([] if recipe_path is None else [recipe_path])], ProblemCollector()
+    for option, path in ("--output", report_path), ("--plot", plot_path):
+        if path is not None:
+            found.collect(check_output_file, path, option, inputs)
+    if report_path is not None and plot_path is not None and report_path.resolve() == plot_path.resolve():
+        found.problems.append(f"--output and --plot: both are {report_path}; give two files")
+    found.raise_problems()
 
 
 def _read_files(files: Sequence[Path]) -> dict[Path, list[Row]]:
@@ -266,7 +280,6 @@ def _count_directions(rows: Sequence[Row]) -> DirectionCounts:
 def _count_tokens(rows: Sequence[Row], encoder: Encoder, max_length: int | None) -> TokenStats:
     encoded = [encoder.encode(row) for row in rows]
     unknown_id = encoder.tokenizer.unk_token_id
-    special_tokens = [str(token) for token in encoder.tokenizer.added_tokens_decoder.values() if token.special]
 
     def count_unknown(ids: Sequence[int]) -> int:
         return 0 if unknown_id is None else ids.count(unknown_id)
@@ -279,7 +292,7 @@ def _count_tokens(rows: Sequence[Row], encoder: Encoder, max_length: int | None)
         unknown_in_prompts=sum(count_unknown(row.prompt_ids) for row in encoded),
         unknown_in_outputs=sum(count_unknown(row.output_ids) for row in encoded),
         special_tokens_in_text=_count_special_tokens(
-            rows, lambda text: [token for token in special_tokens if token in text]
+            rows, lambda text: [token for token in encoder.control_tokens.ids if token in text]
         ),
     )
 

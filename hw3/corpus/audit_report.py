@@ -45,7 +45,7 @@ class TokenStats:
         prompt, output, row: lengths; None where no row has the part.
         over_max_length: rows longer than the recipe's `max_length`.
         unknown_in_prompts, unknown_in_outputs: unknown tokens.
-        special_tokens_in_text: for each special token of the tokenizer, rows that contain its text.
+        special_tokens_in_text: for each special or other added token of the tokenizer, rows that contain its text.
     """
 
     prompt: LengthStats | None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
+import os
 import random
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hw3.common.atomic_io import write_json, write_json_rows
+from hw3.common.disk import check_writable
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.corpus.build_report import (
@@ -34,9 +39,12 @@ from hw3.corpus.parallel import parallel_map, split_into_chunks
 from hw3.corpus.script_conversion import make_converter
 from hw3.corpus.splitting import cluster_pairs, draw_verified_splits
 from hw3.data.templates import Template, list_templates, sample_templates, to_script
+from hw3.runs.lock import LOCK_FILE, exclusive_lock
 
 # In sampling order: later splits skip copies of what earlier splits have.
 SPLIT_FILES = {"test": "public_test.json", "private": "private_test.json", "dev": "dev.json", "train": "train.json"}
+
+_STAGING_DIR = ".data-build"  # in the output folder, while files are written
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +67,17 @@ def build_dataset(
     Raises:
         UserError: output files exist already, the corpus or an excluded file cannot be read, or too few pairs remain.
     """
+    check_writable(output, "--output")
+    with exclusive_lock(output / LOCK_FILE, str(output)):
+        return _build(source, output, settings, exclude, sha256)
+
+
+def _build(source: str, output: Path, settings: BuildSettings, exclude: Sequence[Path], sha256: str | None) -> int:
     # --- Refuse wrong arguments before anything is read ---
     sizes = {split: getattr(settings, split) for split in SPLIT_FILES}
     # A size of 0 leaves the split out; None takes all pairs that remain.
-    files = {split: output / name for split, name in SPLIT_FILES.items() if sizes[split] != 0}
-    _refuse_existing([*files.values(), output / REPORT_FILE])
+    files = {split: name for split, name in SPLIT_FILES.items() if sizes[split] != 0}
+    _prepare_output(output, [*files.values(), REPORT_FILE])
     make_converter(settings.convert)  # raises if its package is not installed
     excluded_files, excluded_sentences = read_excluded_files(exclude)
 
@@ -82,29 +96,65 @@ def build_dataset(
 
     # --- Convert and write ---
     logger.info("5/5 converting and writing")
-    splits = {
-        split: _write_split(path, split, [clean.pairs[index] for index in drawn.indices[split]], settings)
-        for split, path in files.items()
-    }
-    report = BuildReport(
-        schema=1,
-        source=_summarize_corpus(source, corpus),
-        settings=settings,
-        excluded_files=excluded_files,
-        cleaning=rule_counts,
-        clusters=_summarize_clusters(clusters),
-        skipped_pairs=drawn.skipped_pairs,
-        splits=splits,
-        leakage_checks=leakage_checks,
-        versions={package: version(package) for package in ("opencc", "rensa", "numpy")},
-    )
-    write_json(output / REPORT_FILE, asdict(report))
+    with _staged_files(output) as staging:
+        pairs = {split: [clean.pairs[index] for index in drawn.indices[split]] for split in files}
+        splits = {split: _write_split(staging / files[split], split, pairs[split], settings) for split in files}
+        report = BuildReport(
+            schema=1,
+            source=_summarize_corpus(source, corpus),
+            settings=settings,
+            excluded_files=excluded_files,
+            cleaning=rule_counts,
+            clusters=_summarize_clusters(clusters),
+            skipped_pairs=drawn.skipped_pairs,
+            splits=splits,
+            leakage_checks=leakage_checks,
+            versions={package: version(package) for package in ("opencc", "rensa", "numpy")},
+        )
+        write_json(staging / REPORT_FILE, asdict(report))
     print_splits(report, output)
     return 0
 
 
-def _refuse_existing(files: Iterable[Path]) -> None:
-    if existing := [str(path) for path in files if path.exists()]:
+@contextlib.contextmanager
+def _staged_files(output: Path) -> Iterator[Path]:
+    """Yield a new folder for files, and move them to `output` at the end of the block, the report last.
+
+    So a build that is killed leaves no part of its files where the next build would find them.
+    """
+    staging = output / _STAGING_DIR
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging)
+        raise
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == REPORT_FILE):
+        path.rename(output / path.name)
+    staging.rmdir()
+
+
+def _remove_interrupted_build(output: Path) -> None:
+    """Remove the files of a build that was killed while it wrote or moved them."""
+    staging = output / _STAGING_DIR
+    if (staging / REPORT_FILE).is_file():  # all files are written, and some of them may have been moved
+        report = json.loads((staging / REPORT_FILE).read_text(encoding="utf-8"))
+        for split in report["splits"].values():
+            moved = output / split["file"]
+            if moved.is_file() and file_sha256(moved) == split["sha256"]:
+                moved.unlink()
+    if staging.is_dir():
+        shutil.rmtree(staging)
+
+
+def _prepare_output(output: Path, names: Iterable[str]) -> None:
+    """Remove what an interrupted build has left, and check that the files do not exist.
+
+    Raises:
+        UserError: one of the files exists.
+    """
+    _remove_interrupted_build(output)
+    if existing := [str(output / name) for name in names if os.path.lexists(output / name)]:
         raise UserError(
             f"{', '.join(existing)}: exists already and is never overwritten; move it or give another --output FOLDER"
         )

@@ -1,30 +1,30 @@
-"""`hw3 data rows`: import rows from a file or Hub dataset that `datasets.load_dataset` reads."""
+"""`hw3 data rows`: import rows from a table in a file, or from a dataset on the Hub."""
 
 from __future__ import annotations
 
+import os
 import random
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hw3.common.atomic_io import write_json_rows
 from hw3.common.errors import UserError, first_line, truncate_problems
 from hw3.common.progress import can_show_live_progress
+from hw3.common.shell_commands import hw3_command
+from hw3.common.text import has_surrogates
+from hw3.common.text_files import check_regular_file
+from hw3.corpus.tables import TABLE_SUFFIXES, Table, read_table
 from hw3.data.rows import read_rows
 from hw3.data.templates import list_templates, sample_templates
+from hw3.runs.output_file import check_output_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_BUILDERS = {  # file suffix to the builder of `datasets`
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
+_FILE_SUFFIXES = (*TABLE_SUFFIXES, ".parquet")
 _FIELD_SETS = ({"input", "output"}, {"classical", "modern"})
 _PLACEHOLDER = "{x}"
 
@@ -62,14 +62,15 @@ def import_rows(
         raise UserError(
             f"--template: needs the columns input= and output=, and must contain {_PLACEHOLDER} exactly once"
         )
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f"{output}: exists already and is never overwritten; move it or give another --output")
+    check_output_file(output, "--output")
     records = _read_records(source, config, split, fields)
     rows = _make_homework_rows(records, seed) if "classical" in fields else _make_template_rows(records, template)
     if problems := _find_repeated_ids(rows, source):
         raise UserError(*truncate_problems(problems))
     write_json_rows(output, rows)
-    print(f"{output}: {len(read_rows(output)):,} rows. Next: hw3 data check {output}")
+    print(f"{output}: {len(read_rows(output)):,} rows. Next: {hw3_command('data', 'check', output)}")
     return 0
 
 
@@ -84,46 +85,66 @@ def _parse_columns(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _read_records(source: str, config: str | None, split: str, fields: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the dataset's rows as field to value; all fields but `id` are non-empty text."""
-    dataset = _load_dataset(source, config, split, list(fields.values()))
-    if missing := [f"{field}={column}" for field, column in fields.items() if column not in dataset.column_names]:
-        raise UserError(
-            f"--columns {' '.join(missing)}: no such column; {source} has {', '.join(dataset.column_names)}"
-        )
-    values = zip(*(dataset[column] for column in fields.values()), strict=True)
-    records = [dict(zip(fields, row, strict=True)) for row in values]
-    if problems := [
-        f"{source}: row {number}: {fields[field]} is {_describe(value)}, expected text"
-        for number, record in enumerate(records, 1)
-        for field, value in record.items()
-        if field != "id" and not (isinstance(value, str) and value.strip())
-    ]:
-        raise UserError(*truncate_problems(problems))
-    if not records:
+    """Return the dataset's rows as field to value; all fields but `id` are non-empty text. Print the number of rows."""
+    table = _read_source(source, config, split, fields.values())
+    if not table.rows:
         raise UserError(f"{source}: the dataset has no rows")
+    if missing := [f"{field}={column}" for field, column in fields.items() if column not in table.columns]:
+        raise UserError(f"--columns {' '.join(missing)}: no such column; {source} has {', '.join(table.columns)}")
+    if repeated := {column for column in fields.values() if table.columns.count(column) > 1}:
+        raise UserError(f"{source}: several columns are named {', '.join(sorted(repeated))}; names must differ")
+    records, problems = [], []
+    for location, row in table.rows:
+        record = {field: row.get(column) for field, column in fields.items()}
+        wrong = [
+            f"{fields[field]} {problem}" for field, value in record.items() if (problem := _find_problem(field, value))
+        ]
+        if wrong:
+            problems.append(f"{source}: {location}: {'; '.join(wrong)}")
+        records.append(record)
+    if problems:
+        raise UserError(*truncate_problems(problems))
+    print(f"{source}: {table.counts}")
     return records
 
 
-def _load_dataset(source: str, config: str | None, split: str, columns: list[str]) -> Dataset:
+def _find_problem(field: str, value: Any) -> str | None:
+    """Return what is wrong with the value of a field, or None. A row without an id gets one."""
+    if field == "id" and (value in (None, "") or (isinstance(value, int) and not isinstance(value, bool))):
+        return None
+    if isinstance(value, str) and has_surrogates(value):
+        return "contains half of a surrogate pair, which is no valid text"
+    if isinstance(value, str) and value.strip():
+        return None
+    return f"is {_describe(value)}, expected text{' or a whole number' if field == 'id' else ''}"
+
+
+def _read_source(source: str, config: str | None, split: str, columns: Collection[str]) -> Table:
+    """Return the dataset's rows; those of a Parquet file or a Hub dataset have only the given columns."""
+    path = Path(source)
+    suffix = path.suffix.lower()
+    is_dataset = path.is_dir() or (not path.exists() and suffix not in _FILE_SUFFIXES and source.count("/") <= 1)
+    if not is_dataset:
+        check_regular_file(path)
+        if suffix not in _FILE_SUFFIXES:
+            raise UserError(f"{source}: found the file suffix {suffix!r}, expected one of {', '.join(_FILE_SUFFIXES)}")
+    if suffix in TABLE_SUFFIXES:
+        return read_table(path)
+    dataset = _load_dataset(source, config, split, None if is_dataset else path)
+    needed = dataset.select_columns([name for name in dataset.column_names if name in columns])
+    rows = [(f"row {number}", row) for number, row in enumerate(needed, 1)]
+    return Table(dataset.column_names, rows, f"{len(rows):,} rows")
+
+
+def _load_dataset(source: str, config: str | None, split: str, parquet_file: Path | None) -> Dataset:
     import datasets
 
     if not can_show_live_progress():
         datasets.disable_progress_bars()
-    path = Path(source)
-    suffix = path.suffix.lower()
-    builder = _BUILDERS.get(suffix)
-    if not path.is_file() and (suffix in _BUILDERS or source.count("/") > 1):
-        raise UserError(f"{source}: no such file")
-    if path.is_file() and builder is None:
-        raise UserError(f"{source}: found the file suffix {suffix!r}, expected one of {', '.join(_BUILDERS)}")
     try:
-        if builder is None:
-            return datasets.load_dataset(source, config, split=split)
-        options: dict[str, Any] = {"sep": "\t"} if suffix == ".tsv" else {}
-        if builder == "csv":
-            # Every value as text, so that 007 stays 007 and an empty field is reported.
-            options |= {"keep_default_na": False, "converters": dict.fromkeys(columns, str)}
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+        if parquet_file is not None:
+            return datasets.load_dataset("parquet", data_files=str(parquet_file), split="train")
+        return datasets.load_dataset(source, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{source}: cannot be read as a dataset: {first_line(error.__cause__ or error)}") from error
 
@@ -143,12 +164,20 @@ def _make_template_rows(records: Sequence[Mapping[str, Any]], template: str | No
 
 def _make_homework_rows(records: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, str]]:
     rows = []
+    prefixes: Counter[str] = Counter()
     slots = list_templates("m2c") + list_templates("c2m")
     templates = sample_templates(len(records), slots, random.Random(seed))
     for number, (record, template) in enumerate(zip(records, templates, strict=True)):
         sides = (record["modern"], record["classical"])
         text, output = sides if template.direction == "m2c" else sides[::-1]
         rows.append(_make_row(record, number, template.render(text), template.output_prefix + output))
+        prefixes[template.output_prefix] += 1
+    for prefix in filter(None, prefixes):
+        texts = [template.text.replace("\n", "\\n") for template in set(slots) if template.output_prefix == prefix]
+        print(
+            f"{prefixes[prefix]:,} outputs begin with {prefix}, as in the homework's rows with the template "
+            f"{', '.join(texts)}; for other instructions and no added text, use input= and output= with --template"
+        )
     return rows
 
 

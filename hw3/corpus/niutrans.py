@@ -10,31 +10,35 @@ published.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import lzma
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from hw3.common.disk import format_bytes
 from hw3.common.errors import UserError, truncate_problems
 from hw3.common.hashing import file_sha256
 from hw3.common.progress import can_show_live_progress
+from hw3.common.text import escape_invisible
+from hw3.common.text_files import check_regular_file
 
 CORPUS_FOLDER = "双语数据"
 _CHAPTER_FILES = ("bitext.txt", "source.txt", "target.txt")
 _CLASSICAL_LABEL, _MODERN_LABEL = "古文：", "现代文："
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _DOWNLOAD_TIMEOUT_SECONDS = 60
-_DOWNLOAD_CHUNK_BYTES = 2**20
+_READ_CHUNK_BYTES = 2**20
+MAX_CORPUS_BYTES = 4 * 2**30  # uncompressed; the corpus has under 1 GiB
 CORPUS_HELP = (
     "give the corpus: --corpus PATH (make data CORPUS=PATH), one of",
     "  a clone: git clone --depth 1 https://github.com/NiuTrans/Classical-Modern",
@@ -44,6 +48,10 @@ CORPUS_HELP = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class UnreadableArchiveError(UserError):
+    """An archive is damaged or incomplete."""
 
 
 class SentencePair(NamedTuple):
@@ -83,7 +91,12 @@ def read_corpus(source: str, sha256: str | None, download_folder: Path) -> Corpu
         UserError: the source does not exist, has another checksum, or has no pairs.
     """
     if "://" in source:
-        return _read_archive(download_archive(source, download_folder, sha256), sha256)
+        archive = download_archive(source, download_folder, sha256)
+        try:
+            return _read_archive(archive, sha256)
+        except UnreadableArchiveError as error:
+            archive.unlink()
+            raise UserError(f"{error}; it was deleted, so run the same command to download it again") from None
     path = Path(source)
     if path.is_file() and path.name.endswith(_ARCHIVE_SUFFIXES):
         return _read_archive(path, sha256)
@@ -101,7 +114,7 @@ def read_corpus(source: str, sha256: str | None, download_folder: Path) -> Corpu
     files = {
         PurePosixPath(file.relative_to(root).as_posix()): file.read_bytes()
         for file in root.rglob("*.txt")
-        if file.name in _CHAPTER_FILES
+        if file.name in _CHAPTER_FILES and file.is_file()
     }
     return _parse_chapters(files, source)
 
@@ -119,11 +132,13 @@ def read_parts(folder: Path) -> Corpus:
     pairs: list[SentencePair] = []
     problems: list[str] = []
     for file in files:
-        compressed = file.read_bytes()
-        digest.update(compressed)
+        check_regular_file(file)
+        digest.update(file.read_bytes())
         try:
-            text = lzma.decompress(compressed).decode()
-        except (lzma.LZMAError, UnicodeDecodeError) as error:
+            with lzma.open(file) as stream:
+                data = _read_at_most(stream, MAX_CORPUS_BYTES, file)
+            text = data.decode("utf-8-sig")
+        except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from None
         for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             fields = line.split("\t")
@@ -139,13 +154,15 @@ def read_parts(folder: Path) -> Corpus:
 def download_archive(url: str, folder: Path, sha256: str | None) -> Path:
     """Download an archive to `folder` with a progress bar. Its file appears only complete and with the right checksum.
 
+    An archive that is there already, with this checksum, is not downloaded again.
+
     Raises:
         UserError: the archive cannot be downloaded or has another checksum.
     """
     target = folder / PurePosixPath(url.partition("?")[0]).name
     if not target.name.endswith(_ARCHIVE_SUFFIXES):
         raise UserError(f"--corpus {url}: not the URL of an archive ({', '.join(_ARCHIVE_SUFFIXES)})")
-    if target.exists():
+    if target.is_file() and (sha256 is None or file_sha256(target) == sha256.lower()):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.part")
@@ -153,13 +170,16 @@ def download_archive(url: str, folder: Path, sha256: str | None) -> Path:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_TIMEOUT_SECONDS) as response, partial.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0) or None
             with tqdm.wrapattr(
-                response, "read", total=size, desc=target.name, disable=not can_show_live_progress()
+                response, "read", total=size, desc=escape_invisible(target.name), disable=not can_show_live_progress()
             ) as stream:
-                shutil.copyfileobj(stream, file, _DOWNLOAD_CHUNK_BYTES)
+                shutil.copyfileobj(stream, file, _READ_CHUNK_BYTES)
+        # A connection that is lost looks like the end of the response.
+        if size is not None and partial.stat().st_size != size:
+            raise OSError(f"received {partial.stat().st_size:,} of {size:,} bytes; run the same command again")
         if sha256 is not None:
             _check_sha256(partial, url, sha256)
         partial.replace(target)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise UserError(f"--corpus {url}: cannot be downloaded: {reason}", *CORPUS_HELP[1:]) from None
     finally:
@@ -178,33 +198,62 @@ def _check_sha256(file: Path, name: str, expected: str | None) -> str:
 
 def _read_archive(path: Path, sha256: str | None) -> Corpus:
     actual_sha256 = _check_sha256(path, str(path), sha256)
+    files: dict[PurePosixPath, bytes] = {}
     try:
-        members = dict(_read_zip(path) if path.suffix == ".zip" else _read_tar(path))
+        for name, data in _read_zip(path) if path.suffix == ".zip" else _read_tar(path):
+            parts = PurePosixPath(name).parts
+            if CORPUS_FOLDER not in parts:
+                continue
+            chapter_file = PurePosixPath(*parts[parts.index(CORPUS_FOLDER) + 1 :])
+            if chapter_file in files:
+                raise UserError(f"{path}: has {CORPUS_FOLDER}/{chapter_file} twice; expected one copy of the corpus")
+            files[chapter_file] = data
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    files = {}
-    for name, data in members.items():
-        parts = PurePosixPath(name).parts
-        if CORPUS_FOLDER in parts and parts[-1] in _CHAPTER_FILES:
-            files[PurePosixPath(*parts[parts.index(CORPUS_FOLDER) + 1 :])] = data
+        raise UnreadableArchiveError(f"{path}: cannot be read: {error}") from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed by a method that Python lacks
+        raise UserError(
+            f"{path}: cannot be read: {error}; give an archive without a password, such as .tar.gz"
+        ) from None
     return replace(_parse_chapters(files, str(path)), sha256=actual_sha256)
 
 
 def _read_zip(path: Path) -> Iterator[tuple[str, bytes]]:
+    budget = MAX_CORPUS_BYTES
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(_CHAPTER_FILES):
-                yield name, archive.read(name)
+        for member in archive.infolist():
+            if PurePosixPath(member.filename).name in _CHAPTER_FILES:
+                with archive.open(member) as stream:
+                    data = _read_at_most(stream, budget, path)
+                budget -= len(data)
+                yield member.filename, data
 
 
 def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     # Members are read into memory and never extracted, so a member's path cannot write anywhere.
+    budget = MAX_CORPUS_BYTES
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.isfile() and member.name.endswith(_CHAPTER_FILES):
+            if member.isfile() and PurePosixPath(member.name).name in _CHAPTER_FILES:
                 stream = archive.extractfile(member)
                 assert stream is not None, "every regular file has content"
-                yield member.name, stream.read()
+                data = _read_at_most(stream, budget, path)
+                budget -= len(data)
+                yield member.name, data
+
+
+def _read_at_most(stream: IO[bytes], budget: int, path: Path) -> bytes:
+    """Read a stream to its end.
+
+    Raises:
+        UserError: it has more than `budget` bytes.
+    """
+    chunks, remaining = [], budget
+    while chunk := stream.read(_READ_CHUNK_BYTES):
+        remaining -= len(chunk)
+        if remaining < 0:
+            raise UserError(f"{path}: its texts have over {format_bytes(MAX_CORPUS_BYTES)}; this is not the corpus")
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def _parse_chapters(files: dict[PurePosixPath, bytes], source: str) -> Corpus:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hw3.common.errors import UserError, truncate_problems
+from hw3.common.text import has_surrogates
+from hw3.common.text_files import read_utf8
+
+_MAX_ID_SHOWN = 100  # characters of a wrong id in a message
 
 DataFileKey = Literal["train", "eval", "dev"]  # keys of the data files in a recipe's `data` section
 
@@ -25,13 +30,13 @@ def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
     """Read the rows of a JSON list or a JSON Lines file.
 
     Args:
-        path: the file, in UTF-8 without a byte-order mark.
+        path: the file, in UTF-8.
         require_output: whether a row without `output` is an error.
 
     Raises:
         UserError: the file cannot be read or has no rows, or rows are invalid; the message names each of them.
     """
-    records = _parse_records(path)
+    records = parse_records(path, read_utf8(path))
     if not records:
         raise UserError(f"{path}: found no rows; expected at least one")
     problems: list[str] = []
@@ -40,7 +45,9 @@ def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
     for location, record in records:
         if row_problems := _find_problems(record, require_output):
             row_id = record.get("id") if isinstance(record, dict) else None
-            where = f"{path}: {location}" if row_id is None else f"{path}: {location} (id {row_id})"
+            where = (
+                f"{path}: {location}" if row_id is None else f"{path}: {location} (id {str(row_id)[:_MAX_ID_SHOWN]})"
+            )
             problems.append(f"{where}: {'; '.join(row_problems)}")
             continue
         row = Row(record["id"], record["instruction"], record.get("output"))
@@ -59,7 +66,7 @@ def _find_problems(record: Any, require_output: bool) -> list[str]:
     """Return what is wrong with one parsed row; an empty list if it is valid."""
     if not isinstance(record, dict):
         return [f"found {_describe_type(record)}, expected an object with id, instruction and output"]
-    problems = []
+    problems = [f"the key {key} occurs more than once in an object" for key in find_repeated_keys(record)]
     for field, required in (("id", True), ("instruction", True), ("output", require_output)):
         if field not in record:
             if required:
@@ -72,31 +79,57 @@ def _find_problems(record: Any, require_output: bool) -> list[str]:
             problems.append(f"{field} is {_describe_type(value)}, expected text")
         elif not value.strip():
             problems.append(f"{field} is empty")
-        elif any("\ud800" <= character <= "\udfff" for character in value):
+        elif has_surrogates(value):
             problems.append(f"{field} contains half of a surrogate pair, which is no valid text")
     return problems
 
 
 def _describe_type(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "true/false",
-        int: "a number",
-        float: "a number",
-    }
+    if isinstance(value, dict):
+        return "an object"
+    names = {list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
     return "null" if value is None else names[type(value)]
 
 
-def _parse_records(path: Path) -> list[tuple[str, Any]]:
-    """Parse a JSON list or JSON Lines; return each record with its location, such as `row 3` or `line 3`."""
-    text = _read_utf8(path)
+class _ObjectWithRepeatedKeys(dict[str, Any]):
+    """A JSON object in which keys occur more than once. Python would take the last value of each without a word."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs)
+        self.repeated_keys = [key for key, count in counts.items() if count > 1]
+
+
+def find_repeated_keys(record: Any) -> list[str]:
+    """Return the keys that occur more than once in an object of a parsed record."""
+    found: list[str] = []
+    values = [record]
+    while values:
+        value = values.pop()
+        if isinstance(value, _ObjectWithRepeatedKeys):
+            found += value.repeated_keys
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    return found
+
+
+def parse_records(path: Path, text: str) -> list[tuple[str, Any]]:
+    """Parse a JSON list or JSON Lines; return each record with its location, such as `row 3` or `line 3`.
+
+    Args:
+        path: the file, for messages.
+        text: its content.
+
+    Raises:
+        UserError: the text is neither; every invalid line is named.
+    """
     if text.lstrip()[:1] == "[":
         try:
-            records = json.loads(text)
+            records = _decode(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: invalid JSON: {error.msg}") from None
+        except RecursionError:
+            raise UserError(f"{path}: invalid JSON: nested too deeply") from None
         return [(f"row {number}", record) for number, record in enumerate(records, 1)]
     numbered: list[tuple[str, Any]] = []
     problems: list[str] = []
@@ -104,30 +137,29 @@ def _parse_records(path: Path) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                numbered.append((f"line {number}", json.loads(line)))
+                numbered.append((f"line {number}", _decode(line)))
             except json.JSONDecodeError as error:
                 problems.append(
                     f"{path}:{number}: invalid JSON: {error.msg} (expected a JSON list, or one JSON object per line)"
                 )
+            except RecursionError:
+                problems.append(f"{path}:{number}: invalid JSON: nested too deeply")
     if problems:
         raise UserError(*truncate_problems(problems))
     return numbered
 
 
-def _read_utf8(path: Path) -> str:
-    """Return a file's text; raise `UserError` if it is not UTF-8 or begins with a byte-order mark."""
+def _decode(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_make_object, parse_int=_parse_integer)
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else _ObjectWithRepeatedKeys(pairs)
+
+
+def _parse_integer(digits: str) -> int | float:
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise UserError(f"{path}: begins with a byte-order mark; save it as UTF-8 without one")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{line}: invalid UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
-        ) from None
+        return int(digits)
+    except ValueError:  # Python converts at most 4,300 digits to an integer
+        return float(digits)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from hw3.common.console import print_unescaped
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
+from hw3.common.shell_commands import hw3_command
 from hw3.common.text import escape_invisible, split_differences
 from hw3.data.rows import Row, read_rows
 from hw3.data.templates import match_template
@@ -86,6 +88,8 @@ def compare_runs(
 
     print(f"{len(rows)} rows of {path}")
     _print_metrics(systems, labels)
+    for run in dict.fromkeys(run for run, name in selections if name is None):
+        _print_missing(run, {system.name for system in systems if system.run == run}, path)
 
     disagreement = {
         id: compute_disagreement([system.outputs[id] for system in systems], row) for id, row in rows.items()
@@ -97,7 +101,7 @@ def compare_runs(
     for id in shown:
         note = ", the study's own row" if id == STUDY_ROW_ID else ""
         print(f"\n{id}  disagreement {disagreement[id]:.2f}{note}")
-        print("\n".join(format_row(rows[id], systems, labels, marks)))
+        print_unescaped("\n".join(format_row(rows[id], systems, labels, marks)))
     if not ids and len(shown) < len(rows):
         print(f"\n{len(shown)} of {len(rows)} rows, those that differ most first; --rows 0 shows all, --id ID one")
     return 0
@@ -145,7 +149,7 @@ def format_row(row: Row, systems: Sequence[SystemOutputs], labels: Sequence[str]
         perplexity = system.perplexities.get(row.id)
         score = "" if perplexity is None else f"ppl {perplexity:.2f}"
         marked = mark_differences(system.outputs[row.id], reference, marks)
-        lines.append(f"  {label:<{width}}  {score:>9}  {marked or '(empty)'}")
+        lines.append(f"  {escape_invisible(label):<{width}}  {score:>9}  {marked or '(empty)'}")
     return lines
 
 
@@ -192,7 +196,7 @@ def _load_systems(run: Run, name: str | None, path: Path) -> list[SystemOutputs]
         for predictions_path, record in run.read_prediction_records()
         if record.data.sha256 == sha256 and name in (None, record.name)
     ]
-    command = f"hw3 predict {run} {path}{_predict_options(name)}"
+    command = hw3_command("predict", run, path, *_predict_options(name))
     if not records:
         raise UserError(f"{run}: no predictions{f' of {name}' if name else ''} for {path} yet: {command}")
     checkpoint_sha256 = {checkpoint.name: checkpoint.sha256 for checkpoint in run.complete_checkpoints()}
@@ -203,8 +207,8 @@ def _load_systems(run: Run, name: str | None, path: Path) -> list[SystemOutputs]
         own_name = record.name.partition("+")[0]
         if checkpoint_sha256.get(own_name, record.adapter_sha256) != record.adapter_sha256:
             raise UserError(
-                f"{portable_path(predictions_path)}: {record.checkpoint} was trained again since: hw3 predict {run} "
-                f"{path} --checkpoint {record.checkpoint}"
+                f"{portable_path(predictions_path)}: {record.checkpoint} was trained again since: "
+                + hw3_command("predict", run, path, "--checkpoint", record.checkpoint)
             )
         if file_sha256(predictions_path) != record.predictions_sha256:
             raise UserError(f"{portable_path(predictions_path)}: edited since it was written: {command}")
@@ -214,12 +218,12 @@ def _load_systems(run: Run, name: str | None, path: Path) -> list[SystemOutputs]
     return systems
 
 
-def _predict_options(name: str | None) -> str:
+def _predict_options(name: str | None) -> list[str]:
     """Return the options of `hw3 predict` that generate the outputs of a system."""
     if name is None:
-        return ""
+        return []
     checkpoint, _, shots = name.partition("+")
-    return f" --checkpoint {checkpoint}" + (f" --shots {shots}" if shots else "")
+    return ["--checkpoint", checkpoint, *(["--shots", shots] if shots else [])]
 
 
 def _sort_key(name: str) -> tuple[bool, int, str]:
@@ -273,7 +277,20 @@ def _print_metrics(systems: Sequence[SystemOutputs], labels: Sequence[str]) -> N
     print(f"{'copying the input':<{width}}  {'-':>9}{_format_cells(systems[0].record.copy_input)}")
     unscored = [str(run) for run in dict.fromkeys(system.run for system in systems if system.mean_perplexity is None)]
     if unscored and systems[0].record.groups:
-        print(f"not all systems are scored; hw3 eval computes the perplexities ({', '.join(unscored)})")
+        print(f"not all systems are scored; {hw3_command('eval')} computes the perplexities ({', '.join(unscored)})")
+
+
+def _print_missing(run: Run, predicted: Collection[str], path: Path) -> None:
+    """Print how to predict with the base model and with the best checkpoint, if their predictions are missing."""
+    found = run.read_results_on(path)
+    wanted = ["base"]
+    if found is not None and found[1].best is not None:
+        wanted.append(found[1].best.checkpoint)
+    elif all(name.startswith("base") for name in predicted):
+        wanted += [checkpoint.name for checkpoint in run.complete_checkpoints()[-1:]]
+    for name in wanted:
+        if name not in predicted:
+            print(f"no predictions of {name} yet: {hw3_command('predict', run, path, '--checkpoint', name)}")
 
 
 def _format_cells(groups: Mapping[str, TranslationMetrics]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import stat
@@ -10,7 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from hw3.common.console import print_unescaped
 from hw3.common.errors import UserError
+from hw3.common.text import has_surrogates
 from hw3.data.templates import TEMPLATES, Direction
 from hw3.runs.run import Run
 
@@ -63,13 +66,13 @@ def predict_lines(
     logger.info(generator.selection)
     _ = generator.model  # load the weights before the first line is asked for
     if text is not None:
-        print(generator.generate_text(template.replace(PLACEHOLDER, text)))
+        _print_output(generator.generate_text(template.replace(PLACEHOLDER, text)))
         return 0
     num_lines = 0
     for line in _read_lines():
         num_lines += 1
         output = generator.generate_text(template.replace(PLACEHOLDER, line)) if line.strip() else ""
-        print(" ".join(output.splitlines()), flush=True)
+        _print_output(" ".join(output.splitlines()))
     if not num_lines and not sys.stdin.isatty():
         raise UserError("standard input: no lines; give lines, a FILE of rows, or --text")
     return 0
@@ -127,6 +130,14 @@ def _resolve_template(direction: Direction | None, template: str | None) -> str:
     return template
 
 
+def _print_output(output: str) -> None:
+    """Print an output: with invisible characters escaped on a terminal, unchanged for another program."""
+    if sys.stdout.isatty():
+        print(output, flush=True)
+    else:
+        print_unescaped(output)
+
+
 def _read_lines() -> Iterator[str]:
     """Yield the lines of standard input. A prompt sign is shown only on a terminal."""
     sign = ""
@@ -134,6 +145,8 @@ def _read_lines() -> Iterator[str]:
         with contextlib.suppress(ImportError):  # gives input() line editing and a history where Python has readline
             import readline  # noqa: F401
         sign = "> "
+    elif isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8-sig")  # a file or pipe is in UTF-8, whatever the terminal's encoding is
     while True:
         try:
             line = input(sign)
@@ -147,5 +160,5 @@ def _read_lines() -> Iterator[str]:
 
 def _check_utf8(text: str, source: str) -> None:
     """Refuse text from bytes that are not UTF-8; Python represents such bytes as surrogates."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_surrogates(text):
         raise UserError(f"{source}: not UTF-8 text")

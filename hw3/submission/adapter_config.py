@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig
 
 from hw3.common.errors import UserError
+from hw3.common.shell_commands import hw3_command
 from hw3.evaluation.selection import ScoredCheckpoint
 from hw3.modeling.fingerprint import ADAPTER_CONFIG
 from hw3.submission.fill_templates import TEMPLATES_DIR
@@ -30,7 +31,7 @@ def build_adapter_config(scored: ScoredCheckpoint, grader_year: str | None) -> d
     if scored.recipe.lora is None:
         raise UserError(
             f"{scored.run}: full fine-tuning has no adapter, but the grader needs one; train with a lora section, or "
-            f"export the complete model: hw3 export {scored.run}"
+            f"export the complete model: {hw3_command('export', scored.run)}"
         )
     path = scored.checkpoint.path / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hw3.common.errors import UserError
+from hw3.common.console import escaped_output, print_error
+from hw3.common.errors import UserError, first_line
 from hw3.config.schema import ModelSection
 from hw3.data.rows import read_rows
 from hw3.evaluation.batch_size import auto_tokens_per_batch
@@ -67,14 +69,20 @@ def grade(
 
 
 def _load_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("utils", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if not path.is_file():
         raise UserError(
             f"{path}: no such file; it must define get_prompt and get_bnb_config. Run this command in a folder that "
             "`make pack` has written, or set --utils FILE"
         )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # The grader runs in the folder of utils.py, so the file may import its neighbors, also later inside a function.
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location("utils", path, loader=SourceFileLoader("utils", str(path)))
+    assert spec is not None and spec.loader is not None, "a loader was given"
+    module = sys.modules["utils"] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     return module
 
 
@@ -102,11 +110,12 @@ def main(argv: list[str] | None = None) -> int:
             dtype=arguments.dtype,
         )
     except UserError as error:
-        print(f"hw3.submission.grader: {error}", file=sys.stderr)
+        print_error(f"hw3.submission.grader: {error}")
         return 2
     print(f"Mean perplexity: {mean_perplexity}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with escaped_output():
+        sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from hw3.data.rows import read_rows
 from hw3.evaluation.selection import ScoredCheckpoint, select_scored_checkpoint
 from hw3.modeling.fingerprint import ADAPTER_WEIGHTS
 from hw3.runs.run import Run
+from hw3.runs.staging import staging_folder
 from hw3.submission.adapter_config import build_adapter_config
 from hw3.submission.fill_templates import build_predict_constants, build_utils_constants
 from hw3.submission.folder import write_folder, write_readme
@@ -62,9 +62,8 @@ def pack_run(
     source = input_file or scored.data_file
     rows = read_rows(source, require_output=False)[: None if input_file else NUM_SAMPLE_ROWS]
     tokenizer = run.load_tokenizer(scored.recipe)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        folder = Path(temporary) / "pack"
+    with staging_folder(output) as staging:
+        folder = staging / "pack"
         logger.info(f"{source}: predicting {len(rows)} rows, first with hw3, then with only the folder's files")
         generator = open_generator(scored)
         reference = generate_reference_outputs(generator, rows, source)

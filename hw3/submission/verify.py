@@ -162,16 +162,16 @@ def _run_in_folder(
         command: the program and its arguments.
         folder: the submission folder.
         scored: the submitted checkpoint. If its run uses the CPU, GPUs are hidden.
-        import_path: a directory from which the process may import, besides the folder.
+        import_path: a directory from which the process may import, besides the folder and the user's `PYTHONPATH`.
 
     Raises:
         RunError: the command failed, or took longer than the course allows.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = dict(os.environ)
     environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
-    if import_path is not None:
-        environment["PYTHONPATH"] = str(import_path)
+    if import_paths := _list_import_paths(import_path):
+        environment["PYTHONPATH"] = os.pathsep.join(import_paths)
     if select_device(scored.recipe).type == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     name = " ".join(command[:3])
@@ -190,3 +190,9 @@ def _run_in_folder(
     if process.returncode:
         raise RunError(f"{name}: exit status {process.returncode}\n{(process.stderr or '').strip()}")
     return process.stdout
+
+
+def _list_import_paths(import_path: Path | None) -> list[str]:
+    """Return `import_path` and the entries of `PYTHONPATH` as absolute paths, valid in another working directory."""
+    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return [os.path.abspath(entry) for entry in ([] if import_path is None else [str(import_path)]) + entries]

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from hw3.common.console import configure_logging, escape_unencodable_characters
+from hw3.common.console import (
+    configure_logging,
+    escape_unencodable_characters,
+    escaped_output,
+    print_error,
+    print_unescaped,
+)
 
 logger = logging.getLogger("hw3.some.module")
 
@@ -80,12 +87,30 @@ def test_standard_output_escapes_characters_that_its_encoding_lacks(monkeypatch:
     assert buffer.getvalue() == b"\\u5c71 a\n"
 
 
-def test_closed_pipe_of_standard_error_does_not_end_the_work() -> None:
+def test_standard_output_escapes_control_characters_except_of_prepared_texts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with escaped_output():
+        print("甲\x1b[31m\r乙\u202e\t丙", "丁\u200f", sep="\n")
+        print_unescaped("\x1b[31m戊")
+        assert not sys.stdout.isatty() and sys.stdout.encoding.lower() == "utf-8"
+    print("\r己")
+    assert capsys.readouterr().out == "甲\\u001b[31m\\u000d乙\\u202e\t丙\n丁\\u200f\n\x1b[31m戊\n\r己\n"
+
+
+def test_notices_and_errors_escape_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(logging.INFO)
+    logger.warning("a\x1b[2Jb\u202e\nc")
+    print_error("d\re\nf")
+    assert capsys.readouterr().err == "a\\u001b[2Jb\\u202e\nc\nd\\u000de\nf\n"
+
+
+def test_closed_pipe_of_standard_error_is_a_sigterm() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", NOTICES], stdout=subprocess.PIPE, stderr=writer, text=True)
     os.close(writer)
-    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
 
 
 def test_missing_standard_error_does_not_send_notices_to_standard_output() -> None:

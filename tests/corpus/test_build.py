@@ -1,12 +1,14 @@
 """`hw3 data build` on a made-up corpus: rows, report, processes, and the committed audit of a real build."""
 
 import json
+import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, hw3
+from helpers import ENVIRONMENT, REPOSITORY, hw3
 from sample_corpus import PAIRS, SMALL_SPLITS, run_build, write_row_file
 
 from hw3.cli import main
@@ -131,3 +133,56 @@ def test_committed_audit_document_matches_its_json(monkeypatch: pytest.MonkeyPat
         split["file"]: split["sha256"] for split in report["build"]["splits"].values()
     }
     assert [count["rule"] for count in report["build"]["cleaning"]] == list(FILTER_RULES)
+
+
+# Builds, and is killed at the given call of `os.replace` or `os.rename`, which write and move its files.
+KILLED_BUILD = """
+import os, signal, sys
+from hw3.cli import main
+
+calls = 0
+
+def killed_at_call(function):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+os.replace, os.rename = killed_at_call(os.replace), killed_at_call(os.rename)
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("call", [3, 5, 8, 10])  # five files are written, and then moved
+def test_a_killed_build_can_be_run_again(clone: Path, tmp_path: Path, call: int) -> None:
+    arguments = ["data", "build", "--corpus", str(clone), "--output", str(tmp_path / "out"), *SMALL_SPLITS]
+    command = [sys.executable, "-c", KILLED_BUILD, str(call), *arguments]
+    assert subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/data.json").exists()
+    hw3(*arguments)
+    run_build(clone, tmp_path / "expected", *SMALL_SPLITS)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "expected").iterdir()}
+    assert len(files) == 5
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    assert main(arguments) == 2  # a complete build is never overwritten
+
+
+def test_a_build_after_a_killed_one_keeps_files_that_are_not_its_own(clone: Path, tmp_path: Path) -> None:
+    arguments = ["data", "build", "--corpus", str(clone), "--output", str(tmp_path / "out"), *SMALL_SPLITS]
+    subprocess.run([sys.executable, "-c", KILLED_BUILD, "8", *arguments], env=ENVIRONMENT, capture_output=True)
+    (moved, *_) = sorted((tmp_path / "out").glob("*.json"))
+    moved.write_text("mine", encoding="utf-8")
+    assert main(arguments) == 2
+    assert moved.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_build_that_fails_leaves_nothing(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hw3.corpus.build.write_json", fail)
+    assert main(["data", "build", "--corpus", str(clone), "--output", str(tmp_path / "out"), *SMALL_SPLITS]) == 1
+    assert not any((tmp_path / "out").iterdir())

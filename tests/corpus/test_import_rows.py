@@ -51,6 +51,20 @@ def test_import_rows_gives_classical_and_modern_columns_the_homeworks_templates(
     assert output.read_bytes() == first
 
 
+def test_import_rows_reports_outputs_that_begin_with_the_homeworks_prefix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(f"山高{number}。,山很高{number}。\n" for number in range(38))
+    (tmp_path / "a.csv").write_text(f"古,今\n{lines}", encoding="utf-8")
+    output = tmp_path / "out.json"
+    columns = ["--columns", "classical=古", "modern=今"]
+    assert main(["data", "rows", str(tmp_path / "a.csv"), "--output", str(output), *columns]) == 0
+    assert sum(row.output.startswith("答案：") for row in read_rows(output)) == 2
+    assert "2 outputs begin with 答案：, as in the homework's rows with the template 文言文翻譯：\\n{x}" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,7 +78,7 @@ def test_import_rows_gives_classical_and_modern_columns_the_homeworks_templates(
             ["a.csv", "--columns", "classical=古", "modern=今", "--template", "{x}"],
             "needs the columns input= and output=",
         ),
-        (["b.csv", "--columns", "input=古", "output=今"], "b.csv: row 2: 今 is empty, expected text"),
+        (["b.csv", "--columns", "input=古", "output=今"], "b.csv: line 3: 今 is empty, expected text"),
         (["c.csv", "--columns", "input=古", "output=今", "id=號"], "c.csv: id 1 occurs 2 times; ids must differ"),
         (["none.csv", "--columns", "input=古", "output=今"], "none.csv: no such file"),
         (

@@ -1,14 +1,20 @@
 """Reading the corpus from clones, archives, downloads and parts."""
 
+import hashlib
+import http.server
 import io
 import lzma
 import tarfile
+import threading
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_corpus import PAIRS, SMALL_SPLITS, clone_files, run_build
 
+from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.corpus.niutrans import read_corpus
 
@@ -96,3 +102,97 @@ def test_build_names_a_corpus_that_cannot_be_read_and_writes_nothing(
     run_build(corpus, tmp_path / "out", *arguments, expected_status=2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.fixture
+def zip_bytes() -> bytes:
+    """Return an archive of the corpus."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, data in clone_files().items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[bytes, int | None], str]]:
+    """Serve a response body over HTTP, with a Content-Length that may be wrong; return the URL."""
+    response: dict[str, Any] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if response["length"] is None:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n" % (len(response["body"]) + 1) + response["body"])
+            else:
+                self.send_header("Content-Length", str(response["length"]))
+                self.end_headers()
+                self.wfile.write(response["body"])
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    def set_response(body: bytes, length: int | None) -> str:
+        response.update(body=body, length=length)
+        return f"http://127.0.0.1:{server.server_port}/corpus.zip"
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield set_response
+        server.shutdown()
+
+
+def test_an_incomplete_download_is_not_kept(
+    serve: Callable[[bytes, int | None], str], zip_bytes: bytes, tmp_path: Path
+) -> None:
+    half = zip_bytes[: len(zip_bytes) // 2]
+    with pytest.raises(UserError, match=rf"cannot be downloaded: received {len(half):,} of {len(zip_bytes):,} bytes"):
+        read_corpus(serve(half, len(zip_bytes)), None, tmp_path)
+    with pytest.raises(UserError, match="cannot be downloaded: IncompleteRead"):
+        read_corpus(serve(half, None), None, tmp_path)
+    with pytest.raises(UserError, match="File is not a zip file; it was deleted, so run the same command"):
+        read_corpus(serve(half, len(half)), None, tmp_path)
+    assert not any(tmp_path.iterdir())
+    assert len(read_corpus(serve(zip_bytes, len(zip_bytes)), None, tmp_path).pairs) == 400
+
+
+def test_a_download_with_another_checksum_than_asked_for_is_replaced(
+    serve: Callable[[bytes, int | None], str], zip_bytes: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.zip").write_bytes(b"old")
+    url = serve(zip_bytes, len(zip_bytes))
+    assert len(read_corpus(url, hashlib.sha256(zip_bytes).hexdigest(), tmp_path).pairs) == 400
+
+
+def test_archives_that_are_encrypted_too_large_or_ambiguous_are_refused(
+    zip_bytes: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a.zip"
+    encrypted = bytearray(zip_bytes)
+    encrypted[6] |= 1  # the flag of the first member in its local header, and in the central directory
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(encrypted)
+    with pytest.raises(UserError, match=r"a\.zip: cannot be read: File .* is encrypted.*; give an archive without"):
+        read_corpus(str(archive), None, tmp_path)
+    with zipfile.ZipFile(archive, "w") as file:
+        for folder in "ab":
+            file.writestr(f"{folder}/双语数据/书/source.txt", "甲")
+    with pytest.raises(UserError, match=r"a\.zip: has 双语数据/书/source\.txt twice"):
+        read_corpus(str(archive), None, tmp_path)
+    monkeypatch.setattr("hw3.corpus.niutrans.MAX_CORPUS_BYTES", 2**20)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("双语数据/书/source.txt", b" " * 2**24)
+    with pytest.raises(UserError, match=r"a\.zip: its texts have over 1\.0 MiB; this is not the corpus"):
+        read_corpus(str(archive), None, tmp_path)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/a.tsv.xz").write_bytes(lzma.compress(b" " * 2**24))
+    with pytest.raises(UserError, match=r"a\.tsv\.xz: its texts have over 1\.0 MiB"):
+        read_corpus(str(tmp_path / "parts"), None, tmp_path)
+
+
+def test_a_truncated_part_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv.xz").write_bytes(lzma.compress(b"a\tb\tc\n" * 1000)[:-20])
+    with pytest.raises(UserError, match=r"a\.tsv\.xz: cannot be read: Compressed file ended"):
+        read_corpus(str(tmp_path), None, tmp_path)

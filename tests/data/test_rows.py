@@ -1,6 +1,7 @@
 """Data files: JSON lists, JSON Lines, and the message for every kind of invalid row."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,34 @@ def test_read_rows_reports_every_invalid_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\xef\xbb\xbf[]", "F: begins with a byte-order mark; save it as UTF-8 without one"),
+        (b"\xef\xbb\xbf[]", "F: found no rows; expected at least one"),
+        (b'\xef\xbb\xbf[{"id":\n"\xff"}]', "F:2: invalid UTF-8: byte 0xff; save the file as UTF-8"),
+        (
+            "[]".encode("utf-16"),
+            "F:1: begins with the byte-order mark of UTF-16 or UTF-32; save the file as UTF-8",
+        ),
+        ("[\n]".encode("utf-16-le"), "F:1: found a NUL character, expected text; save the file as UTF-8"),
+        ('[{"id": "雨"}]'.encode("big5"), "F:1: invalid UTF-8: byte 0xab; save the file as UTF-8"),
+        ('[\n{"id": "雨"}]'.encode("gb18030"), "F:2: invalid UTF-8: byte 0xd3; save the file as UTF-8"),
+        (
+            '[{"id": "a", "instruction": "甲", "output": "乙", "output": "丙"}]',
+            "F: row 1 (id a): the key output occurs more than once in an object",
+        ),
+        (
+            '\n{"id": "a", "instruction": "甲", "output": "乙", "more": [{"x": 1, "x": 2}]}',
+            "F: line 2 (id a): the key x occurs more than once in an object",
+        ),
+        (
+            f'[{{"id": {"9" * 5000}, "instruction": NaN, "output": "乙"}}]',
+            "F: row 1 (id inf): id is a number, expected text; instruction is a number, expected text",
+        ),
+        ("[" * 100_000, "F: invalid JSON: nested too deeply"),
+        ('{"id": ' * 100_000, "F:1: invalid JSON: nested too deeply"),
+        ("[]\n[]", "F:2: invalid JSON: Extra data"),
+        (
+            json.dumps(GOOD) + "\r" + json.dumps(GOOD | {"id": "b"}),
+            "F:1: invalid JSON: Extra data (expected a JSON list, or one JSON object per line)",
+        ),
         (b'[{"id":\n"\xff"}]', "F:2: invalid UTF-8: byte 0xff; save the file as UTF-8"),
         ("[{]", "F:1: invalid JSON: Expecting property name enclosed in double quotes"),
         ("[]", "F: found no rows; expected at least one"),
@@ -74,6 +102,36 @@ def test_read_rows_reports_every_invalid_row(tmp_path: Path) -> None:
 )
 def test_read_rows_reports_unreadable_files(tmp_path: Path, content: str | bytes, problem: str) -> None:
     assert read_problems(tmp_path / "rows.json", content) == [problem]
+
+
+def test_read_rows_accepts_a_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(json.dumps(GOOD | {"id": id}) for id in "ab").encode())
+    assert [row.id for row in read_rows(path)] == ["a", "b"]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([GOOD]).encode())
+    assert [row.id for row in read_rows(path)] == ["a"]
+
+
+def test_read_rows_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.json", tmp_path / "link.json", Path("/dev/zero")):
+        with pytest.raises(UserError, match="not a regular file; save the content of a device or pipe to a file first"):
+            read_rows(path)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_rows(tmp_path)
+
+
+def test_read_rows_refuses_a_file_that_is_too_large_without_reading_it(tmp_path: Path) -> None:
+    with (tmp_path / "rows.json").open("wb") as file:
+        file.truncate(2**41)
+    with pytest.raises(UserError, match=r"rows\.json: has 2048\.00 GiB; at most 2\.00 GiB are read; split it"):
+        read_rows(tmp_path / "rows.json")
+
+
+def test_read_rows_shows_only_the_beginning_of_a_long_wrong_id(tmp_path: Path) -> None:
+    (problem,) = read_problems(tmp_path / "rows.json", json.dumps([{"id": "x" * 10_000, "instruction": "甲"}]))
+    assert problem == f"F: row 1 (id {'x' * 100}): output is missing"
 
 
 def test_read_rows_reports_a_missing_file(tmp_path: Path) -> None:

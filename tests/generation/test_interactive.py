@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import ENVIRONMENT, REPOSITORY, hw3
 
+from hw3.generation.generator import RunGenerator
 from hw3.generation.interactive import is_interactive, split_input_and_overrides
 
 pytestmark = pytest.mark.usefixtures("in_repository")
@@ -24,6 +25,22 @@ def test_predict_lines_translates_one_text_and_every_line(run: Path, monkeypatch
     assert to_classical == hw3("predict", run, "--text", "今天沒有下雨。\n翻譯成文言文：")[0]
     monkeypatch.setattr("sys.stdin", io.StringIO("今日無雨。\n\n今日無雨。\n"))
     assert hw3("predict", run, "-", "--direction", "c2m")[0] == f"{stdout}\n{stdout}"
+
+
+def test_predict_reads_utf8_lines_and_keeps_control_characters_of_outputs_for_a_pipe(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "\ufeff今日無雨。\r\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
+    asked = []
+
+    def generate_text(self: RunGenerator, text: str) -> str:
+        asked.append(text)
+        return "雨\u200d\x1b\n停"
+
+    monkeypatch.setattr("hw3.generation.generator.RunGenerator.generate_text", generate_text)
+    assert hw3("predict", run, "-")[0] == "雨\u200d\x1b 停\n"
+    assert asked == ["今日無雨。"]
 
 
 def test_predict_reads_a_pipe_without_further_arguments(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import ENVIRONMENT, REPOSITORY
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,3 +76,40 @@ def test_grader_without_arguments_prints_its_usage() -> None:
         [sys.executable, "-m", "hw3.submission.grader"], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert process.returncode == 2 and "--base_model_path" in process.stderr
+
+
+def test_grader_imports_neighbors_of_utils_from_any_folder(
+    tmp_path: Path, mini_base: Path, mini_recipe: Path, scored_run: Path
+) -> None:
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "utils.py").write_text(
+        "from wording import BEFORE\n" + UTILS.replace("天地<bos>{instruction}", "{BEFORE}{instruction}"),
+        encoding="utf-8",
+    )
+    (folder / "wording.py").write_text("BEFORE = '天地<bos>'\n", encoding="utf-8")
+    (checkpoint, *_) = find_complete_checkpoints(scored_run)
+    command = [sys.executable, "-m", "hw3.submission.grader", "--utils", "student/utils.py", "--dtype", "float32"]
+    command += ["--base_model_path", str(mini_base), "--peft_path", str(checkpoint.path)]
+    command += ["--test_data_path", load_recipe(mini_recipe).data.eval]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("Mean perplexity: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("from nowhere import x", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_prompt(:", "cannot be imported: SyntaxError: invalid syntax"),
+        ("", "does not define get_prompt"),
+    ],
+)
+def test_grader_reports_utils_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    utils = tmp_path / "utils.py"
+    utils.write_text(content, encoding="utf-8")
+    words = ["--base_model_path", "base", "--peft_path", "adapter", "--test_data_path", "rows.json"]
+    assert main([*words, "--utils", str(utils)]) == 2
+    assert f"{utils}: {message}" in capsys.readouterr().err

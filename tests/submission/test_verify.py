@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from helpers import character_tokenizer
 from hw3.common.errors import RunError
 from hw3.evaluation.selection import select_scored_checkpoint
 from hw3.runs.run import Run
-from hw3.submission.verify import _explain_score_difference, verify_files
+from hw3.submission.verify import _explain_score_difference, _run_in_folder, verify_files
 
 
 def test_rows_that_the_grader_encodes_differently_are_named(scored_run: Path, tmp_path: Path) -> None:
@@ -31,3 +33,22 @@ def test_verify_files_refuses_files_that_do_not_belong_to_a_submission(tmp_path:
     (tmp_path / "__pycache__/utils.pyc").write_text("")
     with pytest.raises(RunError, match=r"__pycache__/utils\.pyc: written while verifying"):
         verify_files(tmp_path)
+
+
+def test_processes_in_the_folder_find_packages_of_a_relative_pythonpath(
+    scored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/found_there.py").write_text("NAME = 'found'\n")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["packages", "", "none"]))
+    command = [sys.executable, "-c", "import sys, found_there; print(found_there.NAME, *sys.path, sep='|')"]
+    scored = select_scored_checkpoint(Run(scored_run))
+    for import_path in None, tmp_path / "more":
+        name, working_directory, *paths = _run_in_folder(
+            command, tmp_path / "folder", scored, import_path=import_path
+        ).split("|")
+        expected = [str(tmp_path / "packages"), str(tmp_path / "none")]
+        expected = expected if import_path is None else [str(import_path), *expected]
+        assert (name, working_directory, paths[: len(expected)]) == ("found", "", expected)

@@ -14,13 +14,14 @@ from pathlib import Path
 from hw3.common.disk import check_folder_is_new, check_writable
 from hw3.common.errors import ProblemCollector, UserError
 from hw3.config.recipe import Recipe, check_generation_overrides, load_prompt, load_recipe
+from hw3.config.yaml_loader import read_yaml
 from hw3.data.few_shot import check_shots, prompt_examples
 from hw3.data.rows import read_rows
 from hw3.evaluation.selection import select_checkpoint, select_scored_checkpoint
 from hw3.runs.checkpoints import check_adapter_folder
+from hw3.runs.output_file import check_output_file, list_recipe_inputs
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import Run
-from hw3.training.batch_layout import divide_batch
 
 
 def check_training_arguments(
@@ -39,14 +40,21 @@ def check_training_arguments(
         UserError: lists all problems.
     """
     found = ProblemCollector()
-    recipe = found.collect(load_recipe, recipe_path, overrides, check_data_files=True)
+    recipe = found.collect(load_recipe, recipe_path, overrides, check_data_files=True, processes=processes)
     if recipe is not None:
         run_dir = run_dir or Path("outputs") / recipe.name
-        found.collect(divide_batch, recipe, processes)
     if run_dir is not None:
         found.collect(check_writable, run_dir)
     if accelerate is not None and not accelerate.is_file():
         found.problems.append(f"--accelerate {accelerate}: no such file")
+    elif accelerate is not None:
+        launch = found.collect(read_yaml, accelerate)
+        launches_on_cpu = launch is not None and launch.values.get("use_cpu")
+        if launches_on_cpu and recipe is not None and not recipe.training.get("use_cpu"):
+            found.problems.append(
+                f"--accelerate {accelerate}: its processes run on the CPU, but the recipe needs a GPU; set "
+                "training.use_cpu=true and float32 (make: CPU=1)"
+            )
     found.raise_problems()
     assert recipe is not None and run_dir is not None, "a recipe that cannot be loaded is a problem"
     return recipe, run_dir
@@ -96,8 +104,10 @@ def check_predict_arguments(arguments: argparse.Namespace, input_file: Path | No
     recipe = found.collect(run.load_recipe, overrides)
     if input_file is not None and str(input_file) != "-":
         found.collect(read_rows, input_file, require_output=False)
-    if arguments.output is not None and arguments.output.is_dir():
-        found.problems.append(f"--output {arguments.output}: is a folder; give the name of a file")
+    if arguments.output is not None:
+        inputs = [] if input_file is None else [input_file]
+        inputs += [] if recipe is None else list_recipe_inputs(recipe)
+        found.collect(check_output_file, arguments.output, "--output", inputs)
     if recipe is not None:
         found.collect(check_shots, recipe.prompt, arguments.shots)
         selected = found.collect(select_checkpoint, run, recipe, arguments.checkpoint)

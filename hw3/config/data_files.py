@@ -1,14 +1,13 @@
-"""Check the data files that a recipe names."""
+"""Read the data files that a recipe names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from hw3.common.errors import UserError
+from hw3.common.errors import ProblemCollector
 from hw3.config.schema import DataSection
 from hw3.config.yaml_loader import YamlDocument
-from hw3.data.rows import DataFileKey, read_rows
+from hw3.data.rows import DataFileKey, Row, read_rows
 
 DATA_FILE_KEYS: tuple[DataFileKey, ...] = ("train", "eval", "dev")
 COURSE_DATA = Path("data/homework")
@@ -24,25 +23,23 @@ def list_data_files(data: DataSection) -> dict[DataFileKey, Path]:
     return {key: Path(name) for key in DATA_FILE_KEYS if (name := getattr(data, key)) is not None}
 
 
-def find_data_file_problems(document: YamlDocument, data: DataSection, model: str) -> Iterator[str]:
-    """Yield a message for each missing file and each invalid row, and three ways to get the course's files.
+def read_data_files(document: YamlDocument, data: DataSection) -> dict[DataFileKey, list[Row]]:
+    """Read the data files of a recipe; return their rows by key in the `data` section.
 
     Args:
         document: the recipe, for locations.
         data: its valid `data` section.
-        model: name of the model's folder in `recipes/`, for an example of a command.
+
+    Raises:
+        UserError: lists every missing file and every invalid row, and three ways to get the course's files.
     """
     files = list_data_files(data)
     missing = {key: path for key, path in files.items() if not path.exists()}
-    for key, path in missing.items():
-        yield document.problem(("data", key), f"{path}: no such file")
+    found = ProblemCollector(document.problem(("data", key), f"{path}: no such file") for key, path in missing.items())
     if any(path.parent == COURSE_DATA for path in missing.values()):
-        yield "Three ways to get data:"
-        for number, way in enumerate(WAYS_TO_GET_DATA, 1):
-            yield f"  {number}. {way.format(model=model)}"
-    for key, path in files.items():
-        if key not in missing:
-            try:
-                read_rows(path)
-            except UserError as error:
-                yield from error.problems
+        model = Path(document.path).resolve().parent.name
+        ways = [f"  {number}. {way.format(model=model)}" for number, way in enumerate(WAYS_TO_GET_DATA, 1)]
+        found.problems += ["Three ways to get data:", *ways]
+    read = {key: found.collect(read_rows, path) for key, path in files.items() if key not in missing}
+    found.raise_problems()
+    return {key: rows for key, rows in read.items() if rows is not None}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hw3.common.errors import UserError
-from hw3.config.data_files import find_data_file_problems
+from hw3.common.errors import ProblemCollector, UserError
+from hw3.config.data_files import read_data_files
 from hw3.config.schema import (
     REQUIRED_SECTIONS,
     SECTION_SCHEMAS,
@@ -19,7 +19,7 @@ from hw3.config.schema import (
     ModelSection,
     QuantizationSection,
 )
-from hw3.config.validation import describe_value, find_conflicts, suggest_name, validate_section
+from hw3.config.validation import check_divisible, describe_value, find_conflicts, suggest_name, validate_section
 from hw3.config.yaml_loader import KeyPath, YamlDocument, dump_yaml, read_yaml
 from hw3.data.prompt import Prompt
 
@@ -92,20 +92,24 @@ class Recipe:
         return self.training.get("seed", 42)
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None, *, check_data_files: bool = False) -> Recipe:
+def load_recipe(
+    path: Path, overrides: list[str] | None = None, *, check_data_files: bool = False, processes: int = 1
+) -> Recipe:
     """Read a recipe file, apply `section.key=value` overrides, and validate the result.
 
     Args:
         path: the YAML file.
         overrides: assignments from the command line, applied in order.
         check_data_files: whether to check the recipe's data files as well.
+        processes: number of processes that share the rows of a step.
 
     Raises:
         UserError: the recipe is invalid. Every problem is reported, with its file and line (or "command line"), its
             key, and what was expected.
     """
     document = read_yaml(path)
-    problems = list(document.problems)
+    found = ProblemCollector(document.problems)
+    problems = found.problems
     _insert_prompt_file(document, problems)
     for assignment in overrides or []:
         try:
@@ -114,14 +118,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None, *, check_data_fi
                 _insert_prompt_file(document, problems)
         except UserError as error:
             problems += error.problems
-    model = path.resolve().parent.name
     sections = _validate_sections(document, problems)
+    if "training" in sections:
+        found.collect(check_divisible, document.values["training"], processes)
     if check_data_files and "data" in sections:
-        problems += find_data_file_problems(document, sections["data"], model)
-    if problems:
-        raise UserError(*problems)
+        found.collect(read_data_files, document, sections["data"])
+    found.raise_problems()
     return Recipe(
-        name=f"{model}-{path.stem}",
+        name=f"{path.resolve().parent.name}-{path.stem}",
         model=sections["model"],
         quantization=sections.get("quantization"),
         # The values as written: strict validation converts nothing, and `save_steps: 20` stays a whole number.
@@ -171,13 +175,26 @@ def find_prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
     return None
 
 
+def _find_prompt(file_name: str, recipe_path: Path) -> Path:
+    """Return the path of a prompt file that a recipe names.
+
+    A relative path is searched from the working directory. If there is no such file, it is searched from the recipe's
+    folder and the folders above, so that a recipe can be read from another folder.
+    """
+    if not Path(file_name).exists():
+        for folder in recipe_path.resolve().parents:
+            if (folder / file_name).is_file():
+                return folder / file_name
+    return Path(file_name)
+
+
 def _insert_prompt_file(document: YamlDocument, problems: list[str]) -> None:
     """Replace `prompt: recipes/prompts/study.yaml` by the content of that file; append what is wrong to `problems`."""
     file_name = document.values.get("prompt")
     if not isinstance(file_name, str):
         return
     try:
-        prompt = read_yaml(Path(file_name))
+        prompt = read_yaml(_find_prompt(file_name, Path(document.path)))
     except UserError as error:
         problems += [document.problem(("prompt",), problem) for problem in error.problems]
         document.values["prompt"] = None

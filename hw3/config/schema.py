@@ -172,6 +172,8 @@ _TRAINING_RANGES: dict[str, Any] = {
     "logging_steps": Field(gt=0),
     "save_steps": Field(gt=0),
     "save_total_limit": Field(ge=1),
+    "ddp_timeout": Field(ge=1),
+    "ddp_bucket_cap_mb": Field(ge=1),
     "seed": Field(ge=0, lt=2**32),  # NumPy takes no larger one
     # Each worker is a process. A step has few rows, so starting more of them takes longer than any run saves.
     "dataloader_num_workers": Field(ge=0, le=64),

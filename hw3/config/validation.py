@@ -19,6 +19,8 @@ from hw3.config.yaml_loader import KeyPath, YamlDocument
 
 Section = TypeVar("Section", bound=BaseModel)
 
+_MAX_PROCESSES = 10_000  # that are proposed in place of a number that does not divide a step's rows
+
 # What was expected, by pydantic's error type.
 _EXPECTED = {
     "int_type": "a whole number",
@@ -188,6 +190,10 @@ def _find_lora_conflicts(document: YamlDocument, lora: Any) -> Iterator[str]:
             f"found {lora.init_lora_weights}, which changes the base model's weights, but checkpoints contain only the "
             "adapter; use true, false, gaussian or orthogonal",
         )
+    if lora.alora_invocation_tokens is not None:
+        yield document.problem(
+            ("lora", "alora_invocation_tokens"), "activated LoRA depends on the input and cannot be scored; remove it"
+        )
     for key in ("target_modules", "modules_to_save", "target_parameters"):
         names = getattr(lora, key)
         if names is not None and names != "all-linear" and _matches_lm_head(names):
@@ -207,6 +213,34 @@ def _find_training_conflicts(document: YamlDocument, training: Any) -> Iterator[
         )
     elif training.max_steps in (None, -1) and training.num_train_epochs is None:
         yield document.problem(("training",), "set max_steps or num_train_epochs")
+
+
+def check_divisible(training: Mapping[str, Any], processes: int) -> None:
+    """Check that processes can share the rows of an optimizer step equally.
+
+    Args:
+        training: the values of a valid `training` section.
+        processes: number of processes.
+
+    Raises:
+        UserError: there is no process, or the rows cannot be divided; names the nearest numbers that work.
+    """
+    if processes < 1:
+        raise UserError(f"found {processes} processes; expected 1 or more")
+    rows = training.get("per_device_train_batch_size", 8)
+    accumulation = training.get("gradient_accumulation_steps", 1)
+    total = rows * accumulation
+    if total % processes:
+        divisors = [number for number in range(1, min(total, _MAX_PROCESSES) + 1) if total % number == 0]
+        below = max(number for number in divisors if number < processes)
+        above = min((number for number in divisors if number > processes), default=None)
+        nearest = f"{below}" if above is None else f"{below} or {above}"
+        divisible_rows = sorted({max(total // processes, 1) * processes, -(-total // processes) * processes})
+        raise UserError(
+            f"training: {total} rows per step (per_device_train_batch_size {rows} x gradient_accumulation_steps "
+            f"{accumulation}) cannot be divided among {processes} processes; use {nearest} processes, "
+            f"or {' or '.join(map(str, divisible_rows))} rows per step"
+        )
 
 
 def _matches_lm_head(names: str | list[str]) -> bool:

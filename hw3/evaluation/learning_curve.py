@@ -1,28 +1,51 @@
-"""Draw `learning_curve.png`: mean perplexity by optimizer step, with the training loss and the base model's scores."""
+"""Draw the learning curve: mean perplexity by optimizer step, and the training loss below.
+
+`learning_curve.png` and the report show the same drawing.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from hw3.common.figures import figure_settings, save_figure, shorten_name
 from hw3.evaluation.label_layout import spread_positions
 from hw3.evaluation.results import EvalResults
 from hw3.runs.results_file import ScoreEntry, finetuned_entries
 
-# The palette of Okabe and Ito, which people with any color vision can distinguish.
-SCORE_COLOR, LOSS_COLOR, BEST_COLOR, BASE_COLOR, DEV_COLOR = "#0072B2", "#999999", "#D55E00", "#009E73", "#CC79A7"
-# Darker variants for small text on white.
-BASE_TEXT_COLOR, BEST_TEXT_COLOR, LOSS_TEXT_COLOR = "#00694D", "#A34700", "#666666"
-LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5}
-LABEL_OFFSET_POINTS = 3  # above the line that is labeled
-LABEL_GAP_POINTS = 10  # between the baselines of two labels
+# The variables of `report/page.css` with their values in its light theme. `report/svg.py` replaces values by variables.
+# Okabe and Ito's palette, darker for text: people with any color vision can distinguish them.
+COLORS = {
+    "page": "#fcfcfa", "ink": "#1c1e21", "soft": "#5b6067", "rule": "#e1e1db",
+    "score": "#0072b2", "best": "#b34c00", "base": "#00734f", "dev": "#a8487f", "loss": "#6d7278",
+}  # fmt: skip
+# All in points. In the report, a point is a pixel.
+WIDTH = 760
+_SCORES_HEIGHT, _LOSSES_HEIGHT, _MARGIN_HEIGHT = 270, 100, 100
+_FONT_SIZE = 12
+_CHARACTER_WIDTH = 7
+_LABEL_GAP = 14
+_PNG_DPI = 114  # 1,200 pixels wide
+# Multiples of powers of ten that can be ticks; the first that give enough ticks are used.
+_LOG_TICK_MULTIPLES = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8))
+_MIN_LOG_TICKS = 4
+_STYLE = {
+    "axes.edgecolor": COLORS["soft"], "axes.titlecolor": COLORS["soft"], "axes.titlelocation": "left",
+    "axes.titlesize": _FONT_SIZE, "axes.facecolor": COLORS["page"], "axes.spines.left": False,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.labelcolor": COLORS["soft"],
+    "figure.facecolor": COLORS["page"], "figure.titlesize": _FONT_SIZE, "font.size": _FONT_SIZE,
+    "grid.color": COLORS["rule"], "legend.frameon": False, "text.color": COLORS["ink"],
+    "xtick.labelcolor": COLORS["soft"], "ytick.labelcolor": COLORS["soft"], "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,120 +74,160 @@ def curve_entries(results: EvalResults) -> CurveEntries:
     )
 
 
-def draw_learning_curve(results: EvalResults, losses: Sequence[tuple[int, float]]) -> Figure:
-    """Draw the scores of the checkpoints as a line and those of the base model as horizontal lines.
+def draw_learning_curve(results: EvalResults, losses: Sequence[tuple[int, float]], width: int = WIDTH) -> Figure:
+    """Draw the scores of checkpoints as a line, those of the base model as levels, and the training loss below.
 
-    If a dev file selected the best checkpoint, the scores on it are drawn too.
+    All scores have their intervals. If a dev file selects the best checkpoint, the scores on it are drawn too. The
+    `gid` of a point or level is its tooltip.
 
     Args:
         results: scores of one data file.
         losses: (step, training loss) pairs.
+        width: width in points. The size of texts does not depend on it, so a narrow screen needs a narrow drawing.
     """
     entries = curve_entries(results)
-    # Without pyplot, which would keep the figure open and look for a display.
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    axes.set_yscale("log")
-    labels = [_draw_base_line(axes, entry) for entry in entries.base]
-    if entries.finetuned:
-        _draw_scores(axes, results, entries)
-        _mark_best(axes, results, entries.finetuned)
-    _style_axes(axes)
-    handles, names = axes.get_legend_handles_labels()
-    if losses:
-        handles, names = [*handles, _draw_losses(axes, losses)], [*names, "training loss"]
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    axes.set_title(results.run_name, fontsize=10)
-    _separate_labels(axes, labels, [entry.mean_perplexity for entry in entries.base])
+    height = _SCORES_HEIGHT + _MARGIN_HEIGHT + (_LOSSES_HEIGHT if losses else 0)
+    with figure_settings(_STYLE):
+        # Without pyplot, which would keep the figure open and look for a display.
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        legend_columns = max(1, width // 350)
+        panels = figure.subplots(1 + bool(losses), sharex=True, height_ratios=[3, 1] if losses else [1], squeeze=False)
+        axes, last_axes = panels[0, 0], panels[-1, 0]
+        labels = [_draw_level(axes, entry) for entry in entries.base]
+        _draw_scores(axes, results, entries, columns=width // legend_columns // _CHARACTER_WIDTH)
+        _mark_best(axes, results, entries.line)
+        _style_score_axis(axes)
+        if losses:
+            _draw_losses(last_axes, losses)
+        last_step = max([entry.step for entry in entries.line] + [step for step, _ in losses] + [1])
+        axes.set_xlim(-0.015 * last_step, 1.015 * last_step)
+        last_axes.xaxis.set_major_locator(MaxNLocator(max(3, width // 90), integer=True))
+        last_axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        last_axes.set_xlabel("optimizer step", loc="right")
+        figure.suptitle(shorten_name(results.run_name, width // _CHARACTER_WIDTH))
+        figure.legend(loc="outside lower left", ncols=legend_columns)
+        _separate_labels(axes, labels, [entry.mean_perplexity for entry in entries.base])
     return figure
 
 
 def save_learning_curve(results: EvalResults, losses: Sequence[tuple[int, float]], path: Path) -> None:
     """Draw the learning curve and write it as a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_learning_curve(results, losses).savefig(path, metadata={"Software": None})
+    save_figure(draw_learning_curve(results, losses), path, _PNG_DPI)
 
 
-def _draw_base_line(axes: Axes, entry: ScoreEntry) -> Annotation:
-    name = "base" if entry.shots == 0 else f"base, {entry.shots} few-shot example{'s' if entry.shots > 1 else ''}"
-    axes.axhline(entry.mean_perplexity, color=BASE_COLOR, linewidth=1, linestyle=":" if entry.shots else "--")
+def _describe_score(entry: ScoreEntry) -> str:
+    low, high = entry.mean_perplexity_ci95
+    return f"{entry.mean_perplexity:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def _format_score(value: float) -> str:
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _draw_level(axes: Axes, entry: ScoreEntry) -> Annotation:
+    """Draw a score of the base model as a horizontal line with its interval; return its label."""
+    name = f"{entry.shots}-shot" if entry.shots else "base"
+    tooltip = f"{name}: {_describe_score(entry)}"
+    axes.axhspan(*entry.mean_perplexity_ci95, color=COLORS["base"], alpha=0.1, linewidth=0, gid=tooltip)
+    axes.axhline(
+        entry.mean_perplexity, color=COLORS["base"], linewidth=1.2, linestyle=":" if entry.shots else "--", gid=tooltip
+    )
     return axes.annotate(
-        f"{name}: {entry.mean_perplexity:#.4g}",
+        f"{name} {_format_score(entry.mean_perplexity)}",
         (1, entry.mean_perplexity),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, LABEL_OFFSET_POINTS),
+        xytext=(6, 0),
         textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=BASE_TEXT_COLOR,
-        bbox=LABEL_BOX,
+        va="center",
+        color=COLORS["base"],
     )
 
 
-def _draw_scores(axes: Axes, results: EvalResults, entries: CurveEntries) -> None:
-    low, high = zip(*(entry.mean_perplexity_ci95 for entry in entries.finetuned), strict=True)
-    steps = [entry.step for entry in entries.finetuned]
-    axes.fill_between(steps, low, high, color=SCORE_COLOR, alpha=0.15, linewidth=0)
-    axes.plot(
-        [entry.step for entry in entries.line],
-        [entry.mean_perplexity for entry in entries.line],
-        color=SCORE_COLOR,
-        marker="o",
-        markersize=3.5,
-        label=f"mean perplexity on {results.data.path}, 95 % interval",
-    )
+def _draw_scores(axes: Axes, results: EvalResults, entries: CurveEntries, columns: int) -> None:
+    """Draw the scores on the data file, and those on the dev file if another file selects the best checkpoint."""
+    if entries.finetuned:
+        steps = [entry.step for entry in entries.finetuned]
+        low, high = zip(*(entry.mean_perplexity_ci95 for entry in entries.finetuned), strict=True)
+        axes.fill_between(steps, low, high, color=COLORS["score"], alpha=0.16, linewidth=0)
+        axes.vlines(steps, low, high, color=COLORS["score"], alpha=0.3)
+    _draw_line(axes, entries.line, results.data.path, ", 95 % interval", "score", columns)
     selector = results.selector
     if selector is not None and selector is not results:
-        dev_line = curve_entries(selector).line
-        axes.plot(
-            [entry.step for entry in dev_line],
-            [entry.mean_perplexity for entry in dev_line],
-            color=DEV_COLOR,
-            linestyle="--",
-            marker="s",
-            markersize=3,
-            label=f"on {selector.data.path}, which selects the best",
-        )
+        _draw_line(axes, curve_entries(selector).line, selector.data.path, ", selects the best", "dev", columns)
 
 
-def _mark_best(axes: Axes, results: EvalResults, finetuned: Sequence[ScoreEntry]) -> None:
+def _draw_line(axes: Axes, entries: Sequence[ScoreEntry], file: str, role: str, color: str, columns: int) -> None:
+    is_dev = color == "dev"
+    style: dict[str, Any] = {"color": COLORS[color], "marker": "s" if is_dev else "o", "markersize": 4 if is_dev else 6}
+    label = f"{shorten_name(file, columns - len(role) - 8)}{role}"
+    axes.plot(
+        [entry.step for entry in entries],
+        [entry.mean_perplexity for entry in entries],
+        linewidth=1.5,
+        linestyle="--" if is_dev else "-",
+        label=label,
+        **style,
+    )
+    for entry in entries:
+        tooltip = f"{'dev, ' if is_dev else ''}step {entry.step:,}: {_describe_score(entry)}"
+        axes.plot(entry.step, entry.mean_perplexity, gid=tooltip, clip_on=False, **style)
+
+
+def _mark_best(axes: Axes, results: EvalResults, line: Sequence[ScoreEntry]) -> None:
     best = results.best_entry()
     if best is None:  # the dev file's best checkpoint has not been scored on this file
         return
-    axes.plot(best.step, best.mean_perplexity, marker="*", markersize=14, color=BEST_COLOR, linestyle="none")
-    last_step = finetuned[-1].step
+    axes.plot(
+        best.step,
+        best.mean_perplexity,
+        marker="*",
+        markersize=15,
+        color=COLORS["best"],
+        markeredgecolor=COLORS["page"],
+        gid=f"best: step {best.step:,}: {_describe_score(best)}",
+        clip_on=False,
+    )
+    last_step = line[-1].step
     axes.annotate(
-        f"best: {best.mean_perplexity:#.4g} at step {best.step:,}",
+        f"best {_format_score(best.mean_perplexity)}, step {best.step:,}",
         (best.step, best.mean_perplexity_ci95[0]),
-        xytext=(0, -12),
+        xytext=(0, -4),
         textcoords="offset points",
-        ha=("left", "center", "right")[(best.step > 0.15 * last_step) + (best.step > 0.85 * last_step)],
-        fontsize=9,
-        color=BEST_TEXT_COLOR,
-        bbox=LABEL_BOX,
+        va="top",
+        ha=("left", "center", "right")[(best.step > 0.2 * last_step) + (best.step > 0.8 * last_step)],
+        color=COLORS["best"],
+        bbox={"facecolor": COLORS["page"], "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )
 
 
-def _style_axes(axes: Axes) -> None:
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("mean perplexity of outputs (log scale)")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 8)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", alpha=0.25)
-    axes.margins(y=0.12)
+def _style_score_axis(axes: Axes) -> None:
+    axes.set_title("mean perplexity, log scale")
+    axes.set_yscale("log")
+    axes.margins(y=0.1)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_yticks(_log_ticks(*axes.get_ylim()))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
 
 
-def _draw_losses(axes: Axes, losses: Sequence[tuple[int, float]]) -> Line2D:
-    loss_axes = axes.twinx()
-    (line,) = loss_axes.plot(*zip(*losses, strict=True), color=LOSS_COLOR, linewidth=1, alpha=0.9)
-    loss_axes.set_ylabel("training loss (nats per token)", color=LOSS_TEXT_COLOR)
-    loss_axes.set_ylim(bottom=0)
-    # The scores are drawn above the losses.
-    axes.set_zorder(loss_axes.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    return line
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return round values between two bounds."""
+    powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for multiples in _LOG_TICK_MULTIPLES:
+        ticks = [multiple * power for power in powers for multiple in multiples if low <= multiple * power <= high]
+        if len(ticks) >= _MIN_LOG_TICKS:
+            return ticks
+    return [value for value in MaxNLocator(nbins=5).tick_values(low, high) if low <= value <= high]
+
+
+def _draw_losses(axes: Axes, losses: Sequence[tuple[int, float]]) -> None:
+    axes.set_title("training loss, nats per token")
+    axes.plot(*zip(*losses, strict=True), color=COLORS["loss"], linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
 
 
 def _separate_labels(axes: Axes, labels: Sequence[Annotation], values: Sequence[float]) -> None:
@@ -172,6 +235,6 @@ def _separate_labels(axes: Axes, labels: Sequence[Annotation], values: Sequence[
     figure = axes.get_figure(root=True)
     assert figure is not None, "the axes are part of a figure"
     figure.draw_without_rendering()  # positions are known only after the layout
-    points = [axes.transData.transform((0, value))[1] * 72 / figure.dpi for value in values]
-    for label, point, position in zip(labels, points, spread_positions(points, LABEL_GAP_POINTS), strict=True):
-        label.set_position((-4, LABEL_OFFSET_POINTS + position - point))
+    points = [axes.transData.transform((0, value))[1] for value in values]
+    for label, point, position in zip(labels, points, spread_positions(points, _LABEL_GAP), strict=True):
+        label.set_position((6, position - point))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hw3.common.errors import UserError
 from hw3.config.recipe import Recipe
+from hw3.config.validation import check_divisible
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,14 @@ class BatchLayout:
         """Return the layout in which each process computes its rows of a step in one micro-batch."""
         return BatchLayout(self.processes, self.rows_per_device * self.accumulation, 1)
 
+    def split_micro_batches(self) -> BatchLayout:
+        """Return the layout with half the rows per micro-batch; a third, and so on, if they cannot be halved.
+
+        A micro-batch of one row stays as it is.
+        """
+        parts = next((parts for parts in range(2, self.rows_per_device + 1) if self.rows_per_device % parts == 0), 1)
+        return BatchLayout(self.processes, self.rows_per_device // parts, self.accumulation * parts)
+
 
 def divide_batch(recipe: Recipe, processes: int) -> BatchLayout:
     """Divide a recipe's rows per step among processes: they take over accumulation steps first, then rows.
@@ -43,21 +51,8 @@ def divide_batch(recipe: Recipe, processes: int) -> BatchLayout:
     Raises:
         UserError: there is no process, or the rows cannot be divided; names the nearest numbers that work.
     """
-    if processes < 1:
-        raise UserError(f"found {processes} processes; expected 1 or more")
+    check_divisible(recipe.training, processes)
     rows = recipe.training.get("per_device_train_batch_size", 8)
     accumulation = recipe.training.get("gradient_accumulation_steps", 1)
-    total = rows * accumulation
-    if total % processes:
-        divisors = [number for number in range(1, total + 1) if total % number == 0]
-        below = max(number for number in divisors if number < processes)
-        above = min((number for number in divisors if number > processes), default=None)
-        nearest = f"{below}" if above is None else f"{below} or {above}"
-        divisible_rows = sorted({max(total // processes, 1) * processes, -(-total // processes) * processes})
-        raise UserError(
-            f"training: {total} rows per step (per_device_train_batch_size {rows} x gradient_accumulation_steps "
-            f"{accumulation}) cannot be divided among {processes} processes; use {nearest} processes, "
-            f"or {' or '.join(map(str, divisible_rows))} rows per step"
-        )
     shared = math.gcd(accumulation, processes)
     return BatchLayout(processes, rows // (processes // shared), accumulation // shared)

@@ -5,13 +5,17 @@ They are judged by building the objects that a recipe configures.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import GenerationConfig, PreTrainedConfig, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from trl import SFTConfig
@@ -25,40 +29,33 @@ from hw3.modeling.quantization import build_quantization_config
 from hw3.training.batch_layout import BatchLayout
 from hw3.training.optimizer_state import FUSED_ADAMW
 from hw3.training.sft_arguments import build_sft_config
-from hw3.training.sharding import sharding_from_env
 from hw3.training.step_strategy import StepStrategy
 
 P = ParamSpec("P")
 T = TypeVar("T")
-STEPS = 100  # of the schedule that is built for its checks
+STEPS = 100  # after the warmup, of the schedule that is built for its checks
+# Whether this machine's device supports the recipe is the task of `find_device_problems`.
+_CPU_SETTINGS = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "ddp_backend": None}
 
 
-def find_library_problems(recipe: Recipe, layout: BatchLayout | None, *, fits_device: bool) -> list[str]:
-    """Return what the libraries refuse of a recipe; nothing is written, and no model is built.
-
-    Args:
-        recipe: the recipe.
-        layout: how the rows of a step are divided; None if they cannot be.
-        fits_device: whether this machine supports the recipe. `SFTConfig` refuses one that it does not support.
-    """
+def find_library_problems(recipe: Recipe) -> list[str]:
+    """Return what the libraries refuse of a recipe; nothing is written, and no model is built."""
     found = ProblemCollector()
     if recipe.quantization is not None:
         found.collect(_attempt, recipe, ("quantization",), build_quantization_config, recipe.quantization)
     found.collect(_attempt, recipe, ("generation",), _build_generation_config, recipe)
     found.collect(_attempt, recipe, ("training", "report_to"), _build_trackers, recipe)
-    # Under a sharded launch, SFTConfig sets up DeepSpeed or FSDP, which only the plan's final one may do.
-    if layout is not None and fits_device and sharding_from_env() is None:
-        config = found.collect(_attempt, recipe, ("training",), _build_sft_config, recipe, layout)
-        if config is not None:
-            optimizer_key = "optim_args" if recipe.training.get("optim_args") else "optim"
-            found.collect(_attempt, recipe, ("training", optimizer_key), _build_optimizer, config)
-            schedule_key = "lr_scheduler_kwargs" if recipe.training.get("lr_scheduler_kwargs") else "lr_scheduler_type"
-            found.collect(_attempt, recipe, ("training", schedule_key), _build_schedule, config)
+    config = found.collect(_attempt, recipe, ("training",), _build_sft_config, recipe)
+    if config is not None:
+        optimizer_key = "optim_args" if recipe.training.get("optim_args") else "optim"
+        found.collect(_attempt, recipe, ("training", optimizer_key), _build_optimizer, config)
+        schedule_key = "lr_scheduler_kwargs" if recipe.training.get("lr_scheduler_kwargs") else "lr_scheduler_type"
+        found.collect(_attempt, recipe, ("training", schedule_key), _build_schedule, config)
     return found.problems
 
 
 def find_lora_problems(recipe: Recipe, config: PreTrainedConfig | None) -> list[str]:
-    """Return what is wrong with the `lora` section: what PEFT refuses, and ranks above the base model's hidden size.
+    """Return what is wrong with the `lora` section: what PEFT refuses, ranks above the hidden size, unknown token ids.
 
     A linear layer that reads or writes hidden states has no update of a higher rank, and building the matrices of a
     mistyped rank may take hours.
@@ -77,11 +74,17 @@ def find_lora_problems(recipe: Recipe, config: PreTrainedConfig | None) -> list[
     ranks: dict[KeyPath, Any] = {("lora", "r"): lora["r"]} if "r" in lora else {}
     ranks |= {("lora", "rank_pattern", pattern): rank for pattern, rank in (lora.get("rank_pattern") or {}).items()}
     expected = f"expected a whole number from 1 to {hidden_size}, the base model's hidden size"
-    return found.problems + [
+    found.problems += [
         recipe.problem(key_path, f"{describe_value(rank)}, {expected}")
         for key_path, rank in ranks.items()
         if not (isinstance(rank, int) and 1 <= rank <= hidden_size)
     ]
+    indices, last_id = lora.get("trainable_token_indices") or [], config.get_text_config().vocab_size - 1
+    token_ids = itertools.chain.from_iterable(indices.values()) if isinstance(indices, dict) else indices
+    if wrong_ids := [token_id for token_id in token_ids if not 0 <= token_id <= last_id]:
+        problem = f"{describe_value(wrong_ids[0])}, expected token ids from 0 to {last_id}"
+        found.problems.append(recipe.problem(("lora", "trainable_token_indices"), problem))
+    return found.problems
 
 
 def _attempt(recipe: Recipe, key_path: KeyPath, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,12 +108,28 @@ def _build_trackers(recipe: Recipe) -> None:
         callback()
 
 
-def _build_sft_config(recipe: Recipe, layout: BatchLayout) -> SFTConfig:
-    """Build TRL's arguments for the recipe's own settings, with an output folder that is thrown away."""
+def _build_sft_config(recipe: Recipe) -> SFTConfig:
+    """Build TRL's arguments as on a machine without a GPU, with an output folder that is thrown away.
+
+    Only the plan's final `SFTConfig` may set up the device, the process group, and DeepSpeed or FSDP. Without the
+    launcher's variables, this one does not.
+    """
     checkpointing = bool(recipe.training.get("activation_checkpointing", False))
-    strategy = StepStrategy(layout, False, False, checkpointing, recipe.training.get("optim", FUSED_ADAMW))
-    with tempfile.TemporaryDirectory() as folder:
-        return build_sft_config(recipe, strategy, Path(folder))
+    strategy = StepStrategy(
+        BatchLayout(1, 1, 1), False, False, checkpointing, recipe.training.get("optim", FUSED_ADAMW)
+    )
+    environment = dict(os.environ)
+    for name in environment:
+        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            del os.environ[name]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            cpu_recipe = replace(recipe, training=recipe.training | _CPU_SETTINGS)
+            return build_sft_config(cpu_recipe, strategy, Path(folder))
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _build_optimizer(config: SFTConfig) -> None:
@@ -121,15 +140,19 @@ def _build_optimizer(config: SFTConfig) -> None:
 
 
 def _build_schedule(config: SFTConfig) -> None:
-    """Build the schedule of the learning rate; some need arguments, which `lr_scheduler_kwargs` gives."""
+    """Build the schedule and compute its rates; some need arguments, which `lr_scheduler_kwargs` gives."""
     optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=config.learning_rate)
-    get_scheduler(
+    warmup_steps = config.get_warmup_steps(STEPS)
+    schedule = get_scheduler(
         config.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=config.get_warmup_steps(STEPS),
-        num_training_steps=STEPS,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=warmup_steps + STEPS,
         scheduler_specific_kwargs=config.lr_scheduler_kwargs,  # type: ignore[arg-type]  # parsed by SFTConfig
     )
+    for step in range(warmup_steps, warmup_steps + STEPS):
+        for compute_rate in getattr(schedule, "lr_lambdas", []):
+            float(compute_rate(step))
 
 
 def _describe_error(recipe: Recipe, key_path: KeyPath, error: Exception) -> str:

@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from hw3.common.errors import UserError
 from hw3.config.recipe import Recipe
+from hw3.config.yaml_loader import read_yaml
 from hw3.training.optimizer_state import EQUIVALENT_ADAMW, FUSED_ADAMW
 
 Sharding = Literal["FSDP", "DeepSpeed"]
@@ -31,12 +30,13 @@ def sharding_from_file(path: Path) -> Sharding | None:
     Raises:
         UserError: the file is not an accelerate configuration file.
     """
+    expected = "expected an accelerate configuration file with a distributed_type; see accelerate_configs/"
     try:
-        distributed_type = yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected an accelerate configuration file with a distributed_type; see accelerate_configs/"
-        ) from error
+        distributed_type = str(read_yaml(path).values["distributed_type"])
+    except UserError as error:
+        raise UserError(f"{error}; {expected}") from error
+    except KeyError:
+        raise UserError(f"{path}: {expected}") from None
     names: dict[str, Sharding] = {"FSDP": "FSDP", "DEEPSPEED": "DeepSpeed"}
     return names.get(distributed_type)
 

@@ -32,6 +32,7 @@ def test_repository_has_these_recipes_and_prompts() -> None:
         "recipes/gemma/qlora.yaml",
         "recipes/llama/qlora.yaml",
         "recipes/qwen/qlora.yaml",
+        "recipes/smollm2/qlora.yaml",
         "recipes/tiny/qlora.yaml",
     ]
     assert [path.stem for path in PROMPT_FILES] == ["bare", "chat_template", "course_default", "study"]
@@ -50,7 +51,8 @@ def test_recipe_loads_reads_back_and_configures_the_libraries(path: Path, tmp_pa
     for key, value in on_cpu.training.items():
         assert getattr(config, key) == value, key
     lora = build_lora_config(recipe.lora)
-    assert (lora.r, lora.lora_alpha, lora.target_modules) == (recipe.lora["r"], 16, "all-linear")
+    alpha = 128 if path.parent.name == "smollm2" else 16
+    assert (lora.r, lora.lora_alpha, lora.target_modules) == (recipe.lora["r"], alpha, "all-linear")
     nf4 = build_quantization_config(recipe.quantization)
     assert isinstance(nf4, BitsAndBytesConfig)
     assert (nf4.load_in_4bit, nf4.bnb_4bit_quant_type, nf4.bnb_4bit_use_double_quant) == (True, "nf4", True)
@@ -95,3 +97,7 @@ def test_overrides_are_applied_in_order() -> None:
     assert recipe.quantization is None
     assert (recipe.prompt.system, recipe.prompt.turn) == ("S", "{instruction}\n")
     assert recipe.lora["r"] == 2 and recipe.name == "tiny-qlora"
+
+
+def test_tiny_recipe_accepts_the_longest_row_of_the_homework() -> None:
+    assert load_recipe(REPOSITORY / "recipes/tiny/qlora.yaml").data.max_length >= 585  # tokens

@@ -92,6 +92,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
             ["lora.init_lora_weights=pissa"],
             "lora.init_lora_weights: found pissa, which changes the base model's weights",
         ),
+        (["lora.alora_invocation_tokens=[5]"], "lora.alora_invocation_tokens: activated LoRA depends on the input"),
         (["training.push_to_hub=true"], "training.push_to_hub"),
         (["lora.modules_to_save=[lm_head]"], "lora.modules_to_save: found lm_head"),
         (["training.fp16=true"], "bf16 and fp16 cannot both be true"),
@@ -117,3 +118,16 @@ def test_any_invalid_mapping_is_a_user_error(tmp_path_factory: pytest.TempPathFa
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     with pytest.raises(UserError):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "nearest"),
+    [(2, "4 or 8 processes, or 7 or 14"), (10**12, "5 or 8 processes, or 3999999999996 or")],
+)
+def test_number_of_processes_is_judged_with_the_mistakes_of_other_sections(accumulation: int, nearest: str) -> None:
+    overrides = ["lora.r=x", f"training.gradient_accumulation_steps={accumulation}"]
+    with pytest.raises(UserError) as error:
+        load_recipe(REPOSITORY / "recipes/gemma/qlora.yaml", overrides, processes=7)
+    rank, rows = error.value.problems
+    assert rank == 'command line: lora.r: found "x", expected a whole number'
+    assert f"cannot be divided among 7 processes; use {nearest}" in rows

@@ -63,6 +63,9 @@ UPSTREAM: dict[str, dict[str, str | None]] = {
         "transformers.cache_utils.DynamicLayer.update": "self, key_states, value_states, *args, **kwargs",
         "transformers.cache_utils.StaticLayer.get_seq_length": "self",
     },
+    "accelerate": {
+        "accelerate.state.AcceleratorState._reset_state": "reset_partial_state",
+    },
     "bitsandbytes": {
         "bitsandbytes.backends.cpu.ops": None,
         "bitsandbytes.nn.Linear4bit.forward": "self, x",

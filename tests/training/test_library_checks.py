@@ -1,10 +1,15 @@
 """The second round of checks: values that only a library can judge are refused before anything is written."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import PartialState
 
 from hw3.cli import main
+from hw3.config.recipe import load_recipe
+from hw3.training.library_checks import find_library_problems
 
 SCHEDULE = "lr_scheduler_type"
 
@@ -34,6 +39,14 @@ SCHEDULE = "lr_scheduler_type"
             ['lora.rank_pattern={"(": 4}'],
             ['lora.rank_pattern: found {"(": 4}, expected a regular expression, but "(" is none: missing ), '],
         ),
+        (
+            ["lora.trainable_token_indices=[3, 64]"],
+            ["lora.trainable_token_indices: found 64, expected token ids from 0 to 63"],
+        ),
+        (
+            ["lora.trainable_token_indices={embed_tokens: [-1]}"],
+            ["lora.trainable_token_indices: found -1, expected token ids from 0 to 63"],
+        ),
         (["lora.r=1000000"], ["lora.r: found 1000000, expected a whole number from 1 to 64, the base model's hidden "]),
         (["lora.rank_pattern.q_proj=65"], ["lora.rank_pattern.q_proj: found 65, expected a whole number from 1 to 64"]),
         (
@@ -47,6 +60,17 @@ SCHEDULE = "lr_scheduler_type"
         (
             [f"training.{SCHEDULE}=cosine_with_min_lr", "training.lr_scheduler_kwargs={min: 3}"],
             ['training.lr_scheduler_kwargs: found {"min": 3}: get_cosine_with_min_lr_schedule_with_warmup() got an '],
+        ),
+        (
+            [f"training.{SCHEDULE}=cosine", "training.warmup_steps=5", "training.lr_scheduler_kwargs={num_cycles: x}"],
+            ['training.lr_scheduler_kwargs: found {"num_cycles": "x"}: could not convert string to float'],
+        ),
+        (
+            ["training.ddp_timeout=0", "training.ddp_bucket_cap_mb=-1"],
+            [
+                "training.ddp_timeout: found 0, expected a number greater than or equal to 1",
+                "training.ddp_bucket_cap_mb: found -1, expected a number greater than or equal to 1",
+            ],
         ),
         (["training.optim_args=a"], ['training.optim_args: found "a": ']),
         (["training.dataloader_prefetch_factor=2"], ["training.dataloader_prefetch_factor: found 2: "]),
@@ -69,3 +93,30 @@ def test_value_that_a_library_refuses_is_reported_with_its_place_and_key(
         assert place == "command line" or place.startswith(f"{mini_recipe}:")
         assert message.startswith(problem)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
+def test_values_are_checked_under_a_sharded_launch_without_setting_it_up(
+    mini_recipe: Path, sharding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        f"ACCELERATE_USE_{sharding}": "true",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    environment = dict(os.environ)
+    overrides = ["training.optim=galore_adamw", f"training.{SCHEDULE}=warmup_stable_decay", "training.debug=all"]
+    assert len(find_library_problems(load_recipe(mini_recipe, overrides[:2]))) == 2
+    (problem,) = find_library_problems(load_recipe(mini_recipe, overrides[2:]))
+    assert problem.startswith('command line: training.debug: found "all": all is not a valid DebugOption')
+    assert dict(os.environ) == environment
+    assert not torch.distributed.is_initialized() and not PartialState._shared_state
+
+
+def test_precision_that_only_a_gpu_supports_does_not_hide_other_problems(mini_recipe: Path) -> None:
+    overrides = ["training.use_cpu=false", "training.fp16=true", "training.bf16=false", "training.tf32=true"]
+    assert find_library_problems(load_recipe(mini_recipe, overrides)) == []
+    (problem,) = find_library_problems(load_recipe(mini_recipe, [*overrides, "training.optim=galore_adamw"]))
+    assert problem.startswith('command line: training.optim: found "galore_adamw"')

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,6 +29,8 @@ from hw3.runs.results_file import PromptReference, ScoreEntry, ScoringSettings
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
+# SmolLM2-135M-Instruct, which `make smollm2` writes.
+SMOLLM2 = Path(os.environ.get("HW3_SMOLLM2", REPOSITORY / "data/smollm2")).absolute()
 # The characters of all rows below. Their order gives the ids: <pad> 0, <eos> 1, <bos> 2, <unk> 3, 甲 4, ...
 CHARACTERS = "甲乙丙丁戊己庚辛壬癸天地玄黃宇宙洪荒日月盈昃辰宿列張問答：\n。，"
 
@@ -100,6 +103,17 @@ def write_recipe(folder: Path, mini_base: Path) -> Path:
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def save_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> Path:
+    """Save an adapter with random weights, made by PEFT alone; return its folder. The base cannot be used again."""
+    torch.manual_seed(0)
+    model = get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
 
 
 @torch.no_grad()

@@ -2,25 +2,91 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from hw3.common.errors import RunError, UserError
+
+LEFTOVER_SECONDS = 600  # no process takes this long between creating a temporary file and renaming it
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that `path` is a regular file, a link to one, or does not exist.
+
+    Raises:
+        UserError: it is a folder, a device, a pipe, or a link to nothing.
+    """
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    if is_folder:
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if os.path.lexists(path) and not is_file:
+        raise UserError(f"{path}: is not a regular file, so it is not overwritten; give the name of a file")
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, and create its parent folders.
 
-    The text goes to a temporary file beside `path`, is flushed to disk, and then replaces `path`.
+    The text goes to a temporary file beside `path`, is flushed to disk, and then replaces `path`. If `path` is a link,
+    this happens to the file that it points to.
+
+    Raises:
+        UserError: something else than a file is there.
+        RunError: the file cannot be written, for example because the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    check_replaceable(path)
+    target = Path(os.path.realpath(path))
+    temporary = temporary_path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:  # such as a full disk
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(target: Path) -> Path:
+    """Return this process's path for the new content of a file, beside it."""
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete the new content of a file that other processes left when they were killed."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with contextlib.suppress(OSError):  # another process may delete or rename it
+            if path.suffix[1:].isdecimal() and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until all files of a folder, and the folders themselves, are on disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def apply_umask(folder: Path) -> None:

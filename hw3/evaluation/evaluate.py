@@ -14,6 +14,7 @@ from hw3.common.atomic_io import write_atomically
 from hw3.common.distributed import gather_objects, get_rank
 from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe, load_recipe
+from hw3.data.chat_rendering import FIXED_DATE_NOTE, get_chat_template_date
 from hw3.evaluation.results_table import print_results
 from hw3.evaluation.score_tasks import encode_tasks, score_tasks
 from hw3.evaluation.tasks import EvalDataset, EvalTask, list_prompts, list_tasks, load_eval_datasets
@@ -53,14 +54,15 @@ def evaluate_run(
         allow_mismatch: use checkpoints that were trained with another prompt, base model or quantization.
 
     Returns:
-        0.
+        0, or 1 if one of `adapters` cannot be scored.
 
     Raises:
         UserError: there is no such run, or data, prompts, few-shot examples or checkpoints do not fit it.
     """
     recipe = load_recipe(recipe_path) if base_only and recipe_path and not run.exists() else run.load_recipe()
     checkpoints = [] if base_only else _find_checkpoints(run, recipe, allow_mismatch)
-    checkpoints += [external_adapter(folder) for folder in adapters or []]
+    named_adapters = [external_adapter(folder) for folder in adapters or []]
+    checkpoints += named_adapters
     opened = open_run(run, recipe)
     datasets = load_eval_datasets(run, recipe, opened.identity, data_file)
     tasks = list_tasks(
@@ -72,10 +74,14 @@ def evaluate_run(
         identity=opened.identity,
         examples_source=examples_source,
     )
-    _score_missing_entries(run, recipe, opened, tasks)
-    if get_rank() == 0:
-        _report(run, recipe, datasets, baseline)
-    return 0
+    skipped = _score_missing_entries(run, recipe, opened, tasks)
+    if get_rank() != 0:
+        return 0  # a launcher stops all processes if one fails, and the first one still has to write the results
+    _report(run, recipe, datasets, baseline)
+    unscored = [adapter.name for adapter in named_adapters if adapter.sha256 in skipped]
+    if unscored:
+        logger.error(f"not scored, as explained above: {', '.join(unscored)}")
+    return 1 if unscored else 0
 
 
 def _find_checkpoints(run: Run, recipe: Recipe, allow_mismatch: bool) -> list[Checkpoint]:
@@ -86,20 +92,22 @@ def _find_checkpoints(run: Run, recipe: Recipe, allow_mismatch: bool) -> list[Ch
     return run.complete_checkpoints()
 
 
-def _score_missing_entries(run: Run, recipe: Recipe, opened: OpenedRun, tasks: Sequence[EvalTask]) -> None:
-    """Score the tasks without an entry. If there is no run folder yet, create it."""
+def _score_missing_entries(run: Run, recipe: Recipe, opened: OpenedRun, tasks: Sequence[EvalTask]) -> set[str]:
+    """Score the tasks without an entry; return the hashes of skipped checkpoints. Create the run folder if needed."""
     # The first process decides: another one may read result files while the first process replaces them.
     unscored = [task.entry_key for task in tasks if task.entry_key not in task.dataset.results.row_scores]
     missing = set(gather_objects(unscored)[0])
     pending = [task for task in tasks if task.entry_key in missing]
     if not pending:
-        return
+        return set()
     logger.info(f"{len(pending)} of {len(tasks)} entries to score")
+    if any(task.prompt.chat_template for task in pending) and get_chat_template_date(opened.tokenizer):
+        logger.info(FIXED_DATE_NOTE)
     encoded_rows = encode_tasks(pending, opened)
     if get_rank() == 0 and not run.exists():
         write_atomically(run.recipe_path, recipe.to_yaml())
     try:
-        score_tasks(pending, encoded_rows, recipe, opened)
+        return score_tasks(pending, encoded_rows, recipe, opened)
     except KeyboardInterrupt:
         logger.warning("stopped: finished entries are saved; run the same command to continue")
         raise

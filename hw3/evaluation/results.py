@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hw3.common.atomic_io import write_atomically
+from hw3.common.atomic_io import remove_leftovers, temporary_path, write_atomically
 from hw3.common.errors import UserError
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.evaluation.perplexity import RowScore
+from hw3.runs.lock import LOCK_FILE, writing_lock
 from hw3.runs.results_file import (
     BestCheckpoint,
     ResultsFile,
@@ -53,6 +54,7 @@ class EvalResults:
         row_scores: scores of the rows by the entry's key.
         selector: the results that select the best checkpoint: these, or those on a dev file.
         changed: whether the files were written since loading.
+        dropped_keys: keys of entries that `drop_stale` has dropped.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class EvalResults:
     row_scores: dict[str, list[RowScore]] = field(default_factory=dict)
     selector: EvalResults | None = None
     changed: bool = False
+    dropped_keys: set[str] = field(default_factory=set)
 
     @classmethod
     def load(
@@ -142,6 +145,7 @@ class EvalResults:
         Args:
             checkpoints: hash by name of the complete checkpoints.
         """
+        before = {entry.key for entry in self.entries}
         self._set_entries(
             entry
             for entry in self.entries
@@ -149,13 +153,17 @@ class EvalResults:
             or entry.checkpoint is None
             or checkpoints.get(entry.checkpoint, entry.adapter_sha256) == entry.adapter_sha256
         )
+        self.dropped_keys |= before - {entry.key for entry in self.entries}
 
     def add(self, entry: ScoreEntry, scores: Sequence[RowScore]) -> None:
         """Add an entry with the scores of its rows, and write both files."""
+        self._insert(entry, scores)
+        self.write()
+
+    def _insert(self, entry: ScoreEntry, scores: Sequence[RowScore]) -> None:
         self.entries.append(entry)
         self.entries.sort(key=lambda entry: (entry.prompt.name, entry.shots, entry.step, entry.key))
         self.row_scores[entry.key] = list(scores)
-        self.write()
 
     def select_on(self, other: EvalResults) -> None:
         """Select the best checkpoint by the scores on another file.
@@ -185,10 +193,23 @@ class EvalResults:
             chosen_on=(self.selector or self).data.path,
         )
 
+    def read_stored_best(self) -> BestCheckpoint | None:
+        """Return `best` as it is in `results.json`."""
+        return ResultsFile.read(self.folder / RESULTS_FILE).best
+
     def write(self) -> None:
-        """Write both files, unless they would stay the same."""
-        if not self.entries:
+        """Write both files, unless they would stay the same. Entries that other processes have added are kept."""
+        if not self.entries or self._stored_text() == self._to_json():
             return
+        self.changed = True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing_lock(self.folder / LOCK_FILE):
+            self._add_stored_entries()
+            # Rows first: an entry without rows is scored again, rows without an entry are never read.
+            self._write_rows()
+            write_atomically(self.folder / RESULTS_FILE, self._to_json())
+
+    def _to_json(self) -> str:
         results_file = ResultsFile(
             run=self.run_name,
             started=self.started,
@@ -197,14 +218,25 @@ class EvalResults:
             entries=self.entries,
             best=self.best_checkpoint(),
         )
-        text, path = results_file.to_json(), self.folder / RESULTS_FILE
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            return
-        self.changed = True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Rows first: an entry without rows is scored again, rows without an entry are never read.
-        self._write_rows()
-        write_atomically(path, text)
+        return results_file.to_json()
+
+    def _stored_text(self) -> str | None:
+        path = self.folder / RESULTS_FILE
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def _add_stored_entries(self) -> None:
+        """Add the entries that another `hw3 eval` has written since these results were loaded."""
+        stored = EvalResults.load(
+            self.folder,
+            run_name=self.run_name,
+            started=self.started,
+            data=self.data,
+            settings=self.settings,
+            prompt_sha256=self.prompt_sha256,
+        )
+        for entry in stored.entries:
+            if entry.key not in self.row_scores and entry.key not in self.dropped_keys:
+                self._insert(entry, stored.row_scores[entry.key])
 
     def _write_rows(self) -> None:
         records = [
@@ -216,9 +248,10 @@ class EvalResults:
             arrow_column(column, kind)
             for column, kind in zip(zip(*records, strict=True), _ROWS_SCHEMA.types, strict=True)
         ]
-        partial = self.folder / f".{ROWS_FILE}.{os.getpid()}"
-        pq.write_table(pa.Table.from_arrays(columns, schema=_ROWS_SCHEMA), partial)
-        os.replace(partial, self.folder / ROWS_FILE)
+        target = self.folder / ROWS_FILE
+        remove_leftovers(target)
+        pq.write_table(pa.Table.from_arrays(columns, schema=_ROWS_SCHEMA), temporary_path(target))
+        os.replace(temporary_path(target), target)
 
     def _set_entries(self, entries: Iterable[ScoreEntry]) -> None:
         self.entries = list(entries)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from hw3.common.errors import UserError
 from hw3.common.paths import portable_path
+from hw3.common.shell_commands import hw3_command
 from hw3.config.recipe import Recipe
 from hw3.runs.checkpoints import Checkpoint, external_adapter
 from hw3.runs.manifest import Manifest
@@ -117,11 +119,11 @@ def select_scored_checkpoint(run: Run, name: str = "best") -> ScoredCheckpoint:
     checkpoints = {checkpoint.name: checkpoint for checkpoint in run.complete_checkpoints()}
     manifest = run.read_manifest()
     if not checkpoints or manifest is None:
-        raise UserError(f"{run}: no complete checkpoint; train it first (make train RUN={run})")
+        raise UserError(f"{run}: no complete checkpoint; train it first (make train RUN={shlex.quote(str(run))})")
     data_file = Path(recipe.data.eval)
     if not data_file.is_file():
         raise UserError(f"{data_file}: no such file; it is the run's data.eval, whose score is needed to compare with")
-    advice = f"score the run first: make eval RUN={run} (hw3 eval {run})"
+    advice = f"score the run first: make eval RUN={shlex.quote(str(run))} ({hw3_command('eval', run)})"
     found = run.read_results_on(data_file)
     if found is None:
         raise UserError(f"{run}: no scores on {data_file} with its current content; {advice}")

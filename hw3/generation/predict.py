@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import torch
 
 from hw3.common.atomic_io import write_atomically, write_json
 from hw3.common.distributed import gather_objects, get_rank, get_world_size, shard_by_cost
-from hw3.common.errors import UserError
+from hw3.common.errors import RunError, UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
 from hw3.common.progress import ProgressLine
+from hw3.config.recipe import Recipe
 from hw3.config.schema import GenerationSection
 from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
 from hw3.data.rows import Row, read_rows
@@ -27,7 +30,9 @@ from hw3.generation.batch_generate import Generation, generate
 from hw3.generation.generator import RunGenerator
 from hw3.generation.partial_predictions import PartialPredictions, Prediction, remove_partial_predictions
 from hw3.runs.identity import prompt_name
+from hw3.runs.lock import exclusive_lock
 from hw3.runs.open_run import encode_rows
+from hw3.runs.output_file import check_output_file, list_recipe_inputs
 from hw3.runs.prediction_record import PredictionRecord
 from hw3.runs.results_file import PromptReference
 from hw3.runs.run import RECORD_SUFFIX, Run
@@ -66,9 +71,9 @@ def predict_run(
         UserError: there is no such run, checkpoint or file, or they do not fit together.
     """
     # --- what to generate ---------------------------------------------------------------------------------------------
-    _check_output(output)
     generator = RunGenerator.open(run, checkpoint, shots=shots, overrides=overrides, allow_mismatch=allow_mismatch)
     inputs = _load_inputs(generator, input_file or Path(generator.recipe.data.eval))
+    _check_output(output, inputs.path, generator.recipe)
     predictions_path = run.predictions_dir(inputs.path, inputs.data) / f"{generator.name}.json"
     key = _predictions_key(generator, inputs)
 
@@ -76,18 +81,15 @@ def predict_run(
     # The first process decides: another one may read files while the first process replaces them.
     record = gather_objects(_read_complete_record(predictions_path, key))[0]
     if record is None:
-        partial = PartialPredictions.open(predictions_path, key)
-        _generate_missing(generator, inputs, partial)
-        partial.gather()
+        with _lock_predictions(predictions_path):
+            record = _generate_and_save(generator, inputs, predictions_path, key)
+    else:
+        logger.info(f"{portable_path(predictions_path)}: already complete")
     if get_rank() != 0:
         return 0
 
-    # --- save and report ----------------------------------------------------------------------------------------------
-    if record is None:
-        write_json(predictions_path, [{"id": row.id, "output": partial.by_id[row.id].output} for row in inputs.rows])
-        record = _build_record(generator, inputs, partial, key, file_sha256(predictions_path))
-    else:
-        logger.info(f"{portable_path(predictions_path)}: already complete")
+    # --- report -------------------------------------------------------------------------------------------------------
+    assert record is not None, "the first process has the record"
     record = _with_metrics(record, inputs, read_outputs(predictions_path))
     _save_record(record, predictions_path)
     _print_metrics(record)
@@ -95,6 +97,27 @@ def predict_run(
         _copy_predictions(predictions_path, output)
     print(f"{output or portable_path(predictions_path)}: {len(inputs.rows)} predictions of {generator.name}")
     return 0
+
+
+def _lock_predictions(predictions_path: Path) -> AbstractContextManager[None]:
+    """Lock a file of predictions in the first process. If it is refused, the launcher ends the others."""
+    if get_rank() != 0:
+        return contextlib.nullcontext()
+    lock_file = predictions_path.with_name(f".{predictions_path.stem}.lock")
+    return exclusive_lock(lock_file, portable_path(predictions_path))
+
+
+def _generate_and_save(
+    generator: RunGenerator, inputs: _Inputs, predictions_path: Path, key: str
+) -> PredictionRecord | None:
+    """Generate the missing predictions, and write all; return their record in the first process."""
+    partial = PartialPredictions.open(predictions_path, key)
+    _generate_missing(generator, inputs, partial)
+    partial.gather()
+    if get_rank() != 0:
+        return None
+    write_json(predictions_path, [{"id": row.id, "output": partial.by_id[row.id].output} for row in inputs.rows])
+    return _build_record(generator, inputs, partial, key, file_sha256(predictions_path))
 
 
 def read_outputs(predictions_path: Path) -> dict[str, str]:
@@ -124,14 +147,14 @@ class _Inputs:
 def _load_inputs(generator: RunGenerator, path: Path) -> _Inputs:
     rows = read_rows(path, require_output=False)
     logger.info(generator.selection)
-    encoded = encode_rows(generator.encoder, rows, generator.examples, generator.max_positions, str(path))
+    encoded = encode_rows(generator.encoder, rows, generator.examples, generator.input_limits, str(path))
     limits = [generator.get_max_new_tokens(row, ids) for row, ids in zip(rows, encoded, strict=True)]
     return _Inputs(path, dataset_fingerprint(path, rows), rows, encoded, limits)
 
 
-def _check_output(output: Path | None) -> None:
-    if output is not None and output.is_dir():
-        raise UserError(f"--output {output}: is a folder; give the name of a file")
+def _check_output(output: Path | None, input_file: Path, recipe: Recipe) -> None:
+    if output is not None:
+        check_output_file(output, "--output", [input_file, *list_recipe_inputs(recipe)])
 
 
 def _predictions_key(generator: RunGenerator, inputs: _Inputs) -> str:
@@ -280,7 +303,5 @@ def _print_metrics(record: PredictionRecord) -> None:
 def _copy_predictions(predictions_path: Path, output: Path) -> None:
     try:
         write_atomically(output, predictions_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: {error.strerror}; the predictions are saved in {portable_path(predictions_path)}"
-        ) from error
+    except RunError as error:
+        raise UserError(f"--output {error}; the predictions are saved in {portable_path(predictions_path)}") from error

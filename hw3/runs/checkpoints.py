@@ -6,6 +6,7 @@ counts as incomplete, and the checkpoint before it is still complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,16 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from safetensors import safe_open
 
-from hw3.common.errors import UserError
+from hw3.common.atomic_io import flush_folder
+from hw3.common.errors import RunError, UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
-from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes
+from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes, hash_adapter_config
 from hw3.runs.file_model import FileModel
 
 MANIFEST_FILE = "manifest.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 COMPLETE_FILE = "COMPLETE.json"
+INCOMPLETE_MARKER = ".incomplete"  # in a checkpoint's folder while it is written or deleted
 TRAINER_STATE_FILE = "trainer_state.json"
 # Files that only a resumed run reads: optimizer, scheduler, RNG state. FSDP and DeepSpeed have their own files.
 RESUME_FILE_PATTERN = re.compile(
@@ -86,9 +90,57 @@ class Checkpoint:
         """Return the record that makes the checkpoint complete."""
         return CheckpointRecord.read(self.path / COMPLETE_FILE)
 
+    def find_damaged_files(self, *, only_weights: bool = False) -> list[str]:
+        """Read the checkpoint, and return the names of the files that do not have their recorded checksums.
+
+        Args:
+            only_weights: leave out the files that only a resumed run reads.
+        """
+        record = self.record()
+        return [
+            name
+            for name, file in (record.files | ({} if only_weights else record.resume_files)).items()
+            if not (self.path / name).is_file() or file_sha256(self.path / name) != file.sha256
+        ]
+
+
+def start_checkpoint(folder: Path) -> None:
+    """Create an empty folder for a checkpoint, in place of one that an earlier session has written.
+
+    Raises:
+        RunError: another program has written the folder.
+    """
+    if folder.exists():
+        if not _is_own(folder):
+            raise RunError(f"{folder}: was not written by this project, so it is not replaced; move it away")
+        _delete_checkpoint(folder)
+    folder.mkdir(parents=True)
+    (folder / INCOMPLETE_MARKER).touch()
+
+
+def _is_own(folder: Path) -> bool:
+    """Return whether this project wrote a checkpoint folder, completely or not. An empty folder counts as its own."""
+    if folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or COMPLETE_FILE in names or INCOMPLETE_MARKER in names
+
+
+def _delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint. After a kill, what is left is an incomplete checkpoint that the next session deletes."""
+    (folder / INCOMPLETE_MARKER).touch()
+    (folder / COMPLETE_FILE).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE_MARKER:
+            path.unlink()
+    shutil.rmtree(folder)
+
 
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Write `COMPLETE.json` with the sizes and checksums of all files in the folder."""
+    """Flush all files of the folder to disk, then write `COMPLETE.json` with their sizes and checksums."""
+    flush_folder(checkpoint)
     files = {
         file.relative_to(checkpoint).as_posix(): FileRecord(size=file.stat().st_size, sha256=file_sha256(file))
         for file in sorted(checkpoint.rglob("*"))
@@ -99,12 +151,30 @@ def mark_complete(checkpoint: Path, step: int) -> None:
         files={name: record for name, record in files.items() if not RESUME_FILE_PATTERN.fullmatch(name)},
         resume_files={name: record for name, record in files.items() if RESUME_FILE_PATTERN.fullmatch(name)},
     ).write(checkpoint / COMPLETE_FILE)
+    (checkpoint / INCOMPLETE_MARKER).unlink(missing_ok=True)
+
+
+def check_finite_weights(checkpoint: Path, step: int) -> None:
+    """Read a checkpoint's weights, before it is marked complete.
+
+    Raises:
+        RunError: a weight is NaN or infinite.
+    """
+    for file in checkpoint.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a dict)
+                if not weights.get_tensor(name).isfinite().all():
+                    raise RunError(
+                        f"{checkpoint}: {name} is NaN or infinite after step {step}. Checkpoints that were complete "
+                        "before are intact. A lower learning_rate or max_grad_norm, or float32, usually helps"
+                    )
 
 
 def find_complete_checkpoints(run_dir: Path) -> list[Checkpoint]:
     """Return the complete checkpoints of a run folder, by step.
 
-    A checkpoint whose files do not have the recorded sizes is not complete.
+    A checkpoint whose files do not have the recorded sizes is not complete. A folder with another name, such as a copy,
+    is not a checkpoint of the run.
     """
     found = []
     for folder in run_dir.glob("checkpoint-*"):
@@ -112,9 +182,9 @@ def find_complete_checkpoints(run_dir: Path) -> list[Checkpoint]:
             record = CheckpointRecord.read(folder / COMPLETE_FILE)
         except (OSError, UserError):
             continue
-        if _sizes_match(folder, record.files):
+        if folder.name == f"checkpoint-{record.step}" and _sizes_match(folder, record.files):
             resumable = bool(record.resume_files) and _sizes_match(folder, record.resume_files)
-            sha256 = combine_weight_hashes({name: file.sha256 for name, file in record.files.items()})
+            sha256 = _hash_weights(folder, record.files)
             found.append(Checkpoint(record.step, folder, sha256, resumable, folder.name))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -133,7 +203,11 @@ def external_adapter(folder: Path) -> Checkpoint:
         UserError: the folder holds no adapter in safetensors format.
     """
     check_adapter_folder(folder)
-    sha256 = combine_weight_hashes({name: file_sha256(folder / name) for name in ADAPTER_FILES})
+    hashes = {
+        ADAPTER_CONFIG: hash_adapter_config((folder / ADAPTER_CONFIG).read_bytes()),
+        ADAPTER_WEIGHTS: file_sha256(folder / ADAPTER_WEIGHTS),
+    }
+    sha256 = combine_weight_hashes(hashes)
     return Checkpoint(0, folder, sha256, False, portable_path(folder))
 
 
@@ -152,31 +226,32 @@ def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
     """Delete the incomplete checkpoints of a run folder and return their paths.
 
     Raises:
-        UserError: the folder has no manifest, so another program wrote its checkpoints.
+        UserError: another program wrote one of them; nothing has been deleted.
     """
     incomplete = find_incomplete_checkpoints(run_dir)
-    if incomplete and not (run_dir / MANIFEST_FILE).is_file():
+    foreign = [folder for folder in incomplete if not _is_own(folder)]
+    if foreign:
         raise UserError(
-            f"{run_dir}: {incomplete[0].name} was not written by this project; use another folder: --run DIR "
-            "(make: RUN=DIR)"
+            f"{foreign[0]}: was not written by this project; use another folder for the run: --run DIR (make: RUN=DIR)"
         )
     for folder in incomplete:
-        shutil.rmtree(folder)
+        _delete_checkpoint(folder)
     return incomplete
 
 
 def prune_checkpoints(run_dir: Path, limit: int) -> None:
-    """Delete the oldest complete checkpoints, by step, until `limit` are left."""
+    """Delete the oldest complete checkpoints, by step, until `limit` are left. Links to folders stay."""
     for checkpoint in find_complete_checkpoints(run_dir)[:-limit]:
-        # The record goes first: a kill in between leaves an incomplete folder, not a checkpoint without weights.
-        (checkpoint.path / COMPLETE_FILE).unlink()
-        shutil.rmtree(checkpoint.path)
+        if _is_own(checkpoint.path):
+            _delete_checkpoint(checkpoint.path)
 
 
 def prune_optimizer_state(run_dir: Path) -> None:
-    """Delete the resume files of all but the newest `CHECKPOINTS_WITH_OPTIMIZER_STATE` checkpoints."""
+    """Delete the resume files of all but the newest `CHECKPOINTS_WITH_OPTIMIZER_STATE` checkpoints. Links stay."""
     resumable = [checkpoint for checkpoint in find_complete_checkpoints(run_dir) if checkpoint.resumable]
     for checkpoint in resumable[:-CHECKPOINTS_WITH_OPTIMIZER_STATE]:
+        if not _is_own(checkpoint.path):
+            continue
         for file in list(checkpoint.path.rglob("*")):
             if RESUME_FILE_PATTERN.fullmatch(file.relative_to(checkpoint.path).as_posix()):
                 file.unlink()
@@ -189,3 +264,14 @@ def _sizes_match(folder: Path, files: dict[str, FileRecord]) -> bool:
         return all((folder / name).stat().st_size == record.size for name, record in files.items())
     except OSError:
         return False
+
+
+def _hash_weights(folder: Path, files: dict[str, FileRecord]) -> str:
+    """Return the hash of a checkpoint's weights and configuration, from the recorded hashes of its files."""
+    hashes = {name: record.sha256 for name, record in files.items()}
+    if ADAPTER_CONFIG in files:
+        content = (folder / ADAPTER_CONFIG).read_bytes()
+        # A configuration that was changed keeps the recorded hash, and `load_checkpoint` refuses it.
+        if hashlib.sha256(content).hexdigest() == hashes[ADAPTER_CONFIG]:
+            hashes[ADAPTER_CONFIG] = hash_adapter_config(content)
+    return combine_weight_hashes(hashes)

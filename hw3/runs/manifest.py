@@ -50,6 +50,7 @@ class StepStrategyRecord(FileModel):
         dequantized: whether the 4-bit base model was dequantized once after loading.
         activation_checkpointing: whether activations were recomputed in the backward pass.
         optim: the optimizer that was used.
+        tokens_per_replay: most tokens of one replay of the CUDA-graph step, unless a row has more; 0 for TRL's step.
     """
 
     requested: str
@@ -57,6 +58,7 @@ class StepStrategyRecord(FileModel):
     dequantized: bool
     activation_checkpointing: bool
     optim: str
+    tokens_per_replay: int = 0
 
 
 class ParameterCounts(FileModel):
@@ -111,6 +113,7 @@ class Manifest(FileModel):
         git_commit: commit of this repository; None for a copy without history.
         data: fingerprint by key of the recipe's `data` section: `train`, `eval`, `dev`.
         prompt_sha256: hash of the prompt.
+        chat_template_date: the fixed date in the prompt, if a chat template asks for one; `YYYY-MM-DD`.
         quantization: the recipe's `quantization` section; None without.
         base: the base model.
         tokenizer_sha256: hash of the tokenizer.
@@ -130,6 +133,7 @@ class Manifest(FileModel):
     git_commit: str | None
     data: dict[DataFileKey, DatasetFingerprint]
     prompt_sha256: str
+    chat_template_date: str | None = None
     quantization: dict[str, Any] | None
     base: BaseModelRecord
     tokenizer_sha256: str

@@ -1,4 +1,4 @@
-"""Trainer callbacks: complete checkpoints, a clean stop on signals, peak memory, a progress line."""
+"""Trainer callbacks: complete checkpoints, signals, peak memory, a progress line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hw3.common.distributed import get_rank, get_world_size
 from hw3.common.progress import ProgressLine
-from hw3.runs.checkpoints import mark_complete, prune_checkpoints, prune_optimizer_state
+from hw3.common.signals import SAVE_SIGNAL, STOP_SIGNALS
+from hw3.runs.checkpoints import check_finite_weights, mark_complete, prune_checkpoints, prune_optimizer_state
 
 # torchrun's default time between a signal to its processes and their kill; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes it.
 LAUNCHER_GRACE_SECONDS = 30
@@ -78,14 +79,17 @@ class CheckpointCompletionCallback(TrainerCallback):
     def _complete(self, run_dir: Path, step: int, writes: list[Callable[[], None]]) -> None:
         for write in writes:
             write()
+        check_finite_weights(run_dir / f"checkpoint-{step}", step)
         mark_complete(run_dir / f"checkpoint-{step}", step)
         prune_optimizer_state(run_dir)
         if self.save_total_limit is not None:
             prune_checkpoints(run_dir, self.save_total_limit)
 
 
-class StopOnSignalCallback(TrainerCallback):
-    """On SIGINT or SIGTERM finish the step, save, and stop. A second signal ends the process at once.
+class SignalCallback(TrainerCallback):
+    """On a signal finish the step and save; then stop, or continue after SIGUSR2.
+
+    Clusters send SIGTERM, SIGHUP or SIGUSR1 before they end a job. A second signal to stop ends the process at once.
 
     Attributes:
         signal: number of the signal for which the run has stopped on every process; 0 if it has not.
@@ -94,12 +98,14 @@ class StopOnSignalCallback(TrainerCallback):
     def __init__(self) -> None:
         self.signal = 0
         self._received = 0
+        self._should_save = False
         self._training_ended = threading.Event()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle both signals inside the block."""
-        handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Handle the signals inside the block."""
+        handlers = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        handlers[SAVE_SIGNAL] = signal.signal(SAVE_SIGNAL, self._handle)
         if launched := get_world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
@@ -115,6 +121,9 @@ class StopOnSignalCallback(TrainerCallback):
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == SAVE_SIGNAL:
+            self._should_save = True
+            return
         if self._received:
             os._exit(128 + number)
         self._received = number
@@ -148,14 +157,18 @@ class StopOnSignalCallback(TrainerCallback):
             self._cpu_group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save and stop if any process has received a signal."""
-        received = self._received
+        """Save, and stop or continue, if any process has received a signal."""
+        received, should_save = self._received, self._should_save
         if args.world_size > 1:
-            # A launcher may signal its processes at different steps, but all must save the same step. The number is
-            # reduced on the CPU: reading it from the GPU would wait for the GPU's step.
-            flag = torch.tensor(received)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._cpu_group)
-            received = int(flag)
+            # A launcher may signal its processes at different steps, but all must save the same step. The numbers are
+            # reduced on the CPU: reading them from the GPU would wait for the GPU's step.
+            flags = torch.tensor([received, should_save])
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._cpu_group)
+            received, should_save = flags.tolist()
+        if should_save:
+            self._should_save = False
+            control.should_save = True
+            logger.info(f"{SAVE_SIGNAL.name}: saving step {state.global_step}, then continuing")
         if received:
             self.signal = received
             control.should_save = True

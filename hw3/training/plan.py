@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,20 +15,23 @@ from trl import SFTConfig
 from hw3.common.disk import check_disk_space, check_writable
 from hw3.common.distributed import get_world_size
 from hw3.common.errors import ProblemCollector, UserError
-from hw3.config.data_files import list_data_files
+from hw3.config.data_files import list_data_files, read_data_files
 from hw3.config.recipe import Recipe
 from hw3.data.fingerprint import DatasetFingerprint, dataset_fingerprint
+from hw3.data.input_limits import InputLimits
 from hw3.data.rows import DataFileKey, Row
 from hw3.data.tokenization import EncodedRow, count_tokens
-from hw3.modeling.devices import find_device_problems, select_device
+from hw3.modeling.devices import describe_device, find_device_problems, select_device
 from hw3.modeling.fingerprint import hash_base_model, hash_tokenizer
 from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
 from hw3.modeling.quantization import find_quantization_problems
 from hw3.runs.checkpoints import Checkpoint
+from hw3.runs.manifest import Manifest, installed_versions
 from hw3.runs.resume import check_optimizer_state, check_same_content, check_same_recipe
 from hw3.runs.run import Run
 from hw3.training.batch_layout import divide_batch
 from hw3.training.library_checks import find_library_problems, find_lora_problems
+from hw3.training.loss_check import find_loss_problem
 from hw3.training.sft_arguments import (
     PROCESS_TIMEOUT_SECONDS,
     build_sft_config,
@@ -36,7 +40,9 @@ from hw3.training.sft_arguments import (
 )
 from hw3.training.sharding import Sharding, find_sharding_problems
 from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
-from hw3.training.training_data import encode_training_rows, read_data_files
+from hw3.training.training_data import check_input_limits, encode_training_rows
+
+logger = logging.getLogger(__name__)
 
 
 class BaseModelUnavailableError(UserError):
@@ -90,9 +96,40 @@ class Plan:
             run_dir: the run folder.
             failure: why the CUDA-graph step cannot be used.
         """
-        strategy = select_step_strategy(self.workload, failure)
+        strategy = select_step_strategy(self.workload, failure=failure)
         config = build_sft_config(self.workload.recipe, strategy, run_dir)
         return replace(self, strategy=strategy, config=config, notes=strategy.notes)
+
+    def with_less_memory(self, run_dir: Path) -> Plan | None:
+        """Return the plan for the rest of the run after a step ran out of memory, with notes only on this change.
+
+        The rows per step stay the same. TRL's step replaces the CUDA-graph step; after that, micro-batches are halved.
+
+        Args:
+            run_dir: the run folder, whose newest checkpoint is the one to resume from.
+
+        Returns:
+            The plan; None if a micro-batch has one row already.
+        """
+        recipe, layout = self.workload.recipe, self.strategy.layout
+        if self.strategy.cuda_graphs:
+            strategy = select_step_strategy(self.workload, failure="the CUDA-graph step ran out of memory")
+        elif layout.rows_per_device > 1:
+            smaller = layout.split_micro_batches()
+            note = (
+                f"out of memory with {layout.rows_per_device} rows x {layout.accumulation}; continuing with "
+                f"{smaller.rows_per_device} x {smaller.accumulation}: the same loss over the step's tokens"
+            )
+            strategy = replace(self.strategy, layout=smaller, notes=[note])
+        else:
+            return None
+        return replace(
+            self,
+            strategy=strategy,
+            config=build_sft_config(recipe, strategy, run_dir),
+            resume_from=_find_resumable_checkpoint(Run(run_dir), recipe, self.content),
+            notes=strategy.notes,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +165,10 @@ def plan_run(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding |
         "base": hash_base_model(recipe.model),
         "tokenizer": hash_tokenizer(inputs.tokenizer),
     }
-    resume_from = _find_resumable_checkpoint(Run(run_dir), recipe, content)
-    strategy = select_step_strategy(inputs.workload)
+    run = Run(run_dir)
+    resume_from = _find_resumable_checkpoint(run, recipe, content)
+    previous = None if resume_from is None else run.read_manifest()
+    strategy = select_step_strategy(inputs.workload, previous)
     try:
         config = build_sft_config(recipe, strategy, run_dir)
     except (ValueError, ImportError) as error:
@@ -148,7 +187,7 @@ def plan_run(recipe: Recipe, run_dir: Path, processes: int, sharding: Sharding |
         inputs.total_parameters,
         steps,
         resume_from,
-        [*inputs.notes, *strategy.notes],
+        [*inputs.notes, *strategy.notes, *_describe_changed_software(previous, select_device(recipe))],
     )
     return replace(plan, notes=[*plan.notes, *_describe_run(plan, run_dir)])
 
@@ -159,11 +198,10 @@ def _check_inputs(recipe: Recipe, run_dir: Path, processes: int, sharding: Shard
     Raises:
         UserError: lists all problems.
     """
-    device_problems = find_device_problems(recipe, processes)
-    found = ProblemCollector([*device_problems, *find_sharding_problems(recipe, sharding)])
+    found = ProblemCollector([*find_device_problems(recipe, processes), *find_sharding_problems(recipe, sharding)])
     layout = found.collect(divide_batch, recipe, processes)
     found.collect(check_writable, run_dir)
-    rows_by_file = found.collect(read_data_files, recipe)
+    rows_by_file = found.collect(read_data_files, recipe.document, recipe.data)
     config = found.collect(load_model_config, recipe.model)
     lora_problems = find_lora_problems(recipe, config)
     found.problems += lora_problems
@@ -171,11 +209,17 @@ def _check_inputs(recipe: Recipe, run_dir: Path, processes: int, sharding: Shard
     if config is not None:  # without the configuration the tokenizer fails too, and one message is enough
         tokenizer = found.collect(load_tokenizer, recipe.model)
         found.problems += find_quantization_problems(recipe, config)
+        if (problem := find_loss_problem(config)) is not None:
+            base = recipe.model.pretrained_model_name_or_path
+            found.problems.append(f"model.pretrained_model_name_or_path: {base}: {config.model_type} {problem}")
         if not lora_problems:
             counts = found.collect(count_parameters, recipe, config)
     if rows_by_file is not None and tokenizer is not None:
         encoded = found.collect(encode_training_rows, recipe, tokenizer, rows_by_file["train"])
-    found.problems += find_library_problems(recipe, layout, fits_device=not device_problems)
+        if config is not None and encoded is not None:
+            limits = InputLimits.from_config(config)
+            found.collect(check_input_limits, recipe, tokenizer, limits, rows_by_file, encoded[0])
+    found.problems += find_library_problems(recipe)
     if tokenizer is None:
         raise BaseModelUnavailableError(*found.problems)
     found.raise_problems()
@@ -187,7 +231,7 @@ def _check_inputs(recipe: Recipe, run_dir: Path, processes: int, sharding: Shard
 
 
 def _find_resumable_checkpoint(run: Run, recipe: Recipe, content: dict[str, str]) -> Checkpoint | None:
-    """Return the checkpoint to resume from; None if the folder holds no complete checkpoint.
+    """Return the newest undamaged checkpoint that can be resumed; None if the folder holds no complete checkpoint.
 
     Raises:
         UserError: the folder's checkpoints were trained with another recipe or on other content, or cannot be resumed.
@@ -197,22 +241,30 @@ def _find_resumable_checkpoint(run: Run, recipe: Recipe, content: dict[str, str]
         return None
     check_same_recipe(run, recipe)
     check_same_content(run, content)
-    resumable = [checkpoint for checkpoint in checkpoints if checkpoint.resumable]
-    if not resumable:
-        raise UserError(f"{run}: no checkpoint has its optimizer state; start a new run in another folder: RUN={run}-2")
-    return resumable[-1]
+    for checkpoint in reversed(checkpoints):
+        if not checkpoint.resumable:
+            continue
+        if not (damaged := checkpoint.find_damaged_files()):
+            return checkpoint
+        logger.warning(f"{checkpoint.path}: {', '.join(damaged)}: damaged, so the checkpoint before it is used")
+    raise UserError(
+        f"{run}: no checkpoint has its optimizer state undamaged; start a new run in another folder: RUN={run}-2"
+    )
 
 
-def select_step_strategy(workload: Workload, failure: str | None = None) -> StepStrategy:
+def select_step_strategy(
+    workload: Workload, previous: Manifest | None = None, failure: str | None = None
+) -> StepStrategy:
     """Choose how steps are computed on this machine.
 
     Args:
         workload: what must be computed.
+        previous: the manifest of the run that is resumed.
         failure: why the CUDA-graph step cannot be used, if it has been tried already.
     """
     device = select_device(workload.recipe)
     memory = gpu_memory(workload.recipe, device) if device.type == "cuda" else None
-    return choose_step_strategy(workload, device, memory, failure)
+    return choose_step_strategy(workload, device, memory, failure, previous)
 
 
 def gpu_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
@@ -225,6 +277,20 @@ def gpu_memory(recipe: Recipe, device: torch.device) -> tuple[int, int]:
     least = torch.tensor(memory, device=device)
     torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
     return int(least[0]), int(least[1])
+
+
+def _describe_changed_software(previous: Manifest | None, device: torch.device) -> list[str]:
+    """Return a line if a run is resumed with another device or other versions, which round differently."""
+    if previous is None:
+        return []
+    now, before = (
+        {**installed_versions(), "device": describe_device(device)},
+        {**previous.versions, "device": previous.device},
+    )
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+    if not changed:
+        return []
+    return [f"resuming with other software or hardware, so weights may differ by rounding: {', '.join(changed)}"]
 
 
 def _describe_run(plan: Plan, run_dir: Path) -> list[str]:

@@ -9,6 +9,7 @@ Read `train` from top to bottom. Three things make up a run:
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import logging
@@ -22,6 +23,7 @@ from trl import SFTConfig
 
 from hw3.common.atomic_io import write_atomically
 from hw3.common.distributed import assert_same_across_ranks, get_rank, get_world_size
+from hw3.common.shell_commands import next_command
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.sampler import StepSampler
@@ -31,7 +33,7 @@ from hw3.modeling.devices import select_device
 from hw3.modeling.loading import load_base_model
 from hw3.modeling.quantization import dequantize
 from hw3.runs.checkpoints import remove_incomplete_checkpoints
-from hw3.runs.manifest import Manifest
+from hw3.runs.lock import LOCK_FILE, exclusive_lock
 from hw3.runs.run import Run
 from hw3.training.plan import Plan, plan_run
 from hw3.training.run_manifest import build_manifest, build_session
@@ -42,27 +44,36 @@ from hw3.training.trainer import CompletionTrainer  # a subclass of trl.SFTTrain
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, run_dir: Path) -> int:
+def train(recipe: Recipe, run_dir: Path, *, break_lock: bool = False) -> int:
     """Fine-tune, or resume an interrupted run. All user errors are reported before anything is written.
 
     Args:
         recipe: the checked recipe.
         run_dir: the run folder; created if it does not exist.
+        break_lock: write to the run folder even if another process holds its lock.
 
     Returns:
         0, or 128 plus a signal's number if the signal stopped the run after a complete checkpoint.
 
     Raises:
-        UserError: recipe, data, machine or run folder are wrong; nothing has been written.
+        UserError: recipe, data, machine or run folder are wrong, or another process trains in the run folder; nothing
+            has been written.
         NonFiniteLossError: the loss became NaN or infinite.
     """
+    is_first_process = get_rank() == 0  # if it is refused, the launcher ends the others
+    lock = exclusive_lock(run_dir / LOCK_FILE, str(run_dir), break_lock=break_lock)
+    with lock if is_first_process else contextlib.nullcontext():
+        return _train(recipe, Run(run_dir))
+
+
+def _train(recipe: Recipe, run: Run) -> int:
     # --- check ------------------------------------------------------------------------------------------------------
     started = time.time()
-    plan = plan_run(recipe, run_dir, get_world_size(), sharding_from_env())
+    plan = plan_run(recipe, run.path, get_world_size(), sharding_from_env())
     _log_lines(plan.notes)
-    assert_same_across_ranks(_summarize(plan, run_dir))
+    assert_same_across_ranks(_summarize(plan, run.path))
     if plan.is_complete:
-        _print_outcome(f"{run_dir} is complete: step {plan.steps} of {plan.steps}. Next: make eval RUN={run_dir}")
+        _print_outcome(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: {next_command('eval', run.path)}")
         return 0
     _log_lines(_describe_unused_gpus(recipe))
 
@@ -73,30 +84,51 @@ def train(recipe: Recipe, run_dir: Path) -> int:
     if plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer)):
         del trainer  # its memory must be free before the base model is loaded again
         _free_memory()
-        plan = plan.without_cuda_graphs(run_dir, f"the CUDA-graph step {failure}")
+        plan = plan.without_cuda_graphs(run.path, f"the CUDA-graph step {failure}")
         _log_lines(plan.notes)
         trainer = _load_model_and_build_trainer(plan)
 
-    # --- write: recipe, manifest, tokenizer -------------------------------------------------------------------------
-    run, is_writer = Run(run_dir), trainer.args.should_save
-    manifest = _write_run_files(run, plan) if is_writer else None
-
-    # --- train ------------------------------------------------------------------------------------------------------
-    if plan.resume_from is not None:
-        logger.info(f"resuming {run} from step {plan.first_step} of {plan.steps}")
-    with trainer.stop.installed():
-        trainer.train(resume_from_checkpoint=None if plan.resume_from is None else str(plan.resume_from.path))
+    # --- write and train --------------------------------------------------------------------------------------------
+    while (smaller := _train_until_out_of_memory(trainer, plan, run)) is not None:
+        del trainer
+        _free_memory()
+        plan = smaller
+        _log_lines(plan.notes)
+        trainer = _load_model_and_build_trainer(plan)
 
     # --- close: record the session ----------------------------------------------------------------------------------
     session = build_session(trainer, started, plan.first_step)
-    if manifest is not None:
+    if trainer.args.should_save:
+        manifest = run.read_manifest()
+        assert manifest is not None, "it was written before training"
         manifest.sessions.append(session)
         manifest.write(run.manifest_path)
     if trainer.stop.signal and session.to_step < plan.steps:
         _print_outcome(f"stopped at step {session.to_step} of {plan.steps}; run the same command to resume")
         return 128 + trainer.stop.signal
-    _print_outcome(f"{run}: {plan.steps} steps done. Next: make eval RUN={run}")
+    _print_outcome(f"{run}: {plan.steps} steps done. Next: {next_command('eval', run.path)}")
     return 0
+
+
+def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run) -> Plan | None:
+    """Write recipe, manifest and tokenizer, and train.
+
+    Returns:
+        None after training; after a step that ran out of memory, the plan for the rest of the run.
+    """
+    if trainer.args.should_save:
+        _write_run_files(run, plan)
+    if plan.resume_from is not None:
+        logger.info(f"resuming {run} from step {plan.first_step} of {plan.steps}")
+    try:
+        with trainer.stop.installed():
+            trainer.train(resume_from_checkpoint=None if plan.resume_from is None else str(plan.resume_from.path))
+    except torch.OutOfMemoryError:
+        smaller = plan.with_less_memory(run.path) if get_world_size() == 1 else None  # others wait in the step
+        if smaller is None:
+            raise
+        return smaller
+    return None
 
 
 def build_trainer(
@@ -163,7 +195,7 @@ def _free_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def _write_run_files(run: Run, plan: Plan) -> Manifest:
+def _write_run_files(run: Run, plan: Plan) -> None:
     """Write manifest, recipe and tokenizer; delete incomplete checkpoints."""
     previous = None if plan.resume_from is None else run.read_manifest()
     for folder in remove_incomplete_checkpoints(run.path):
@@ -172,7 +204,6 @@ def _write_run_files(run: Run, plan: Plan) -> Manifest:
     manifest.write(run.manifest_path)
     write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
     plan.tokenizer.save_pretrained(run.tokenizer_path)
-    return manifest
 
 
 def _summarize(plan: Plan, run_dir: Path) -> dict[str, str]:

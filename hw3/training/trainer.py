@@ -14,6 +14,7 @@ import trl.trainer.utils
 from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from peft.utils.other import TrainableTokensWrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
@@ -25,11 +26,12 @@ from hw3.common.atomic_io import apply_umask
 from hw3.common.errors import RunError
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.sampler import StepSampler
+from hw3.runs.checkpoints import start_checkpoint
 from hw3.training.callbacks import (
     CheckpointCompletionCallback,
     PeakMemoryCallback,
     ProgressLineCallback,
-    StopOnSignalCallback,
+    SignalCallback,
 )
 from hw3.training.cuda_graph_support import NUM_METRICS, CudaGraphStep
 from hw3.training.graph_verification import capture_verified_step, cuda_graph_inputs
@@ -132,10 +134,15 @@ class CompletionTrainer(SFTTrainer):
             peft_config=peft_config,
         )
         self._cast_trained_parameters()
+        head = self.model.get_output_embeddings()
+        if isinstance(head, TrainableTokensWrapper):
+            # TRL's fused head asks for the bias. The wrapper (peft 0.21.2, utils/other.py) has a weight only, and its
+            # forward adds no bias.
+            head.__dict__["bias"] = None
         if sharding_from_env() == "FSDP":
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = FSDP_MIXED_PRECISION
         self.checkpoints = CheckpointCompletionCallback(save_total_limit)
-        self.stop, self.peak_memory = StopOnSignalCallback(), PeakMemoryCallback()
+        self.stop, self.peak_memory = SignalCallback(), PeakMemoryCallback()
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)  # with `disable_tqdm`
         for callback in (ProgressLineCallback(), self.checkpoints, self.stop, self.peak_memory):
@@ -335,6 +342,9 @@ class CompletionTrainer(SFTTrainer):
         """Save the sums that have not been logged yet as well."""
         self.checkpoints.wait()
         self._flush_metrics()
+        if self.args.should_save:
+            start_checkpoint(self._checkpoint_dir())
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         accumulators = {
             "loss": nested_gather(self._tr_loss, self.args.parallel_mode).mean().item(),
@@ -342,12 +352,15 @@ class CompletionTrainer(SFTTrainer):
             "metrics": dict(self._metrics["train"]),
         }
         if self.args.should_save:
-            assert self.args.output_dir is not None, "`build_sft_config` sets the run folder"
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = self._checkpoint_dir()
             (folder / ACCUMULATORS_FILE).write_text(json.dumps(accumulators), encoding="utf-8")
             # DeepSpeed adds scripts for checkpoints that have no adapter file.
             for script in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / script).unlink(missing_ok=True)
+
+    def _checkpoint_dir(self) -> Path:
+        assert self.args.output_dir is not None, "`build_sft_config` sets the run folder"
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save without tokenizer (34 MB; the run folder has it once), pickled arguments and empty model card."""

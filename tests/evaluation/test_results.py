@@ -103,3 +103,20 @@ def test_load_reports_files_that_cannot_be_read(written: EvalResults) -> None:
 def test_read_reports_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"results\.json: No such file or directory; score again: hw3 eval"):
         EvalResults.read(tmp_path, "own", None)
+
+
+def test_add_keeps_entries_that_another_process_has_added(written: EvalResults) -> None:
+    """Both results were loaded before either was written."""
+    one, other = load(written), load(written)
+    one.add(make_score_entry(20, 5.0, adapter_sha256="def"), ROWS)
+    other.add(make_score_entry(30, 7.0, adapter_sha256="ghi"), ROWS)
+    assert [entry.step for entry in load(written).entries] == [0, 10, 20, 30]
+    assert [entry.step for entry in other.entries] == [0, 10, 20, 30]
+    best = other.best_checkpoint()
+    assert best is not None and best.step == 20
+
+
+def test_add_does_not_keep_entries_that_were_dropped(written: EvalResults) -> None:
+    written.drop_stale({"checkpoint-10": "another hash"})
+    written.add(make_score_entry(20, 5.0, adapter_sha256="def"), ROWS)
+    assert [entry.step for entry in load(written).entries] == [0, 20]

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from helpers import REPOSITORY, hw3
 
+from hw3.common.errors import UserError
 from hw3.data.rows import read_rows
+from hw3.generation.predict import predict_run
 from hw3.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("in_repository")
@@ -204,3 +206,17 @@ def test_predict_refuses_a_run_that_has_changed(run: Path, tmp_path: Path) -> No
     (run / "recipe.yaml").write_text(recipe.replace("ASSISTANT：", "答："), encoding="utf-8")
     assert "prompt changed since the checkpoints were trained" in hw3("predict", run, expected=2)[1]
     assert hw3("predict", run, "--allow-mismatch", "generation.max_new_tokens=2")[0]
+
+
+@pytest.mark.parametrize("output", ["rows.json", "link.json", "run/recipe.yaml", "run/manifest.json", "pipe"])
+def test_predict_refuses_an_output_that_would_replace_something_else(run: Path, trained: Path, output: str) -> None:
+    folder = run.parent
+    shutil.copyfile(trained / "twelve.json", folder / "rows.json")
+    (folder / "link.json").symlink_to("rows.json")
+    os.mkfifo(folder / "pipe")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hw3("predict", run, folder / "rows.json", "--output", folder / output, expected=2)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match=f"--output {folder / output}: "):
+        predict_run(Run(run), folder / "rows.json", output=folder / output)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -1,6 +1,7 @@
 """`hw3 train` and `hw3 check` as a user runs them: messages, exit statuses, signals, resuming, two processes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -104,16 +105,19 @@ def test_check_without_the_base_model_reports_all_other_problems(
     assert main([*arguments, "--processes", "3", "data.eval=none.json", "training.report_to=wandbb"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["hw3: command line: data.eval: none.json: no such file"]
-    assert main([*arguments, "--processes", "3", "training.report_to=wandbb"]) == 2
-    assert capsys.readouterr().err.startswith("hw3: training: 8 rows per step")
+    processes, file = err.splitlines()
+    assert processes.startswith("hw3: training: 8 rows per step")
+    assert file == "command line: data.eval: none.json: no such file"
     assert main([*arguments, "training.report_to=wandbb", "lora.layers_pattern=h"]) == 2
     beginnings = ["hw3: model.pretrained_model_name_or_path", "lora", "command line: training.report_to: found "]
     for line, beginning in zip(capsys.readouterr().err.splitlines(), beginnings, strict=True):
         assert line.removeprefix(f"{mini_recipe}:9: ").startswith(beginning)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 def test_signal_saves_a_checkpoint_from_which_the_run_resumes_exactly(
     mini_recipe: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
@@ -140,11 +144,51 @@ def test_signal_saves_a_checkpoint_from_which_the_run_resumes_exactly(
     assert last_weights(run) == last_weights(tmp_path / "uninterrupted")
 
 
+def test_sigusr2_saves_a_checkpoint_and_continues_while_a_second_writer_is_refused(
+    mini_recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", str(mini_recipe), "--run", str(run), "training.max_steps=100000"]
+    command = [sys.executable, "-u", "-m", "hw3", *arguments, "training.save_steps=100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY) as process:
+        assert process.stderr is not None
+        saved_at = 0
+        for line in process.stderr:
+            if line.startswith("step") and not saved_at:
+                process.send_signal(signal.SIGUSR2)
+            if match := re.fullmatch(r"SIGUSR2: saving step (\d+), then continuing\n", line):
+                saved_at = int(match[1])
+            if line.startswith("step") and saved_at and (run / f"checkpoint-{saved_at}/COMPLETE.json").exists():
+                break
+        _, stderr = hw3(*arguments, "training.learning_rate=0.5", expected=2)
+        assert f"{run}: process {process.pid} on " in stderr and "is writing to it" in stderr
+        hw3("eval", run)  # readers do not wait
+        assert process.poll() is None
+        process.kill()
+    assert [checkpoint.step for checkpoint in find_complete_checkpoints(run)] == [saved_at]
+    hw3("train", mini_recipe, "--run", run, f"training.max_steps={saved_at + 3}")
+
+
+def test_closed_pipe_saves_a_checkpoint_and_stops(mini_recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "hw3", "train", str(mini_recipe), "--run", str(run)]
+    command += ["training.max_steps=100000", "training.save_steps=100000"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=REPOSITORY
+    )
+    assert process.stderr is not None and process.stdout is not None
+    next(line for line in process.stderr if line.startswith("step"))
+    process.stderr.close()
+    assert process.wait(timeout=60) == 143
+    (checkpoint,) = find_complete_checkpoints(run)
+    assert process.stdout.read() == f"stopped at step {checkpoint.step} of 100000; run the same command to resume\n"
+
+
 def test_second_signal_ends_the_process_at_once(mini_recipe: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from hw3.training.callbacks import StopOnSignalCallback\n"
-        "stop = StopOnSignalCallback()\n"
+        "from hw3.training.callbacks import SignalCallback\n"
+        "stop = SignalCallback()\n"
         "with stop.installed():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('one', flush=True)\n"

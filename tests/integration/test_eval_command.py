@@ -41,7 +41,7 @@ def test_eval_refuses_a_recipe_without_base_only(mini_recipe: Path, finished_run
 
 def test_eval_scores_only_what_is_new(mini_recipe: Path, tmp_path: Path, finished_run: Path) -> None:
     shutil.copytree(finished_run / "checkpoint-12", finished_run / "checkpoint-13")
-    (finished_run / "checkpoint-13/COMPLETE.json").unlink()
+    (finished_run / "checkpoint-13/COMPLETE.json").rename(finished_run / "checkpoint-13/.incomplete")
     _, stderr = hw3("eval", finished_run)
     assert "checkpoint-13: incomplete, skipped" in stderr
     folder = finished_run / "eval/eval"
@@ -151,7 +151,7 @@ def test_eval_scores_other_adapter_folders_and_skips_invalid_ones(finished_run: 
     # An adapter with the same content is the same entry and is not scored twice.
     assert len(scores) == 4 and scores["checkpoint-8"] != scores["checkpoint-4"]
     (tmp_path / "theirs/adapter_model.safetensors").write_bytes(b"cut")
-    _, stderr = hw3("eval", finished_run, "--adapter", tmp_path / "theirs")
+    _, stderr = hw3("eval", finished_run, "--adapter", tmp_path / "theirs", expected=1)
     assert "cannot be read" in stderr and "skipped" in stderr
     assert "not a PEFT adapter" in hw3("eval", finished_run, "--adapter", tmp_path, expected=2)[1]
 
@@ -182,3 +182,17 @@ def test_eval_of_the_base_model_creates_the_run_folder(mini_recipe: Path, tmp_pa
     # A folder without a complete checkpoint counts as new.
     hw3("train", recipe, "--run", run)
     assert "no such run" in hw3("eval", tmp_path / "none", expected=2)[1]
+
+
+def test_evals_at_the_same_time_keep_all_entries(finished_run: Path) -> None:
+    command = [sys.executable, "-m", "hw3", "eval", str(finished_run)]
+    prompts = [["--base-only", "--prompt", f"recipes/prompts/{name}.yaml"] for name in ("bare", "course_default")]
+    processes = [
+        subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, env=ENVIRONMENT, cwd=REPOSITORY)
+        for options in ([], *prompts)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
+    assert sorted(entry["step"] for entry in entries) == [0, 0, 0, 4, 8, 12]
+    assert {entry["prompt"]["name"] for entry in entries} >= {"bare", "course_default"}
+    assert len(pq.read_table(finished_run / "eval/eval/rows.parquet")) == 60

@@ -1,12 +1,16 @@
 """Checkpoints are complete only with a valid record, and old ones lose their optimizer state first."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from hw3.common.errors import UserError
+from hw3.common.errors import RunError, UserError
 from hw3.runs.checkpoints import (
     RESUME_FILE_PATTERN,
+    check_finite_weights,
     external_adapter,
     find_complete_checkpoints,
     find_incomplete_checkpoints,
@@ -14,6 +18,7 @@ from hw3.runs.checkpoints import (
     prune_checkpoints,
     prune_optimizer_state,
     remove_incomplete_checkpoints,
+    start_checkpoint,
 )
 
 WEIGHT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -138,12 +143,85 @@ def test_prune_optimizer_state_leaves_that_of_the_last_two_checkpoints(tmp_path:
     ]
 
 
-def test_remove_incomplete_checkpoints_deletes_only_those_of_a_run(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-10").mkdir()
-    with pytest.raises(UserError, match="checkpoint-10 was not written by this project"):
-        remove_incomplete_checkpoints(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / "checkpoint-best").mkdir()
+def test_remove_incomplete_checkpoints_deletes_only_what_this_project_wrote(tmp_path: Path) -> None:
     complete = write_checkpoint(tmp_path, 20)
-    assert remove_incomplete_checkpoints(tmp_path) == [tmp_path / "checkpoint-10"]
-    assert complete.exists() and (tmp_path / "checkpoint-best").exists()
+    start_checkpoint(tmp_path / "checkpoint-10")
+    (write_checkpoint(tmp_path, 30) / "COMPLETE.json").write_text("")
+    (tmp_path / "checkpoint-40").mkdir()
+    for name in ("checkpoint-best", "checkpoint-20-backup"):
+        shutil.copytree(complete, tmp_path / name)
+    other = tmp_path / "checkpoint-50"
+    other.mkdir()
+    (other / "weights.pt").touch()
+    with pytest.raises(UserError, match="checkpoint-50: was not written by this project"):
+        remove_incomplete_checkpoints(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 7
+    (other / "weights.pt").rename(tmp_path / "weights.pt")
+    removed = remove_incomplete_checkpoints(tmp_path)
+    assert [folder.name for folder in removed] == ["checkpoint-10", "checkpoint-30", "checkpoint-40", "checkpoint-50"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-20",
+        "checkpoint-20-backup",
+        "checkpoint-best",
+        "weights.pt",
+    ]
+
+
+def test_copies_and_links_of_checkpoints_are_not_pruned(tmp_path: Path) -> None:
+    elsewhere = write_checkpoint(tmp_path / "elsewhere", 10)
+    run = tmp_path / "run"
+    for step in (20, 30, 40):
+        write_checkpoint(run, step)
+    shutil.copytree(run / "checkpoint-20", run / "checkpoint-20-backup")
+    (run / "checkpoint-10").symlink_to(elsewhere)
+    assert [checkpoint.step for checkpoint in find_complete_checkpoints(run)] == [10, 20, 30, 40]
+    prune_optimizer_state(run)
+    prune_checkpoints(run, 1)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-10", "checkpoint-20-backup", "checkpoint-40"]
+    for folder in (elsewhere, run / "checkpoint-20-backup"):
+        assert (folder / "COMPLETE.json").exists() and (folder / "optimizer.pt").exists()
+
+
+def test_start_checkpoint_replaces_only_what_this_project_wrote(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 10)
+    start_checkpoint(folder)
+    assert [path.name for path in folder.iterdir()] == [".incomplete"]
+    (folder / ".incomplete").unlink()
+    (folder / "weights.pt").touch()
+    with pytest.raises(RunError, match="checkpoint-10: was not written by this project, so it is not replaced"):
+        start_checkpoint(folder)
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_mark_complete_ends_a_started_checkpoint(tmp_path: Path, step: int) -> None:
+    folder = tmp_path / f"checkpoint-{step}"
+    start_checkpoint(folder)
+    (folder / "adapter_model.safetensors").touch()
+    assert find_complete_checkpoints(tmp_path) == []
+    mark_complete(folder, step)
+    assert not (folder / ".incomplete").exists()
+    (checkpoint,) = find_complete_checkpoints(tmp_path)
+    assert checkpoint.step == step and list(checkpoint.record().files) == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_find_damaged_files_names_a_file_with_one_other_bit(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path, 10)
+    (checkpoint,) = find_complete_checkpoints(tmp_path)
+    assert checkpoint.find_damaged_files() == []
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert checkpoint.find_damaged_files() == [name]
+    (folder / name).unlink()
+    assert checkpoint.find_damaged_files() == [name]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_check_finite_weights_refuses_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    weights = {"a": torch.zeros(3), "b": torch.ones(2, 2)}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    check_finite_weights(tmp_path, 7)
+    weights["b"][1, 0] = value
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(RunError, match="b is NaN or infinite after step 7"):
+        check_finite_weights(tmp_path, 7)

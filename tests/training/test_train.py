@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hw3.common.errors import UserError
 from hw3.config.recipe import load_recipe
 from hw3.runs.checkpoints import find_complete_checkpoints, mark_complete
+from hw3.runs.manifest import BatchLayoutRecord
+from hw3.runs.run import Run
 from hw3.training.train import train
+from hw3.training.trainer import CompletionTrainer
 
 
 def train_run(recipe_path: Path, run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -49,10 +53,13 @@ def test_train_gives_the_same_run_under_every_batch_layout(mini_recipe: Path, tm
             assert torch.allclose(other_weights[name], tensor, rtol=0, atol=1e-6), name
 
 
-@pytest.mark.parametrize("base", ["nf4", "float32"])
-def test_resumed_run_is_bitwise_the_uninterrupted_run(mini_recipe: Path, tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [[], ["quantization=null"], ["lora.trainable_token_indices=[5, 9]"]],
+    ids=["nf4", "float32", "trained tokens"],
+)
+def test_resumed_run_is_bitwise_the_uninterrupted_run(mini_recipe: Path, tmp_path: Path, options: list[str]) -> None:
     """The run is stopped between two log lines. Adapter, optimizer, generators, losses and token counts are equal."""
-    options = [] if base == "nf4" else ["quantization=null"]
     straight = train_run(mini_recipe, tmp_path / "straight", *options)
     train_run(mini_recipe, tmp_path / "resumed", *options, "training.max_steps=8")
     resumed = train_run(mini_recipe, tmp_path / "resumed", *options)
@@ -64,6 +71,108 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(mini_recipe: Path, tmp_pat
         assert (last / name).read_bytes() == (other / name).read_bytes()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         assert_equal(*(torch.load(folder / name, weights_only=False) for folder in (last, other)))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("adapter_model.safetensors", "bit"),
+        ("optimizer.pt", "bit"),
+        ("rng_state.pth", "zeros"),
+        ("scheduler.pt", "zeros"),
+        ("trainer_state.json", "zeros"),
+    ],
+)
+def test_train_resumes_from_the_checkpoint_before_a_damaged_one(
+    mini_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    run = Run(tmp_path / "run")
+    train_run(mini_recipe, run.path, "training.max_steps=8")
+    weights = (run.path / "checkpoint-8/adapter_model.safetensors").read_bytes()
+    file = run.path / "checkpoint-8" / name
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    file.write_bytes(flipped if damage == "bit" else bytes(len(content)))
+    with caplog.at_level("INFO"):
+        train_run(mini_recipe, run.path, "training.max_steps=8")
+    assert f"{run}/checkpoint-8: {name}: damaged, so the checkpoint before it is used" in caplog.text
+    assert f"resuming {run} from step 4 of 8" in caplog.text
+    assert (run.path / "checkpoint-8/adapter_model.safetensors").read_bytes() == weights
+    assert all(not checkpoint.find_damaged_files() for checkpoint in run.complete_checkpoints())
+
+
+def test_train_continues_with_half_the_rows_after_a_step_ran_out_of_memory(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [
+        "training.per_device_train_batch_size=8",
+        "training.gradient_accumulation_steps=1",
+        "lora.lora_dropout=0",
+    ]
+    straight = train_run(mini_recipe, tmp_path / "straight", *options)
+    training_step = CompletionTrainer.training_step
+
+    def run_out_of_memory(trainer: CompletionTrainer, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        if trainer.state.global_step >= 6 and len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return training_step(trainer, model, inputs, *args)
+
+    monkeypatch.setattr(CompletionTrainer, "training_step", run_out_of_memory)
+    run = Run(tmp_path / "run")
+    with caplog.at_level("INFO"):
+        losses = train_run(mini_recipe, run.path, *options)
+    for before, after in (("8 rows x 1", "4 x 2"), ("4 rows x 2", "2 x 4")):
+        assert (
+            f"out of memory with {before}; continuing with {after}: the same loss over the step's tokens" in caplog.text
+        )
+    assert caplog.text.count(f"resuming {run} from step 4 of 12") == 2
+    manifest = run.read_manifest()
+    assert manifest is not None and manifest.layout == BatchLayoutRecord(processes=1, rows_per_device=2, accumulation=4)
+    assert [log["loss"] for log in losses] == pytest.approx([log["loss"] for log in straight], abs=1e-5)
+
+
+def test_train_ends_if_one_row_runs_out_of_memory(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out_of_memory(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CompletionTrainer, "training_step", run_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        train_run(
+            mini_recipe,
+            tmp_path / "run",
+            "training.per_device_train_batch_size=3",
+            "training.gradient_accumulation_steps=1",
+        )
+
+
+def test_train_refuses_a_run_whose_checkpoints_are_all_damaged(mini_recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_run(mini_recipe, run, "training.max_steps=4")
+    (run / "checkpoint-4/optimizer.pt").write_bytes(bytes((run / "checkpoint-4/optimizer.pt").stat().st_size))
+    with pytest.raises(UserError, match="no checkpoint has its optimizer state undamaged; start a new run"):
+        train(load_recipe(mini_recipe), run)
+
+
+def test_train_reports_that_a_run_is_resumed_with_other_software(
+    mini_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path / "run")
+    train_run(mini_recipe, run.path, "training.max_steps=4")
+    manifest = run.read_manifest()
+    assert manifest is not None and manifest.speed.tokens_per_replay == 0
+    manifest.versions["torch"], manifest.device = "2.9.1", "Tesla T4"
+    manifest.write(run.manifest_path)
+    with caplog.at_level("INFO"):
+        train_run(mini_recipe, run.path, "training.max_steps=6")
+    line = f"weights may differ by rounding: torch 2.9.1 -> {torch.__version__}, device Tesla T4 -> cpu"
+    assert line in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        train_run(mini_recipe, run.path, "training.max_steps=8")
+    assert "rounding" not in caplog.text
 
 
 def without_times(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -49,6 +49,21 @@ def test_trainer_makes_adapters_float32_and_4bit_layers_safe_on_a_cpu(mini_recip
     assert len(layers) == 14 and not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in layers)
 
 
+def test_trainer_trains_tokens_of_tied_embeddings(mini_recipe: Path, tmp_path: Path) -> None:
+    """Gradients reach the tokens' embeddings from the input and from TRL's fused output head."""
+    overrides = ["lora.trainable_token_indices=[5, 9]", "lora.lora_dropout=0.0", "quantization=null"]
+    trainer = make_trainer(mini_recipe, tmp_path / "run", *overrides)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    (delta,) = (p for name, p in trainer.model.named_parameters() if "trainable_tokens_delta" in name)
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    fused = delta.grad
+    delta.grad = None
+    trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])[
+        "loss"
+    ].backward()
+    assert fused.any(dim=1).all() and torch.allclose(delta.grad, fused, rtol=1e-4, atol=1e-6)
+
+
 def test_evaluation_mode_between_steps_does_not_change_gradients(mini_recipe: Path, tmp_path: Path) -> None:
     """On some CPUs bitsandbytes repacks 4-bit weights in evaluation mode, and computes wrong gradients afterwards."""
     trainer = make_trainer(mini_recipe, tmp_path / "run", "lora.lora_dropout=0.0")

@@ -18,6 +18,7 @@ import torch._functorch.config
 import torch._inductor.config
 from peft import PeftModel
 from torch.nn.functional import pad
+from torch.utils import deterministic
 from transformers import PreTrainedModel
 
 from hw3.cuda_graphs.fused_lora import (
@@ -38,6 +39,8 @@ HEAD_PADDING_MULTIPLE = 64
 # Rows are padded to multiples of 16 tokens up to a length of 256, and to multiples of 64 beyond.
 SHORT_PADDING_MULTIPLE, LONG_PADDING_MULTIPLE, MAX_SHORT_TOKENS = 16, 64, 256
 NUM_METRICS = 3  # loss, entropy and correct top-1 predictions, stored behind the gradients
+# Without it, Inductor measures several configurations of a kernel and takes the fastest. They add in different orders.
+INDUCTOR_OPTIONS: dict[str, Any] = {"deterministic": True}
 
 
 def compute_bucket_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
@@ -102,6 +105,24 @@ def output_head_loss_and_grad(
     loss = (log_total - target_logits) / step_output_tokens
     sums = (torch.stack([loss, entropy, is_correct]) * is_counted).sum(1)
     return sums, gradient.to(states.dtype) @ weight
+
+
+@contextmanager
+def deterministic_kernels() -> Iterator[None]:
+    """Let PyTorch choose only kernels whose result does not depend on timing, while graphs are captured in the block.
+
+    Some kernels add with atomic operations, in any order: the backward of scaled-dot-product attention is one. cuBLAS
+    needs `CUBLAS_WORKSPACE_CONFIG` for this, which `hw3/__init__.py` sets.
+    """
+    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    # Filling helps to find errors, but each replay would fill its buffers.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 class CudaGraphStep:
@@ -174,12 +195,12 @@ class CudaGraphStep:
         # The compiler makes no code for the CPU here. Finding out what the CPU supports would take half a minute.
         torch._inductor.config.cpp.vec_isa_ok = False
         for layer in self._model.base_model.get_submodule("layers").children():
-            layer.compile(dynamic=True)
-        self._head = torch.compile(output_head_loss_and_grad, dynamic=True)
+            layer.compile(dynamic=True, options=INDUCTOR_OPTIONS)
+        self._head = torch.compile(output_head_loss_and_grad, dynamic=True, options=INDUCTOR_OPTIONS)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
         graphs = {}
         torch._C._cuda_clearCublasWorkspaces()  # 32 MiB for each stream and thread that has multiplied before
-        with self.modules_replaced(), torch.cuda.stream(stream):
+        with deterministic_kernels(), self.modules_replaced(), torch.cuda.stream(stream):
             stream.wait_stream(default)
             # Norms and elementwise products are computed again in the backward, which saves a third of the memory.
             with torch._functorch.config.patch(ban_recompute_materialized_backward=False):

@@ -6,10 +6,9 @@ import datetime
 import time
 from dataclasses import asdict
 
-import torch
-
 from hw3.common.distributed import gather_objects, get_world_size
-from hw3.modeling.devices import select_device
+from hw3.data.chat_rendering import get_chat_template_date
+from hw3.modeling.devices import describe_device, select_device
 from hw3.runs.manifest import (
     BaseModelRecord,
     BatchLayoutRecord,
@@ -36,7 +35,6 @@ def build_manifest(plan: Plan, previous: Manifest | None) -> Manifest:
         previous: the manifest of the run that is resumed; its start and sessions are taken over.
     """
     recipe, strategy, tokenizer = plan.workload.recipe, plan.strategy, plan.tokenizer
-    device = select_device(recipe)
     return Manifest(
         name=recipe.name,
         started=datetime.datetime.now(datetime.UTC).isoformat() if previous is None else previous.started,
@@ -45,11 +43,12 @@ def build_manifest(plan: Plan, previous: Manifest | None) -> Manifest:
         git_commit=git_commit(),
         data=plan.data,
         prompt_sha256=recipe.prompt.sha256,
+        chat_template_date=get_chat_template_date(tokenizer) if recipe.prompt.chat_template else None,
         quantization=None if recipe.quantization is None else recipe.quantization.model_dump(),
         base=BaseModelRecord(name=recipe.model.pretrained_model_name_or_path, sha256=plan.content["base"]),
         tokenizer_sha256=plan.content["tokenizer"],
         tokens=SpecialTokenIds(bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device=describe_device(select_device(recipe)),
         layout=BatchLayoutRecord(**asdict(strategy.layout)),
         speed=StepStrategyRecord(
             requested=recipe.speed,
@@ -57,6 +56,7 @@ def build_manifest(plan: Plan, previous: Manifest | None) -> Manifest:
             dequantized=strategy.dequantized,
             activation_checkpointing=strategy.activation_checkpointing,
             optim=strategy.optim,
+            tokens_per_replay=strategy.tokens_per_replay,
         ),
         parameters=ParameterCounts(trained=plan.workload.trained_parameters, total=plan.total_parameters),
         sessions=[] if previous is None else previous.sessions,

@@ -7,14 +7,16 @@ TRL's own step. None of these choices changes the mathematics of a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils._triton import has_triton
 
+from hw3.common.disk import format_bytes
 from hw3.config.recipe import Recipe
 from hw3.modeling.attention_masks import MASK_PER_LAYER_TYPE
+from hw3.runs.manifest import Manifest
 from hw3.training.batch_layout import BatchLayout
 from hw3.training.cuda_graph_support import (
     TOKENS_PER_REPLAY,
@@ -91,15 +93,23 @@ class StepStrategy:
 
 
 def choose_step_strategy(
-    workload: Workload, device: torch.device, gpu_memory: tuple[int, int] | None, failure: str | None = None
+    workload: Workload,
+    device: torch.device,
+    gpu_memory: tuple[int, int] | None,
+    failure: str | None = None,
+    previous: Manifest | None = None,
 ) -> StepStrategy:
     """Resolve the recipe's `speed` for a machine.
+
+    Strategies round differently. A resumed run takes the strategy of its previous session if it can, so that it ends
+    with the weights of an uninterrupted run.
 
     Args:
         workload: what must be computed.
         device: device of the run.
         gpu_memory: (free, total) bytes of the GPU; None to assume a GPU that is large enough.
         failure: why the CUDA-graph step cannot be used, if it has been tried already.
+        previous: the manifest of the run that is resumed.
     """
     chooser = _Chooser(workload, device, gpu_memory)
     speed = workload.recipe.speed
@@ -109,7 +119,9 @@ def choose_step_strategy(
         return chooser.choose_lean()
     if device.type == "cpu":
         return replace(chooser.as_written, notes=["speed auto: TRL's own step, because this run is on the CPU"])
-    return chooser.choose_auto(failure)
+    if previous is None or previous.speed.requested != speed:
+        return chooser.choose_auto(failure)
+    return chooser.choose_auto(failure, previous)
 
 
 class _Chooser:
@@ -133,7 +145,7 @@ class _Chooser:
         self.as_written = self.plan_trl_step(workload.layout, activation_checkpointing=self.checkpointing)
         if sharding == "FSDP" or (sharding == "DeepSpeed" and recipe.quantization is not None):
             unsharded = self.estimate(replace(self._longest_batch(self.as_written), sharding=None)).weights
-            self.notes.append(f"  while loading, each GPU holds the complete base model, {unsharded / GIB:.1f} GiB")
+            self.notes.append(f"  while loading, each GPU holds the complete base model, {format_bytes(unsharded)}")
 
     def choose_plain(self) -> StepStrategy:
         """Return TRL's step with the recipe's own settings."""
@@ -148,11 +160,20 @@ class _Chooser:
         note = f"speed lean: activation checkpointing, {optim}, the quantized base model"
         return replace(strategy, notes=[note, *self.notes])
 
-    def choose_auto(self, failure: str | None) -> StepStrategy:
-        """Return the fastest strategy that fits into the GPU's memory."""
+    def choose_auto(self, failure: str | None, previous: Manifest | None = None) -> StepStrategy:
+        """Return the strategy of the previous session if it fits into the GPU's memory, else the fastest that does."""
+        chosen = self._choose_auto(failure, previous)
+        if previous is None or _rounds_as(chosen, previous):
+            return chosen
+        note = "  The run was begun with another choice, so its weights will differ by rounding"
+        return replace(chosen, notes=[*chosen.notes, note])
+
+    def _choose_auto(self, failure: str | None, previous: Manifest | None) -> StepStrategy:
         reason = failure or _why_no_cuda_graphs(self.workload)
+        if reason is None and previous is not None and not previous.speed.cuda_graphs:
+            reason = "the run was begun with it"
         if reason is None:
-            candidates = self._cuda_graph_candidates()
+            candidates = _put_previous_first(self._cuda_graph_candidates(), previous)
             chosen = next(filter(self.fits, candidates), None)
             if chosen is not None:
                 buckets = chosen.bucket_lengths
@@ -163,8 +184,8 @@ class _Chooser:
                 f"the CUDA-graph step needs {self.required_bytes(candidates[-1]) / GIB:.1f} GiB and "
                 f"{HEADROOM_FRACTION:.0%} of the GPU to spare; {self.gpu_memory[0] / GIB:.1f} are free"
             )
-        candidates = self._trl_candidates()
-        chosen = next(filter(self.fits, candidates), candidates[-1])
+        trl_candidates = self._trl_candidates()
+        chosen = next(filter(self.fits, _put_previous_first(trl_candidates, previous)), trl_candidates[-1])
         notes = [f"speed auto: TRL's own step, because {reason}", *self.notes, *self._describe(chosen)]
         if not self.fits(chosen):
             notes.append(
@@ -286,9 +307,20 @@ class _Chooser:
         if chosen.optim != self.as_written.optim:
             replaced = self.as_written.optim
             changes.append(f"{chosen.optim} replaces {replaced}: same update; its states fit into GPU memory")
-        parts = ", ".join(f"{part} {getattr(chosen.memory, part) / GIB:.1f}" for part in MEMORY_PARTS)
-        changes.append(f"about {chosen.memory.total / GIB:.1f} GiB per GPU: {parts}")
+        parts = ", ".join(f"{part} {format_bytes(getattr(chosen.memory, part))}" for part in MEMORY_PARTS)
+        changes.append(f"about {format_bytes(chosen.memory.total)} per GPU: {parts}")
         return [f"  {change}" for change in changes]
+
+
+def _rounds_as(strategy: StepStrategy, previous: Manifest) -> bool:
+    """Return whether a strategy's steps round as those of a run's previous session."""
+    recorded = previous.speed.cuda_graphs, previous.speed.dequantized, previous.speed.tokens_per_replay
+    values = strategy.cuda_graphs, strategy.dequantized, strategy.tokens_per_replay
+    return values == recorded and asdict(strategy.layout) == previous.layout.model_dump()
+
+
+def _put_previous_first(candidates: list[StepStrategy], previous: Manifest | None) -> list[StepStrategy]:
+    return candidates if previous is None else sorted(candidates, key=lambda one: not _rounds_as(one, previous))
 
 
 def _can_dequantize(recipe: Recipe) -> bool:

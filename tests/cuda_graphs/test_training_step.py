@@ -16,6 +16,7 @@ from hw3.cuda_graphs.training_step import (
     TOKENS_PER_REPLAY,
     compute_bucket_lengths,
     compute_rows_per_replay,
+    deterministic_kernels,
     output_head_loss_and_grad,
 )
 from hw3.data.collator import CompletionOnlyCollator
@@ -90,6 +91,22 @@ def test_accumulate_equals_autograd(name: str, lora: dict[str, Any], monkeypatch
         assert step.buffer[-NUM_METRICS].item() == pytest.approx((loss / tokens).item(), rel=1e-5)
         for parameter, gradient in zip(trained, expected, strict=True):
             assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7
+
+
+@pytest.mark.parametrize("mode", ["default", "warn", "error"])
+def test_deterministic_kernels_restores_the_settings(mode: str) -> None:
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        with pytest.raises(KeyError), deterministic_kernels():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+            raise KeyError
+        assert torch.get_deterministic_debug_mode() == {"default": 0, "warn": 1, "error": 2}[mode]
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def test_compute_bucket_lengths_pads_long_rows_to_larger_multiples() -> None:

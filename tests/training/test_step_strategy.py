@@ -1,6 +1,7 @@
 """What `speed: auto` chooses for Gemma-2-2B on GPUs of several sizes, and the reasons it reports for TRL's step."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers import REPOSITORY
 from transformers import AutoConfig
 
 from hw3.config.recipe import load_recipe
+from hw3.runs.manifest import BatchLayoutRecord, Manifest, StepStrategyRecord
 from hw3.training.batch_layout import BatchLayout, divide_batch
 from hw3.training.memory_estimate import GIB
 from hw3.training.sharding import Sharding
@@ -18,15 +20,26 @@ LENGTHS = [(100, 20), (459, 120)]  # the course's rows: most are short, the long
 
 
 def choose(
-    *overrides: str, gpu_memory: tuple[int, int] | None = None, sharding: Sharding | None = None
+    *overrides: str,
+    gpu_memory: tuple[int, int] | None = None,
+    sharding: Sharding | None = None,
+    previous: Manifest | None = None,
 ) -> StepStrategy:
     recipe = load_recipe(REPOSITORY / "recipes/gemma/qlora.yaml", list(overrides))
     workload = Workload(recipe, divide_batch(recipe, 1), GEMMA, 83_066_880, LENGTHS, sharding)
-    return choose_step_strategy(workload, torch.device("cuda"), gpu_memory)
+    return choose_step_strategy(workload, torch.device("cuda"), gpu_memory, previous=previous)
 
 
-def choose_on_gpu(free_gib: float, total_gib: float, *overrides: str) -> StepStrategy:
-    return choose(*overrides, gpu_memory=(int(free_gib * GIB), int(total_gib * GIB)))
+def choose_on_gpu(free_gib: float, total_gib: float, *overrides: str, previous: Manifest | None = None) -> StepStrategy:
+    return choose(*overrides, gpu_memory=(int(free_gib * GIB), int(total_gib * GIB)), previous=previous)
+
+
+def record(strategy: StepStrategy) -> Manifest:
+    """Return the part of a manifest that a later session reads."""
+    settings = {name: getattr(strategy, name) for name in StepStrategyRecord.model_fields if name != "requested"}
+    return Manifest.model_construct(
+        speed=StepStrategyRecord(requested="auto", **settings), layout=BatchLayoutRecord(**asdict(strategy.layout))
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,3 +96,24 @@ def test_choose_step_strategy_depends_on_gpu_memory() -> None:
     assert tiny.layout == BatchLayout(1, 4, 2) and tiny.activation_checkpointing and not tiny.dequantized
     assert tiny.optim == "paged_adamw_32bit"
     assert "more than the free memory" in choose_on_gpu(2, 4).notes[-1]
+
+
+@pytest.mark.parametrize("begun_on_gib", [141, 12, 8, 6])
+def test_choose_step_strategy_resumes_as_the_run_was_begun(begun_on_gib: int) -> None:
+    begun = choose_on_gpu(begun_on_gib - 0.5, begun_on_gib)
+    resumed = choose_on_gpu(140.5, 141, previous=record(begun))
+    choice = (begun.cuda_graphs, begun.dequantized, begun.tokens_per_replay, begun.layout)
+    assert (resumed.cuda_graphs, resumed.dequantized, resumed.tokens_per_replay, resumed.layout) == choice
+    assert not any("begun with another choice" in note for note in resumed.notes)
+
+
+def test_choose_step_strategy_reports_that_a_resumed_run_cannot_continue_as_it_was_begun() -> None:
+    resumed = choose_on_gpu(11.5, 12, previous=record(choose_on_gpu(140.5, 141)))
+    assert resumed.cuda_graphs and not resumed.dequantized
+    assert resumed.notes[-1] == "  The run was begun with another choice, so its weights will differ by rounding"
+
+
+def test_choose_step_strategy_ignores_a_session_with_another_speed() -> None:
+    plain = record(choose("speed=plain"))
+    plain.speed.requested = "plain"
+    assert choose_on_gpu(140.5, 141, previous=plain) == choose_on_gpu(140.5, 141)

@@ -125,7 +125,7 @@ class KernelProfile:
                     profiler.start()
                 else:
                     profiler.stop()
-                    self.summary = self._summarize(profiler.key_averages(), started[step] - started[self.first_step])
+                    self.summary = self._summarize(profiler, started[step] - started[self.first_step])
             return self._training_step(trainer, *args, **kwargs)
 
         CompletionTrainer.training_step = training_step
@@ -134,8 +134,8 @@ class KernelProfile:
     def __exit__(self, *error: object) -> None:
         CompletionTrainer.training_step = self._training_step
 
-    def _summarize(self, events: Any, wall_seconds: float) -> dict[str, Any]:
-        events = sorted(events, key=lambda event: -event.self_device_time_total)
+    def _summarize(self, profiler: torch.profiler.profile, wall_seconds: float) -> dict[str, Any]:
+        events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
         kernel_microseconds = sum(event.self_device_time_total for event in events)
         return {
             "milliseconds_profiled": round(wall_seconds * 1e3 / self.steps, 2),

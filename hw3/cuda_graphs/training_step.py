@@ -39,8 +39,9 @@ HEAD_PADDING_MULTIPLE = 64
 # Rows are padded to multiples of 16 tokens up to a length of 256, and to multiples of 64 beyond.
 SHORT_PADDING_MULTIPLE, LONG_PADDING_MULTIPLE, MAX_SHORT_TOKENS = 16, 64, 256
 NUM_METRICS = 3  # loss, entropy and correct top-1 predictions, stored behind the gradients
-# Without it, Inductor measures several configurations of a kernel and takes the fastest. They add in different orders.
-INDUCTOR_OPTIONS: dict[str, Any] = {"deterministic": True}
+# Kernels that add in different orders round differently. Inductor would measure several configurations of a kernel and
+# take the fastest, and it would load kernels that another process compiled for rows of other lengths.
+INDUCTOR_OPTIONS: dict[str, Any] = {"deterministic": True, "fx_graph_cache": False}
 
 
 def compute_bucket_lengths(lengths: Sequence[int]) -> tuple[int, ...]:

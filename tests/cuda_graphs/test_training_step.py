@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor
 from fake_cuda_graphs import EagerCudaGraphStep
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from tiny_models import TRAINING_MODELS
 
 import hw3.cuda_graphs.training_step
 from hw3.cuda_graphs.training_step import (
+    INDUCTOR_OPTIONS,
     NUM_METRICS,
     TOKENS_PER_REPLAY,
     compute_bucket_lengths,
@@ -107,6 +109,10 @@ def test_deterministic_kernels_restores_the_settings(mode: str) -> None:
         assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.set_deterministic_debug_mode(before)
+
+
+def test_inductor_knows_the_options() -> None:
+    assert set(INDUCTOR_OPTIONS) <= set(torch._inductor.list_options())
 
 
 def test_compute_bucket_lengths_pads_long_rows_to_larger_multiples() -> None:

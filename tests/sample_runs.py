@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -307,8 +308,8 @@ class SampleReport(NamedTuple):
     markdown: str
 
 
-def write_and_read_report(*runs: Path, output: Path | None = None) -> tuple[Page, str]:
+def write_and_read_report(*runs: Path, output: Path | None = None, options: Sequence[str] = ()) -> tuple[Page, str]:
     """Run `hw3 report`; return its page and its Markdown."""
-    helpers.hw3("report", *runs, *(["--output", output] if output else []))
+    helpers.hw3("report", *runs, *(["--output", output] if output else []), *options)
     html, markdown = ((((output or runs[0]) / f"report.{kind}").read_text(encoding="utf-8")) for kind in ("html", "md"))
     return Page(html), markdown

@@ -1,6 +1,6 @@
-"""Take screenshots of a report page in a browser: light, dark, its predictions, and on a phone.
+"""Take screenshots of a report page in a browser: light, dark, its predictions, on a phone, and in Chinese.
 
-    python tools/report_screenshots.py outputs/tiny-qlora/report.html docs/report
+    python tools/report_screenshots.py outputs/tiny-qlora/report.html docs/report --chinese outputs/zh/report.html
 
 Needs Chromium (Debian: `apt-get install chromium fonts-noto-cjk`). Only pages of the sample rows belong in `docs/`.
 """
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--browser", default="chromium", help="name or path; default: chromium")
     parser.add_argument("page", type=Path, help="report.html")
     parser.add_argument("folder", type=Path, help="folder for the images")
+    parser.add_argument("--chinese", type=Path, metavar="FILE", help="the same report with --lang zh-TW")
     arguments = parser.parse_args()
     browser, page, folder = arguments.browser, arguments.page, arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,8 @@ def main() -> None:
     take_screenshot(browser, page, folder / "dark.png", ["#prompting"], (1000, 1000), dark=True)
     take_screenshot(browser, page, folder / "predictions.png", ["#predictions"], (1000, 1500))
     take_screenshot(browser, page, folder / "phone.png", ["", "#learning-curve", "#rows"], (360, 780), gap=16)
+    if arguments.chinese is not None:
+        take_screenshot(browser, arguments.chinese, folder / "chinese.png", [""], (1000, 1200))
 
 
 if __name__ == "__main__":

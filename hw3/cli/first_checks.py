@@ -11,17 +11,19 @@ import argparse
 import re
 from pathlib import Path
 
-from hw3.common.disk import check_folder_is_new, check_writable
+from hw3.common.disk import check_writable
 from hw3.common.errors import ProblemCollector, UserError
 from hw3.config.recipe import Recipe, check_generation_overrides, load_prompt, load_recipe
 from hw3.config.yaml_loader import read_yaml
 from hw3.data.few_shot import check_shots, prompt_examples
 from hw3.data.rows import read_rows
 from hw3.evaluation.selection import select_checkpoint, select_scored_checkpoint
+from hw3.export.gguf import GgufOptions, check_gguf_arguments
 from hw3.runs.checkpoints import check_adapter_folder
 from hw3.runs.output_file import check_output_file, list_recipe_inputs
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import Run
+from hw3.runs.staging import check_output_is_new
 
 
 def check_training_arguments(
@@ -129,20 +131,26 @@ def check_pack_arguments(arguments: argparse.Namespace) -> None:
     found.raise_problems()
 
 
-def check_export_arguments(arguments: argparse.Namespace) -> None:
-    """Check the run, its scored checkpoint and the folder to create of `hw3 export`.
+def check_export_arguments(arguments: argparse.Namespace) -> GgufOptions | None:
+    """Check the run, its scored checkpoint, the folder to create and llama.cpp's converter of `hw3 export`.
+
+    Returns:
+        How to write a GGUF file; None without `--format`.
 
     Raises:
         UserError: lists all problems.
     """
-    _check_folder_of_checkpoint(arguments, f"{arguments.run.name}-export").raise_problems()
+    found, run = _check_folder_of_checkpoint(arguments, f"{arguments.run.name}-export"), Run(arguments.run)
+    options = found.collect(check_gguf_arguments, run, arguments.format, arguments.quant, arguments.llama_cpp)
+    found.raise_problems()
+    return options
 
 
 def _check_folder_of_checkpoint(arguments: argparse.Namespace, default: str) -> ProblemCollector:
     """Return the problems of a command that writes a new folder, beside the run by default, from a checkpoint."""
     found, run = ProblemCollector(), Run(arguments.run)
     found.collect(select_scored_checkpoint, run, arguments.checkpoint)
-    found.collect(check_folder_is_new, arguments.output or run.path.with_name(default), "OUTPUT= (--output)")
+    found.collect(check_output_is_new, arguments.output or run.path.with_name(default))
     return found
 
 

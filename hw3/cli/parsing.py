@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+from hw3.common.text import escape_invisible
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+class EscapingParser(argparse.ArgumentParser):
+    """A parser whose errors show invisible characters of arguments, such as file names, as escapes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        super().error(escape_invisible(message))
 
 
 def add_command(

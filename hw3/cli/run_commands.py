@@ -29,6 +29,11 @@ def add_train_command(commands: Commands) -> None:
     )
     train.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="recipe of the run")
     train.add_argument("--run", type=Path, metavar="DIR", help=_RUN_HELP)
+    train.add_argument(
+        "--break-lock",
+        action="store_true",
+        help="train although another process seems to write to the run folder; only if you know that it has ended",
+    )
     add_overrides(train)
 
 
@@ -46,7 +51,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         "to use less memory, set speed=lean, or lower training.per_device_train_batch_size and raise "
         "training.gradient_accumulation_steps by the same factor; the run resumes from its last complete checkpoint"
     ):
-        return train(recipe, run_dir)
+        return train(recipe, run_dir, break_lock=arguments.break_lock)
 
 
 def add_eval_command(commands: Commands) -> None:
@@ -119,6 +124,30 @@ def run_eval(arguments: argparse.Namespace) -> int:
             baseline=arguments.baseline,
             allow_mismatch=arguments.allow_mismatch,
         )
+
+
+def add_verify_command(commands: Commands) -> None:
+    """Add the parser of `hw3 verify`."""
+    verify = add_command(
+        commands,
+        "verify",
+        run_verify,
+        "compare the checksums of a run's files, compute its figures again, and score one checkpoint again",
+    )
+    verify.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Run `hw3 verify`; return its exit status."""
+    with gc_paused():
+        from hw3.runs.run import Run
+
+        run = Run(arguments.run)
+        run.load_recipe()
+
+        from hw3.evaluation.verify import verify_run
+
+    return verify_run(run)
 
 
 def add_predict_command(commands: Commands) -> None:
@@ -214,6 +243,10 @@ def add_report_command(commands: Commands) -> None:
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, the main run first")
     report.add_argument("--output", type=Path, metavar="DIR", help="folder to write to; default: the first run folder")
+    report.add_argument("--title", metavar="TEXT", help="title of the page; default: the names of the runs")
+    report.add_argument("--author", metavar="NAME", help="author of the report")
+    report.add_argument("--student-id", metavar="NUMBER", help="student number of the author")
+    report.add_argument("--lang", choices=["en", "zh-TW"], default="en", help="language of the page; default: en")
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -222,7 +255,14 @@ def run_report(arguments: argparse.Namespace) -> int:
         from hw3.report import write_report
         from hw3.runs.run import Run
 
-    return write_report([Run(path) for path in arguments.runs], arguments.output)
+    return write_report(
+        [Run(path) for path in arguments.runs],
+        arguments.output,
+        title=arguments.title,
+        author=arguments.author,
+        student_id=arguments.student_id,
+        language=arguments.lang,
+    )
 
 
 def add_check_command(commands: Commands) -> None:
@@ -314,6 +354,16 @@ def add_export_command(commands: Commands) -> None:
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--checkpoint", default="best", metavar="NAME", help="checkpoint to merge; default: the best")
     export.add_argument("--output", type=Path, metavar="DIR", help="folder to create; default: RUN-export")
+    export.add_argument("--format", choices=["gguf"], help="also write a file for llama.cpp and Ollama")
+    export.add_argument(
+        "--quant", choices=["f32", "f16", "bf16", "q8_0"], help="with --format: type of its weights; default: f16"
+    )
+    export.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="DIR",
+        help="with --format: a clone of llama.cpp, or an unpacked source package of llama-cpp-python",
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -321,9 +371,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     with gc_paused():
         from hw3.cli.first_checks import check_export_arguments
 
-        check_export_arguments(arguments)
+        gguf_options = check_export_arguments(arguments)
 
         from hw3.export.merge import export_run
         from hw3.runs.run import Run
 
-    return export_run(Run(arguments.run), checkpoint=arguments.checkpoint, output=arguments.output)
+    return export_run(
+        Run(arguments.run), checkpoint=arguments.checkpoint, output=arguments.output, gguf_options=gguf_options
+    )

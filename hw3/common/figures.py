@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from hw3.common.atomic_io import write_atomically
 from hw3.common.text import escape_invisible
 
 logger = logging.getLogger(__name__)
@@ -81,8 +83,9 @@ def save_figure(figure: Figure, path: Path, dpi: float) -> None:
         if missing := missing - {"\n"}:
             _report_missing_font()
             text.set_text("".join(f"\\u{ord(char):04x}" if char in missing else char for char in content))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi, metadata={"Software": None})
+    write_atomically(path, picture.getvalue())
 
 
 @cache

@@ -13,7 +13,7 @@ DATA_FILE_KEYS: tuple[DataFileKey, ...] = ("train", "eval", "dev")
 COURSE_DATA = Path("data/homework")
 WAYS_TO_GET_DATA = (
     "put the course's train.json and public_test.json into data/homework/",
-    "build a similar set from a public corpus: make data CORPUS=... (README, Data)",
+    "build a similar set from a public corpus: make data CORPUS=... (docs/commands.md, Data)",
     "use the sample in this repository: make train MODEL={model} TRAIN=data/train.json EVAL=data/eval.json",
 )
 

@@ -19,8 +19,7 @@ from hw3.data.rows import Row, read_rows
 from hw3.data.templates import match_template
 from hw3.evaluation.results import EvalResults
 from hw3.evaluation.translation_metrics import METRIC_DESCRIPTIONS, format_metric
-from hw3.generation.predict import read_outputs
-from hw3.runs.prediction_record import PredictionRecord, TranslationMetrics
+from hw3.runs.prediction_record import PredictionRecord, TranslationMetrics, read_outputs
 from hw3.runs.run import Run
 
 # The row whose outputs of two models the study prints; `recipes/prompts/study.yaml` holds the study's prompt.

@@ -109,14 +109,12 @@ class Curve:
         wide: SVG for wide screens.
         narrow: SVG for narrow screens.
         picture: path of the PNG file that Markdown shows, relative to the report; None if there is none.
-        has_dev_scores: whether scores on a dev file are drawn.
     """
 
     kind: ClassVar[str] = "curve"
     wide: Markup
     narrow: Markup
     picture: str | None
-    has_dev_scores: bool
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from hw3.evaluation.bootstrap import PairedDifference
-from hw3.evaluation.learning_curve import curve_entries
+from hw3.evaluation.learning_curve import WIDTH, curve_entries, draw_learning_curve
 from hw3.evaluation.results import EvalResults
 from hw3.report.blocks import Block, Curve, Facts, Heading, Missing, Table, Text
 from hw3.report.command_lines import eval_command
@@ -22,38 +22,43 @@ from hw3.report.formatting import (
     format_score,
     format_shots,
 )
+from hw3.report.language import join_sentences, tr
 from hw3.report.run_data import RunData, compare_entries
-from hw3.report.svg import interval_drawer
-from hw3.report.svg_learning_curve import LearningCurve
+from hw3.report.svg import interval_drawer, render_figure
 from hw3.runs.results_file import ScoreEntry
 from hw3.runs.run import CURVE_FILE
 
-_WIDE_PIXELS, _NARROW_PIXELS = 760, 350
+_NARROW_PIXELS = 350
 _MAX_OPEN_TABLE_ROWS = 12
 
 
 def final_score_blocks(run: RunData) -> list[Block]:
     """Return the scores of the best checkpoint, how it was selected, and its scores on other files."""
     if run.results is None:
-        return [Missing(f"{run.recipe.data.eval} has not been scored yet.", [eval_command(run)])]
+        return [Missing(tr("{file} has not been scored yet.", file=run.recipe.data.eval), [eval_command(run)])]
     best, data = run.best, run.results.data
     if best is None:
-        return [Missing("No checkpoint has been scored yet.", [eval_command(run)])]
+        return [Missing(tr("No checkpoint has been scored yet."), [eval_command(run)])]
     last_step = run.checkpoints[-1].step if run.checkpoints else best.step
     blocks: list[Block] = [
         Text(
-            f"The best checkpoint is from step {best.step:,} of {last_step:,}. Its scores on the "
-            f"{format_count(data.rows, 'row')} of {data.path} are:"
+            tr(
+                "The best checkpoint is from step {step:,} of {last:,}. Its scores on the {rows} of {file} are:",
+                step=best.step,
+                last=last_step,
+                rows=format_count(data.rows, "row"),
+                file=data.path,
+            )
         ),
         Facts(
             [
-                (f"mean perplexity {CI}", format_score(best)),
-                ("median perplexity", format_perplexity(best.median_perplexity)),
-                ("token perplexity", f"{format_perplexity(best.token_perplexity)}, over {best.tokens:,} output tokens"),
-                ("bits per character", f"{best.bits_per_character:.3f}"),
+                (f"{tr('mean perplexity')} {CI}", format_score(best)),
+                (tr("median perplexity"), format_perplexity(best.median_perplexity)),
+                (tr("token perplexity"), _describe_token_perplexity(best)),
+                (tr("bits per character"), f"{best.bits_per_character:.3f}"),
             ]
         ),
-        Text("The confidence interval (CI) is a bootstrap interval over rows.", is_note=True),
+        Text(tr("The confidence interval (CI) is a bootstrap interval over rows."), is_note=True),
         Text(_describe_selection(run.results), is_note=True),
     ]
     if run.other_results:
@@ -61,16 +66,32 @@ def final_score_blocks(run: RunData) -> list[Block]:
     if best.unknown_tokens:
         percent = format_percent(best.unknown_tokens / best.tokens)
         blocks.append(
-            Text(f"The tokenizer does not know {best.unknown_tokens:,} of the output tokens ({percent}).", is_note=True)
+            Text(
+                tr(
+                    "The tokenizer does not know {count:,} of the output tokens ({percent}).",
+                    count=best.unknown_tokens,
+                    percent=percent,
+                ),
+                is_note=True,
+            )
         )
     return blocks
+
+
+def _describe_token_perplexity(best: ScoreEntry) -> str:
+    perplexity = format_perplexity(best.token_perplexity)
+    return tr("{perplexity}, over {tokens:,} output tokens", perplexity=perplexity, tokens=best.tokens)
 
 
 def _describe_selection(results: EvalResults) -> str:
     selected_on = (results.selector or results).data.path
     if selected_on != results.data.path:
-        return f"The checkpoint was selected on {selected_on}, so {results.data.path} did not influence the choice."
-    return (
+        return tr(
+            "The checkpoint was selected on {selected_on}, so {file} did not influence the choice.",
+            selected_on=selected_on,
+            file=results.data.path,
+        )
+    return tr(
         "The best checkpoint was selected on the file that its score is reported on, as the course does. This makes "
         "the score look slightly better than it is."
     )
@@ -82,10 +103,15 @@ def _other_files_table(other_results: list[EvalResults], best: ScoreEntry) -> Ta
         entries = curve_entries(results)
         zero_shot = next((entry for entry in entries.base if entry.shots == 0), None)
         same_checkpoint = next((entry for entry in entries.finetuned if entry.checkpoint == best.checkpoint), None)
-        scores = ["not scored" if entry is None else format_score(entry) for entry in (zero_shot, same_checkpoint)]
+        scores = [tr("not scored") if entry is None else format_score(entry) for entry in (zero_shot, same_checkpoint)]
         rows.append([results.data.path, f"{results.data.rows:,}", *scores])
-    header = ["file", "rows", f"base model, zero-shot {CI}", f"step {best.step:,} {CI}"]
-    return Table("The same checkpoint on other files", header, rows)
+    header = [
+        tr("file"),
+        tr("rows"),
+        f"{tr('base model, zero-shot')} {CI}",
+        f"{tr('step {step:,}', step=best.step)} {CI}",
+    ]
+    return Table(tr("The same checkpoint on other files"), header, rows)
 
 
 def learning_curve_blocks(run: RunData, output_dir: Path) -> list[Block]:
@@ -100,11 +126,26 @@ def learning_curve_blocks(run: RunData, output_dir: Path) -> list[Block]:
         return []
     picture = results.folder / CURVE_FILE
     link = Path(os.path.relpath(picture, output_dir)).as_posix() if picture.is_file() else None
-    wide, narrow = (LearningCurve(results, run.losses, width).draw() for width in (_WIDE_PIXELS, _NARROW_PIXELS))
-    blocks: list[Block] = [Curve(wide, narrow, link, results.selector is not results)]
+    description = tr("Learning curve of {run} on {file}", run=results.run_name, file=results.data.path)
+    if run.best is not None:
+        best = format_perplexity(run.best.mean_perplexity)
+        description += tr(": best {perplexity} at step {step}", perplexity=best, step=run.best.step)
+    wide, narrow = (
+        render_figure(draw_learning_curve(results, run.losses, width), "curve", description)
+        for width in (WIDTH, _NARROW_PIXELS)
+    )
+    how_to_read = tr(
+        "How to read it: each point is a checkpoint, and lower is better. The shaded band is the 95% confidence "
+        "interval. Horizontal lines are the base model. Where the line rises again, the model overfits."
+    )
+    blocks: list[Block] = [Curve(wide, narrow, link), Text(how_to_read, is_note=True)]
     if run.best is None:
         return blocks
-    blocks.append(_checkpoint_table(run, run.best, "best" if results.selector is results else "selected"))
+    blocks.append(_checkpoint_table(run, run.best, tr("best") if results.selector is results else tr("selected")))
+    how_to_read = tr(
+        "How to read it: each point is a mean perplexity on a log scale, its line the 95% confidence interval."
+    )
+    blocks.append(Text(how_to_read, is_note=True))
     last = run.finetuned_entries[-1]
     if last is not run.best:
         blocks.append(Text(_describe_end_of_run(run.best, last, compare_entries(run, run.best, last))))
@@ -128,10 +169,10 @@ def _checkpoint_table(run: RunData, best: ScoreEntry, mark: str) -> Table:
                 *comparison,
             ]
         )
-    header = ["step", "", f"mean {CI}", "median", "token", "bits per character"]
-    header += [f"difference from {mark} {CI}", "rows better / worse"]
+    header = [tr("step"), "", f"{tr('mean')} {CI}", tr("median"), tr("token"), tr("bits per character")]
+    header += [f"{tr('difference from {name}', name=mark)} {CI}", tr("rows better / worse")]
     return Table(
-        "Perplexity by checkpoint",
+        tr("Perplexity by checkpoint"),
         header,
         rows,
         highlighted={index for index, entry in enumerate(entries) if entry is best},
@@ -148,15 +189,19 @@ def _describe_end_of_run(best: ScoreEntry, last: ScoreEntry, pair: PairedDiffere
         last: the last checkpoint.
         pair: the last checkpoint's perplexities minus those of the selected one.
     """
-    change = (
-        f"From step {best.step:,} to step {last.step:,}, the mean perplexity changes by {format_difference(pair)} "
-        "(paired difference)."
+    change = tr(
+        "From step {step:,} to step {last:,}, the mean perplexity changes by {difference} (paired difference).",
+        step=best.step,
+        last=last.step,
+        difference=format_difference(pair),
     )
     if not pair.is_significant:
-        return f"{change} The interval contains 0, so the difference is not significant."
-    if pair.difference > 0:
-        return f"{change} The model overfits after step {best.step:,}."
-    return f"{change} On this file, the last checkpoint is significantly better."
+        conclusion = tr("The interval contains 0, so the difference is not significant.")
+    elif pair.difference > 0:
+        conclusion = tr("The model overfits after step {step:,}.", step=best.step)
+    else:
+        conclusion = tr("On this file, the last checkpoint is significantly better.")
+    return join_sentences(change, conclusion)
 
 
 def score_breakdown_blocks(run: RunData) -> list[Block]:
@@ -168,12 +213,19 @@ def score_breakdown_blocks(run: RunData) -> list[Block]:
     for groups in ([entry.by_direction for entry in shown], [entry.by_length for entry in shown]):
         for key in dict.fromkeys(key for scores in groups for key in scores):
             scores = [by_key[key] for by_key in groups]
-            name = GROUP_NAMES.get(key) or format_length_group(key)
+            name = tr(GROUP_NAMES[key]) if key in GROUP_NAMES else format_length_group(key)
             rows.append([name, f"{scores[0].rows:,}", *(format_perplexity(score.mean_perplexity) for score in scores)])
-    models = ["fine-tuned" if entry is run.best else f"base model, {format_shots(entry)}" for entry in shown]
+    models = [
+        tr("fine-tuned") if entry is run.best else tr("base model, {shots}", shots=format_shots(entry))
+        for entry in shown
+    ]
     blocks: list[Block] = [
-        Heading("Scores by direction and output length"),
-        Table("Mean perplexity by direction and by number of output characters", ["group", "rows", *models], rows),
+        Heading(tr("Scores by direction and output length")),
+        Table(
+            tr("Mean perplexity by direction and by number of output characters"),
+            [tr("group"), tr("rows"), *models],
+            rows,
+        ),
     ]
     if run.best is not None:
         blocks.append(_top_contributors_table(run.best))
@@ -184,8 +236,12 @@ def _top_contributors_table(best: ScoreEntry) -> Table:
     top = best.top_contributors
     percent = format_percent(sum(row.share for row in top))
     return Table(
-        f"The {len(top)} rows with the highest perplexity make up {percent} of the fine-tuned model's mean",
-        ["row", "perplexity", "share of the sum", "tokens"],
+        tr(
+            "The {count} rows with the highest perplexity make up {percent} of the fine-tuned model's mean",
+            count=len(top),
+            percent=percent,
+        ),
+        [tr("row"), tr("perplexity"), tr("share of the sum"), tr("tokens")],
         [[row.id, format_perplexity(row.perplexity), format_percent(row.share), f"{row.tokens:,}"] for row in top],
         is_collapsed=True,
     )

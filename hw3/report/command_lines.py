@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from hw3.common.paths import portable_path
+from hw3.common.shell_commands import hw3_command, installed_command
 from hw3.config.recipe import find_prompt_file
 from hw3.evaluation.results import EvalResults
 from hw3.report.run_data import RunData
@@ -23,12 +23,12 @@ def eval_command(run: RunData, *, base_only: bool = False) -> str:
         run: the run.
         base_only: whether to score only the base model, zero-shot and few-shot.
     """
-    words = ["hw3", "eval", run.name]
+    words = ["eval", run.name]
     if base_only:
         examples = len(run.recipe.prompt.examples)
         shots = [str(number) for number in _SHOTS if number <= examples or not examples]
         words += ["--base-only", "--shots", *shots, *([] if examples else ["--examples", "train"])]
-    return shlex.join(words)
+    return hw3_command(*words)
 
 
 def predict_command(run: RunData, name: str) -> str:
@@ -39,16 +39,16 @@ def predict_command(run: RunData, name: str) -> str:
         name: name of the system: `base`, `base+4`, `checkpoint-100`.
     """
     checkpoint, _, shots = name.partition("+")
-    words = ["hw3", "predict", run.name, run.recipe.data.eval, "--checkpoint", checkpoint]
-    return shlex.join([*words, *(["--shots", shots] if shots else [])])
+    words = ["predict", run.name, run.recipe.data.eval, "--checkpoint", checkpoint]
+    return hw3_command(*words, *(["--shots", shots] if shots else []))
 
 
-def report_command(runs: list[RunData], output_dir: Path) -> str:
-    """Return the command that writes the report."""
-    words = ["hw3", "report", *(run.name for run in runs)]
+def report_command(runs: list[RunData], output_dir: Path, options: list[str]) -> str:
+    """Return the command that writes the report into a folder, with these further options."""
+    words = ["report", *(run.name for run in runs)]
     if output_dir.resolve() != runs[0].path.resolve():
         words += ["--output", portable_path(output_dir)]
-    return shlex.join(words)
+    return hw3_command(*words, *options)
 
 
 def reproduction_commands(run: RunData) -> list[str]:
@@ -66,12 +66,12 @@ def reproduction_commands(run: RunData) -> list[str]:
 
 def _train_command(run: RunData, manifest: Manifest) -> str:
     processes = manifest.layout.processes
-    train = shlex.join(["train", f"{run.name}/{RECIPE_FILE}", "--run", run.name])
+    train = ["train", f"{run.name}/{RECIPE_FILE}", "--run", run.name]
     if processes == 1:
-        return f"hw3 {train}"
-    config = "cpu2" if manifest.device == "cpu" else "ddp"
-    launch = f"accelerate launch --config_file accelerate_configs/{config}.yaml --num_processes {processes}"
-    return f"{launch} -m hw3 {train}"
+        return hw3_command(*train)
+    config = f"accelerate_configs/{'cpu2' if manifest.device == 'cpu' else 'ddp'}.yaml"
+    launch = ["launch", "--config_file", config, "--num_processes", processes, "-m", "hw3"]
+    return installed_command("accelerate", *launch, *train)
 
 
 def _eval_commands(run: RunData, results: EvalResults, data_option: list[str]) -> list[str]:
@@ -86,7 +86,7 @@ def _eval_commands(run: RunData, results: EvalResults, data_option: list[str]) -
     commands = []
     for key in sorted(groups, key=lambda key: (key[0] != results.prompt_sha256, key[1:])):
         (sha256, name, is_sampled), entries = key, groups[key]
-        words = ["hw3", "eval", run.name, *data_option]
+        words = ["eval", run.name, *data_option]
         if sha256 != results.prompt_sha256:
             found = find_prompt_file(sha256)
             words += ["--prompt", f"{name}.yaml" if found is None else found[0].as_posix()]
@@ -98,7 +98,7 @@ def _eval_commands(run: RunData, results: EvalResults, data_option: list[str]) -
         if finetuned_shots:
             adapter_option = ["--adapter", *adapters] if adapters else []
             shots_option = [] if finetuned_shots == [0] else ["--shots", *map(str, finetuned_shots)]
-            commands.append(shlex.join([*words, *adapter_option, *shots_option]))
+            commands.append(hw3_command(*words, *adapter_option, *shots_option))
         if set(base_shots) - set(finetuned_shots):
-            commands.append(shlex.join([*words, "--base-only", "--shots", *map(str, base_shots)]))
+            commands.append(hw3_command(*words, "--base-only", "--shots", *base_shots))
     return commands

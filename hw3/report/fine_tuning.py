@@ -8,11 +8,13 @@ from typing import Any
 
 from trl import SFTConfig
 
+from hw3.common.shell_commands import hw3_command
 from hw3.config.recipe import Recipe
 from hw3.data.rows import DataFileKey
 from hw3.report.blocks import Block, Facts, Heading, Missing, Table, Text
 from hw3.report.checkpoint_scores import final_score_blocks, learning_curve_blocks, score_breakdown_blocks
 from hw3.report.formatting import CI, format_count, format_difference, format_percent, format_score, format_value
+from hw3.report.language import join_sentences, tr
 from hw3.report.prompting import prompt_block
 from hw3.report.run_data import RunData, compare_entries, have_same_rows
 
@@ -20,7 +22,6 @@ _TRAINING_DEFAULTS = {field.name: field.default for field in fields(SFTConfig)} 
     "lr_scheduler_type": "linear",
     "activation_checkpointing": False,
 }
-_HASH_DIGITS = 12  # enough to distinguish the files of a project
 
 
 def fine_tuning_blocks(run: RunData, output_dir: Path) -> list[Block]:
@@ -31,14 +32,14 @@ def fine_tuning_blocks(run: RunData, output_dir: Path) -> list[Block]:
         output_dir: the folder of the report, for links.
     """
     return [
-        Heading("Data"),
+        Heading(tr("Data")),
         *_data_blocks(run),
-        Heading("Method and hyperparameters"),
+        Heading(tr("Method and hyperparameters")),
         *method_blocks(run),
-        prompt_block("The prompt, identical in training, scoring and generation", run.recipe.prompt, []),
-        Heading("Final score"),
+        prompt_block(tr("The prompt, identical in training, scoring and generation"), run.recipe.prompt, []),
+        Heading(tr("Final score")),
         *final_score_blocks(run),
-        Heading("Learning curve", "learning-curve"),
+        Heading(tr("Learning curve"), "learning-curve"),
         *learning_curve_blocks(run, output_dir),
         *score_breakdown_blocks(run),
     ]
@@ -48,7 +49,8 @@ def method_blocks(run: RunData) -> list[Block]:
     """Return how the base model is fine-tuned, and the hyperparameters."""
     blocks: list[Block] = []
     if not run.checkpoints:
-        blocks.append(Missing("This run has no checkpoint yet.", [f"hw3 train RECIPE.yaml --run {run.name}"]))
+        command = hw3_command("train", "RECIPE.yaml", "--run", run.name)
+        blocks.append(Missing(tr("This run has no checkpoint yet."), [command]))
     return [*blocks, Text(_describe_method(run)), Facts(_hyperparameters(run.recipe))]
 
 
@@ -65,23 +67,28 @@ def settings_comparison_blocks(main: RunData, others: list[RunData]) -> list[Blo
     ]
     rows = []
     for run, values in zip(runs, settings, strict=True):
-        differing = ", ".join(f"{key}={format_value(values.get(key))}" for key in keys) or "the same recipe"
+        differing = ", ".join(f"{key}={format_value(values.get(key))}" for key in keys) or tr("the same recipe")
         if run.best is None:
-            rows.append([run.name, differing, "not scored", "", ""])
+            rows.append([run.name, differing, tr("not scored"), "", ""])
             continue
         difference = ""
         if run is not main and main.best is not None and have_same_rows(main, run):
             difference = format_difference(compare_entries(main, main.best, run.best, run))
         rows.append([run.name, differing, format_score(run.best), f"{run.best.step:,}", difference])
-    header = ["run", "settings", f"best mean perplexity {CI}", "step", f"difference from {main.name} {CI}"]
+    header = [tr("run"), tr("settings"), f"{tr('best mean perplexity')} {CI}", tr("step")]
+    header += [f"{tr('difference from {name}', name=main.name)} {CI}"]
     return [
-        Heading("Other settings for the same base model"),
-        Table("Runs and the settings that differ between them", header, rows, {0}, text_columns=2),
+        Heading(tr("Other settings for the same base model")),
+        Table(tr("Runs and the settings that differ between them"), header, rows, {0}, text_columns=2),
     ]
 
 
 def _data_blocks(run: RunData) -> list[Block]:
-    uses: dict[DataFileKey, str] = {"train": "training", "dev": "selecting the checkpoint", "eval": "scoring"}
+    uses: dict[DataFileKey, str] = {
+        "train": tr("training"),
+        "dev": tr("selecting the checkpoint"),
+        "eval": tr("scoring"),
+    }
     rows = []
     for key, use in uses.items():
         name = getattr(run.recipe.data, key)
@@ -91,12 +98,11 @@ def _data_blocks(run: RunData) -> list[Block]:
         if data is None and key == "eval" and run.results is not None:
             data = run.results.data
         if data is None:
-            rows.append([use, name, "—", "—"])
+            rows.append([use, name, "—"])
         else:
-            rows.append([use, data.path, data.sha256[:_HASH_DIGITS], f"{data.rows:,}"])
-    blocks: list[Block] = [
-        Table("Data files", ["used for", "file", "SHA-256, first digits", "rows"], rows, text_columns=3)
-    ]
+            rows.append([use, data.path, f"{data.rows:,}"])
+    header = [tr("used for"), tr("file"), tr("rows")]
+    blocks: list[Block] = [Table(tr("Data files"), header, rows, text_columns=2)]
     if run.checkpoints and run.manifest is not None:
         blocks.append(Text(_describe_training_length(run, run.manifest.data["train"].rows)))
     return blocks
@@ -105,36 +111,56 @@ def _data_blocks(run: RunData) -> list[Block]:
 def _describe_training_length(run: RunData, training_rows: int) -> str:
     steps, rows_per_step = run.checkpoints[-1].step, run.recipe.rows_per_step
     epochs = steps / max(1, training_rows // rows_per_step)
-    tokens = f" These rows have {run.training_tokens:,} tokens, prompts included." if run.training_tokens else ""
-    return (
-        f"Training ran for {format_count(steps, 'optimizer step')} with {format_count(rows_per_step, 'row')} per step. "
-        f"That is {format_count(steps * rows_per_step, 'row')}, or {epochs:.1f} epochs.{tokens}"
+    length = tr(
+        "Training ran for {steps} with {rows} per step. That is {total}, or {epochs:.1f} epochs.",
+        steps=format_count(steps, "optimizer step"),
+        rows=format_count(rows_per_step, "row"),
+        total=format_count(steps * rows_per_step, "row"),
+        epochs=epochs,
     )
+    if not run.training_tokens:
+        return length
+    tokens = tr("These rows have {tokens:,} tokens, prompts included.", tokens=run.training_tokens)
+    return join_sentences(length, tokens)
 
 
 def _describe_method(run: RunData) -> str:
     quantization, lora = run.recipe.quantization, run.recipe.lora
-    sentences = [f"The base model is {run.base_name}."]
+    sentences = [tr("The base model is {base}.", base=run.base_name)]
     if quantization is not None:
-        double = " with double quantization" if quantization.bnb_4bit_use_double_quant else ""
+        kind = quantization.bnb_4bit_quant_type.upper()
+        if quantization.bnb_4bit_use_double_quant:
+            kind = tr("{kind} with double quantization", kind=kind)
         sentences.append(
-            f"Its weights are quantized to 4-bit {quantization.bnb_4bit_quant_type.upper()}{double} and frozen. "
-            f"Computations with them use {quantization.bnb_4bit_compute_dtype}."
+            tr(
+                "Its weights are quantized to 4-bit {kind} and frozen. Computations with them use {dtype}.",
+                kind=kind,
+                dtype=quantization.bnb_4bit_compute_dtype,
+            )
         )
     if lora is None:
-        sentences.append("All its weights are trained.")
+        sentences.append(tr("All its weights are trained."))
     else:
-        modules = lora.get("target_modules", "PEFT's default layers")
-        layers = "every linear layer except the output head" if modules == "all-linear" else format_value(modules)
-        sentences.append(f"LoRA adapters of rank {lora.get('r', 8)} on {layers} are trained in float32.")
+        modules = lora.get("target_modules", tr("PEFT's default layers"))
+        layers = tr("every linear layer except the output head") if modules == "all-linear" else format_value(modules)
+        sentences.append(
+            tr("LoRA adapters of rank {r} on {layers} are trained in float32.", r=lora.get("r", 8), layers=layers)
+        )
     if run.manifest is not None:
         counts = run.manifest.parameters
         percent = format_percent(counts.trained / counts.total)
-        sentences.append(f"{counts.trained:,} parameters are trained, {percent} of the base model's {counts.total:,}.")
+        sentences.append(
+            tr(
+                "{trained:,} parameters are trained, {percent} of the base model's {total:,}.",
+                trained=counts.trained,
+                percent=percent,
+                total=counts.total,
+            )
+        )
     sentences.append(
-        "The loss is the cross-entropy of the output and its end-of-sequence token only; the prompt is masked."
+        tr("The loss is the cross-entropy of the output and its end-of-sequence token only; the prompt is masked.")
     )
-    return " ".join(sentences)
+    return join_sentences(*sentences)
 
 
 def _hyperparameters(recipe: Recipe) -> list[tuple[str, str]]:
@@ -147,39 +173,59 @@ def _hyperparameters(recipe: Recipe) -> list[tuple[str, str]]:
     steps, save_strategy = training("max_steps"), recipe.training.get("save_strategy", "steps")
     return [
         *_model_settings(recipe),
-        ("rows per step", f"{rows} × {accumulation}"),
+        (tr("rows per step"), f"{rows} × {accumulation}"),
+        (tr("training length"), _training_length(steps, training("num_train_epochs"))),
+        (tr("learning rate"), f"{format_value(training('learning_rate'))}, {training('lr_scheduler_type')}"),
+        (tr("warmup steps"), format_value(training("warmup_steps"))),
+        (tr("optimizer"), format_value(getattr(training("optim"), "value", training("optim")))),
+        (tr("weight decay"), format_value(training("weight_decay"))),
+        (tr("max gradient norm"), format_value(training("max_grad_norm"))),
+        (tr("autocast"), _autocast_dtype(training("bf16"), training("fp16"))),
         (
-            "training length",
-            f"{steps:,} steps" if steps > 0 else f"{format_value(training('num_train_epochs'))} epochs",
-        ),
-        ("learning rate", f"{format_value(training('learning_rate'))}, {training('lr_scheduler_type')}"),
-        ("warmup steps", format_value(training("warmup_steps"))),
-        ("optimizer", format_value(getattr(training("optim"), "value", training("optim")))),
-        ("weight decay", format_value(training("weight_decay"))),
-        ("max gradient norm", format_value(training("max_grad_norm"))),
-        ("autocast", _autocast_dtype(training("bf16"), training("fp16"))),
-        (
-            "activation checkpointing",
+            tr("activation checkpointing"),
             format_value(recipe.speed == "lean" or bool(training("activation_checkpointing"))),
         ),
-        ("max tokens per row", f"{recipe.data.max_length:,}; longer rows: {recipe.data.too_long.replace('_', ' ')}"),
-        ("checkpoint every", f"{format_value(training('save_steps'))} steps" if save_strategy == "steps" else "epoch"),
-        ("seed", str(recipe.seed)),
+        (
+            tr("max tokens per row"),
+            tr(
+                "{length:,}; longer rows: {policy}",
+                length=recipe.data.max_length,
+                policy=tr(recipe.data.too_long.replace("_", " ")),
+            ),
+        ),
+        (
+            tr("checkpoint every"),
+            tr("{steps} steps", steps=format_value(training("save_steps")))
+            if save_strategy == "steps"
+            else tr("epoch"),
+        ),
+        (tr("seed"), str(recipe.seed)),
     ]
+
+
+def _training_length(steps: int, epochs: float) -> str:
+    if steps > 0:
+        return tr("{steps} steps", steps=f"{steps:,}")
+    return tr("{epochs} epochs", epochs=format_value(epochs))
 
 
 def _model_settings(recipe: Recipe) -> list[tuple[str, str]]:
     quantization, lora = recipe.quantization, recipe.lora
-    settings = [("base model", f"{recipe.model.pretrained_model_name_or_path}, {recipe.model.dtype}")]
+    settings = [(tr("base model"), f"{recipe.model.pretrained_model_name_or_path}, {recipe.model.dtype}")]
     if quantization is None:
-        settings.append(("quantization", "none"))
+        settings.append((tr("quantization"), tr("none")))
     else:
         double = format_value(quantization.bnb_4bit_use_double_quant)
         compute_dtype = quantization.bnb_4bit_compute_dtype
         settings.append(
             (
-                "quantization",
-                f"{quantization.bnb_4bit_quant_type}, double quantization: {double}, compute dtype: {compute_dtype}",
+                tr("quantization"),
+                tr(
+                    "{kind}, double quantization: {double}, compute dtype: {dtype}",
+                    kind=quantization.bnb_4bit_quant_type,
+                    double=double,
+                    dtype=compute_dtype,
+                ),
             )
         )
     if lora is not None:
@@ -195,7 +241,7 @@ def _model_settings(recipe: Recipe) -> list[tuple[str, str]]:
 def _autocast_dtype(bf16: bool | None, fp16: bool | None) -> str:
     if bf16 or (bf16 is None and not fp16):
         return "bfloat16"
-    return "float16" if fp16 else "none, float32"
+    return "float16" if fp16 else tr("none, float32")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

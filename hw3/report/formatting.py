@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hw3.evaluation.bootstrap import PairedDifference
+from hw3.report.language import tr
 from hw3.runs.results_file import ScoreEntry
 
 CI = "[95%\u00a0CI]"  # in column names
@@ -19,7 +20,7 @@ SHORT_GROUP_NAMES = GROUP_NAMES | {"m2c": "into Classical", "c2m": "into modern"
 
 def format_count(count: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun: `1 row`, `1,200 rows`, `2 processes`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+    return tr(f"{{count:,}} {noun if count == 1 else plural or noun + 's'}", count=count)
 
 
 def format_perplexity(value: float) -> str:
@@ -60,32 +61,38 @@ def format_percent(share: float) -> str:
 def format_duration(seconds: float) -> str:
     """Return a duration in seconds, minutes or hours."""
     if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return tr("{seconds:.0f} s", seconds=seconds) if seconds >= 10 else tr("{seconds:.1f} s", seconds=seconds)
+    if seconds < 7200:
+        return tr("{minutes:.0f} min", minutes=seconds / 60)
+    return tr("{hours:.1f} h", hours=seconds / 3600)
 
 
 def format_length_group(name: str) -> str:
     """Return the name of a group of `by_length`, such as `1-10` or `51-`, for people."""
-    return f"{name.replace('-', '–')} characters" if name[-1] != "-" else f"{name[:-1]} or more characters"
+    if name[-1] == "-":
+        return tr("{least} or more characters", least=name[:-1])
+    return tr("{range} characters", range=name.replace("-", "–"))
 
 
 def format_shots(entry: ScoreEntry) -> str:
     """Return the number of few-shot examples: `zero-shot`, `4-shot`, `4-shot, sampled examples`."""
-    name = f"{entry.shots}-shot" if entry.shots else "zero-shot"
-    return f"{name}, sampled examples" if entry.example_ids else name
+    name = tr("{shots}-shot", shots=entry.shots) if entry.shots else tr("zero-shot")
+    return tr("{shots}, sampled examples", shots=name) if entry.example_ids else name
 
 
 def format_model(entry: ScoreEntry) -> str:
     """Return the scored model: `base model, zero-shot`, `checkpoint-100, zero-shot`."""
-    return f"{entry.checkpoint or 'base model'}, {format_shots(entry)}"
+    if entry.checkpoint is None:
+        return tr("base model, {shots}", shots=format_shots(entry))
+    return f"{entry.checkpoint}, {format_shots(entry)}"
 
 
 def format_value(value: Any) -> str:
     """Return the value of a setting as short text."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return tr("yes") if value else tr("no")
     if value is None:
-        return "none"
+        return tr("none")
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from hw3.common.shell_commands import hw3_command
 from hw3.report.blocks import Block, Heading, Missing, Table, Text
 from hw3.report.checkpoint_scores import final_score_blocks, learning_curve_blocks
 from hw3.report.command_lines import eval_command
 from hw3.report.fine_tuning import method_blocks
 from hw3.report.formatting import CI, format_difference, format_percent, format_perplexity, format_score
+from hw3.report.language import tr
 from hw3.report.prompting import entries_to_compare, scores_blocks
 from hw3.report.run_data import RunData, compare_entries, have_same_rows
 
@@ -27,16 +28,16 @@ def model_comparison_blocks(main: RunData, others: list[RunData], output_dir: Pa
     if not others:
         return [
             Missing(
-                "This report has only one base model. Train and score a second one, then name both runs:",
+                tr("This report has only one base model. Train and score a second one, then name both runs:"),
                 [
                     "make train MODEL=llama && make eval MODEL=llama && make shots MODEL=llama",
-                    f"hw3 report {shlex.quote(main.name)} outputs/llama-qlora",
+                    hw3_command("report", main.name, "outputs/llama-qlora"),
                 ],
             )
         ]
-    header = ["run", "base model", "parameters", "trained", "zero-shot", "few-shot (examples)", f"fine-tuned {CI}"]
-    header += ["step", "bits per character, fine-tuned"]
-    table = Table("Models side by side", header, [_model_row(run) for run in (main, *others)], text_columns=2)
+    header = [tr("run"), tr("base model"), tr("parameters"), tr("trained"), tr("zero-shot"), tr("few-shot (examples)")]
+    header += [f"{tr('fine-tuned')} {CI}", tr("step"), tr("bits per character, fine-tuned")]
+    table = Table(tr("Models side by side"), header, [_model_row(run) for run in (main, *others)], text_columns=2)
     blocks: list[Block] = [table]
     for run in others:
         blocks += [
@@ -51,7 +52,7 @@ def model_comparison_blocks(main: RunData, others: list[RunData], output_dir: Pa
             blocks += scores_blocks(run, entries)
         else:
             blocks.append(
-                Missing("The base model of this run has not been scored yet.", [eval_command(run, base_only=True)])
+                Missing(tr("The base model of this run has not been scored yet."), [eval_command(run, base_only=True)])
             )
     return blocks
 
@@ -75,21 +76,29 @@ def _model_row(run: RunData) -> list[str]:
 
 def _describe_comparison(main: RunData, run: RunData) -> str:
     """Return which scores of two runs with different base models can be compared, and how they compare."""
+    names = {"run": run.name, "main": main.name}
     if main.best is None or run.best is None:
-        return f"{run.name} and {main.name} cannot be compared until both have a scored checkpoint."
+        return tr("{run} and {main} cannot be compared until both have a scored checkpoint.", **names)
     if not have_same_rows(main, run):
-        return f"{run.name} and {main.name} were scored on different rows, so their scores cannot be compared."
+        return tr("{run} and {main} were scored on different rows, so their scores cannot be compared.", **names)
     assert main.results is not None and run.results is not None
     if main.results.settings.tokenizer_sha256 == run.results.settings.tokenizer_sha256:
         pair = compare_entries(main, main.best, run.best, run)
-        return (
-            f"{run.name} and {main.name} have the same tokenizer, so their perplexities can be compared. The "
-            f"difference is {format_difference(pair)}: {run.name} is better on {pair.better} rows and worse on "
-            f"{pair.worse}."
+        return tr(
+            "{run} and {main} have the same tokenizer, so their perplexities can be compared. The difference is "
+            "{difference}: {run} is better on {better} rows and worse on {worse}.",
+            difference=format_difference(pair),
+            better=pair.better,
+            worse=pair.worse,
+            **names,
         )
     bits, main_bits = run.best.bits_per_character, main.best.bits_per_character
-    return (
-        f"{run.name} and {main.name} have different tokenizers. Perplexity is a mean over tokens, so it cannot be "
-        f"compared; bits per character can. {run.name} needs {bits:.3f} bits per character, {main.name} "
-        f"{main_bits:.3f}: {format_percent(abs(bits / main_bits - 1))} {'fewer' if bits < main_bits else 'more'}."
+    return tr(
+        "{run} and {main} have different tokenizers. Perplexity is a mean over tokens, so it cannot be compared; bits "
+        "per character can. {run} needs {bits:.3f} bits per character, {main} {main_bits:.3f}: {percent} {direction}.",
+        bits=bits,
+        main_bits=main_bits,
+        percent=format_percent(abs(bits / main_bits - 1)),
+        direction=tr("fewer") if bits < main_bits else tr("more"),
+        **names,
     )

@@ -20,7 +20,9 @@ for (const form of document.querySelectorAll(".controls")) {
         words.every((word) => text.includes(word)))
       .sort((a, b) => a.keys[order] - b.keys[order] || a.keys[0] - b.keys[0]);
     list.replaceChildren(...found.slice(0, limit).map(({ element }) => element));
-    form.querySelector("output").textContent = `${Math.min(limit, found.length)} of ${found.length} rows`;
+    const output = form.querySelector("output");
+    output.textContent = output.dataset.text
+      .replace("(shown)", Math.min(limit, found.length)).replace("(found)", found.length);
     more.hidden = found.length <= limit;
   }
 

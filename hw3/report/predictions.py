@@ -24,6 +24,7 @@ from hw3.report.blocks import (
 )
 from hw3.report.command_lines import predict_command
 from hw3.report.formatting import GROUP_NAMES, SHORT_GROUP_NAMES
+from hw3.report.language import tr
 from hw3.report.run_data import RunData, have_same_rows
 from hw3.runs.prediction_record import TranslationMetrics
 from hw3.runs.results_file import ScoreEntry
@@ -59,18 +60,25 @@ def build_predictions_section(runs: list[RunData]) -> Section:
     blocks: list[Block] = []
     for run in compared or [main]:
         if missing := _missing_predictions(run):
-            problem = "no predictions yet, only perplexities of the references"
             if run.predictions:
-                problem = f"no predictions from {' and '.join(missing)} yet"
-            text = f"{run.name} has {problem}. To generate them:"
+                systems = tr(" and ").join(missing)
+                text = tr(
+                    "{run} has no predictions from {systems} yet. To generate them:", run=run.name, systems=systems
+                )
+            else:
+                text = tr(
+                    "{run} has no predictions yet, only perplexities of the references. To generate them:", run=run.name
+                )
             blocks.append(Missing(text, [predict_command(run, name) for name in missing]))
     blocks += [Text(note, is_note=True) for run in compared for note in run.notes]
     blocks += _metrics_blocks(compared)
     blocks += _comparison_blocks(compared)
     return Section(
         "predictions",
-        "Predictions",
-        "Perplexity measures how well a model predicts the references. This section shows what the models generate.",
+        tr("Predictions"),
+        tr(
+            "Perplexity measures how well a model predicts the references. This section shows what the models generate."
+        ),
         blocks,
     )
 
@@ -99,18 +107,19 @@ def _metrics_blocks(runs: list[RunData]) -> list[Block]:
     for run in runs:
         for predictions in run.predictions:
             record = predictions.record
-            copying = copying or _metrics_rows("copying the input", record.copy_input, METRICS_OF_COPYING)
+            copying = copying or _metrics_rows(tr("copying the input"), record.copy_input, METRICS_OF_COPYING)
             rows += _metrics_rows(_label(runs, run, predictions.name), record.groups, tuple(METRIC_DESCRIPTIONS))
     if not rows:
         return []
     rows = [*copying, *rows]
-    highlighted = {index for index, row in enumerate(rows) if row[1] == SHORT_GROUP_NAMES["all"]}
-    header = ["predictions", "group", "rows", *(title for title, _ in METRIC_DESCRIPTIONS.values())]
+    highlighted = {index for index, row in enumerate(rows) if row[1] == tr(SHORT_GROUP_NAMES["all"])}
+    descriptions = [(tr(title), tr(meaning)) for title, meaning in METRIC_DESCRIPTIONS.values()]
+    header = [tr("predictions"), tr("group"), tr("rows"), *(title for title, _ in descriptions)]
     return [
-        Heading("Metrics"),
-        Table("Metrics of the predictions, and of copying the input", header, rows, highlighted, text_columns=2),
-        Facts(list(METRIC_DESCRIPTIONS.values())),
-        Text("BLEU is character BLEU-4 and chrF is chrF2, both computed with sacrebleu.", is_note=True),
+        Heading(tr("Metrics")),
+        Table(tr("Metrics of the predictions, and of copying the input"), header, rows, highlighted, text_columns=2),
+        Facts(descriptions),
+        Text(tr("BLEU is character BLEU-4 and chrF is chrF2, both computed with sacrebleu."), is_note=True),
     ]
 
 
@@ -118,7 +127,7 @@ def _metrics_rows(label: str, groups: dict[str, TranslationMetrics], shown: Sequ
     return [
         [
             label,
-            SHORT_GROUP_NAMES[name],
+            tr(SHORT_GROUP_NAMES[name]),
             f"{groups[name].rows:,}",
             *(
                 format_metric(metric, getattr(groups[name], metric)) if metric in shown else ""
@@ -171,9 +180,9 @@ def _comparison_blocks(runs: list[RunData]) -> list[Block]:
     assert main.results is not None
     scored = [system for system in systems if system.perplexities]
     gains = _log_gains(main)
-    orders = ["file order", "largest ratio of perplexities first", "longest reference first"]
-    orders += [f"highest perplexity first: {system.label}" for system in scored]
-    orders += ["largest gain from fine-tuning first"] if gains else []
+    orders = [tr("file order"), tr("largest ratio of perplexities first"), tr("longest reference first")]
+    orders += [tr("highest perplexity first: {system}", system=system.label) for system in scored]
+    orders += [tr("largest gain from fine-tuning first")] if gains else []
     rows = []
     for index, score in enumerate(next(iter(main.results.row_scores.values()))):
         perplexities = [system.perplexities[score.id] for system in scored]
@@ -182,7 +191,7 @@ def _comparison_blocks(runs: list[RunData]) -> list[Block]:
         sort_keys += [-gains[score.id]] if gains else []
         rows.append(_compare_outputs(main, score, systems, sort_keys))
     sample = [rows[index] for index in spaced_indices(len(rows), _SAMPLE_ROWS)]
-    return [Heading("Row by row", "rows"), RowBrowser(rows, orders, sample)]
+    return [Heading(tr("Row by row"), "rows"), RowBrowser(rows, orders, sample)]
 
 
 def _log_gains(run: RunData) -> dict[str, float]:

@@ -22,6 +22,7 @@ from hw3.report.formatting import (
     format_score,
     format_shots,
 )
+from hw3.report.language import join_sentences, tr
 from hw3.report.run_data import RunData, compare_entries
 from hw3.report.svg import interval_drawer
 from hw3.runs.results_file import ScoreEntry
@@ -31,20 +32,20 @@ def prompting_blocks(run: RunData) -> list[Block]:
     """Return the blocks of question 2 for one run."""
     command = eval_command(run, base_only=True)
     if run.results is None:
-        return [Missing(f"{run.recipe.data.eval} has not been scored yet.", [command])]
+        return [Missing(tr("{file} has not been scored yet.", file=run.recipe.data.eval), [command])]
     entries = entries_to_compare(run)
     blocks: list[Block] = []
     if run.best_few_shot is None:
-        blocks.append(Missing("The base model has not been scored with few-shot examples yet.", [command]))
+        blocks.append(Missing(tr("The base model has not been scored with few-shot examples yet."), [command]))
     if not entries:
         return blocks
     return [
         *blocks,
         *_examples_blocks(run, [entry for entry in entries if entry.is_base]),
-        Heading("Scores"),
+        Heading(tr("Scores")),
         *scores_blocks(run, entries),
         *_conclusion_blocks(run),
-        Heading("The prompts"),
+        Heading(tr("The prompts")),
         *_prompt_blocks(run, entries),
     ]
 
@@ -73,7 +74,7 @@ def scores_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
         entries: entries of the run. Without a fine-tuned model, they are compared with the base model.
     """
     reference = run.best or run.zero_shot or entries[0]
-    reference_name = "the fine-tuned model" if reference is run.best else reference.label
+    reference_name = tr("the fine-tuned model") if reference is run.best else reference.label
     draw_interval = interval_drawer(entries)
     has_prompts = len({entry.prompt.sha256 for entry in entries}) > 1
     rows = []
@@ -90,22 +91,26 @@ def scores_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
                 *comparison,
             ]
         )
-    header = ["model", *(["prompt"] if has_prompts else []), "", f"mean perplexity {CI}"]
-    header += [SHORT_GROUP_NAMES["m2c"], SHORT_GROUP_NAMES["c2m"]]
-    header += [f"difference from {reference_name} {CI}", "rows better / worse"]
+    header = [tr("model"), *([tr("prompt")] if has_prompts else []), "", f"{tr('mean perplexity')} {CI}"]
+    header += [tr(SHORT_GROUP_NAMES["m2c"]), tr(SHORT_GROUP_NAMES["c2m"])]
+    header += [f"{tr('difference from {name}', name=reference_name)} {CI}", tr("rows better / worse")]
     highlighted = {index for index, entry in enumerate(entries) if entry is run.best}
     return [
         Table(
-            "Zero-shot, few-shot and fine-tuned, on the same rows",
+            tr("Zero-shot, few-shot and fine-tuned, on the same rows"),
             header,
             rows,
             highlighted,
             text_columns=3 if has_prompts else 2,
         ),
         Text(
-            f"Differences are paired: a model's perplexity minus that of {reference_name}, row by row, averaged over "
-            "the rows. Their intervals come from a bootstrap over the same rows. A difference is significant if its "
-            "interval does not contain 0.",
+            tr(
+                "How to read it: each point is a mean perplexity on a log scale, and its line the 95% confidence "
+                "interval. Differences are paired: a model's perplexity minus that of {reference}, row by row, "
+                "averaged over the rows. Their intervals come from a bootstrap over the same rows. A difference is "
+                "significant if its interval does not contain 0.",
+                reference=reference_name,
+            ),
             is_note=True,
         ),
     ]
@@ -117,7 +122,9 @@ def prompt_block(title: str, prompt: Prompt, examples: list[Example], *, is_coll
         return Code(title, render_prompt(prompt, PLACEHOLDER, examples), is_collapsed, is_chinese=True)
     messages = build_messages(prompt, PLACEHOLDER, examples)
     text = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
-    return Code(f"{title}: messages for the tokenizer's chat template", text, is_collapsed, is_chinese=True)
+    return Code(
+        tr("{title}: messages for the tokenizer's chat template", title=title), text, is_collapsed, is_chinese=True
+    )
 
 
 def _examples_blocks(run: RunData, base_entries: list[ScoreEntry]) -> list[Block]:
@@ -130,33 +137,43 @@ def _examples_blocks(run: RunData, base_entries: list[ScoreEntry]) -> list[Block
     if sampled:
         most = max(sampled, key=lambda entry: entry.shots)
         blocks.append(Text(_describe_sampled_examples(run, most.example_ids or [])))
-    return [Heading("How the examples were chosen"), *blocks] if blocks else []
+    return [Heading(tr("How the examples were chosen")), *blocks] if blocks else []
 
 
 def _describe_prompt_examples(run: RunData, shots: list[int]) -> str:
     examples = run.recipe.prompt.examples
-    numbers = " or ".join([", ".join(map(str, shots[:-1])), str(shots[-1])] if shots[1:] else [str(shots[0])])
-    directions = [GROUP_NAMES[detect_direction(example.instruction) or "other"] for example in examples]
-    text = (
-        f"The few-shot prompts contain the first {numbers} of the {len(examples)} examples in the recipe's prompt. "
-        f"Their directions, in order: {', '.join(directions)}."
+    numbers = str(shots[-1])
+    if shots[1:]:
+        numbers = tr("{numbers} or {last}", numbers=", ".join(map(str, shots[:-1])), last=shots[-1])
+    directions = [tr(GROUP_NAMES[detect_direction(example.instruction) or "other"]) for example in examples]
+    text = tr(
+        "The few-shot prompts contain the first {numbers} of the {count} examples in the recipe's prompt. Their "
+        "directions, in order: {directions}.",
+        numbers=numbers,
+        count=len(examples),
+        directions=tr(", ").join(directions),
     )
     if not run.rows:
         return text
     scored = {text for row in run.rows.values() for text in (row.instruction, row.output)}
     leaked = sum(example.instruction in scored or example.output in scored for example in examples)
     if not leaked:
-        return f"{text} None of the examples is among the scored rows."
-    return (
-        f"{text} {leaked} of them are among the scored rows, which makes the few-shot scores look better than they are."
+        return join_sentences(text, tr("None of the examples is among the scored rows."))
+    warning = tr(
+        "{count} of them are among the scored rows, which makes the few-shot scores look better than they are.",
+        count=leaked,
     )
+    return join_sentences(text, warning)
 
 
 def _describe_sampled_examples(run: RunData, row_ids: list[str]) -> str:
-    return (
-        f"Sampled examples were drawn from {run.recipe.data.train} with seed {run.recipe.evaluation.examples_seed}. "
-        "The two directions alternate, and a smaller sample is always the beginning of a larger one. Rows whose "
-        f"instruction or output is among the scored rows were excluded. The sampled rows are {', '.join(row_ids)}."
+    return tr(
+        "Sampled examples were drawn from {file} with seed {seed}. The two directions alternate, and a smaller sample "
+        "is always the beginning of a larger one. Rows whose instruction or output is among the scored rows were "
+        "excluded. The sampled rows are {ids}.",
+        file=run.recipe.data.train,
+        seed=run.recipe.evaluation.examples_seed,
+        ids=", ".join(row_ids),
     )
 
 
@@ -166,16 +183,23 @@ def _conclusion_blocks(run: RunData) -> list[Block]:
     sentences = []
     if zero_shot is not None and few_shot is not None:
         pair = compare_entries(run, zero_shot, few_shot)
-        verb = "lower" if pair.difference < 0 else "raise"
-        detail = (
-            f"{pair.better} of {few_shot.rows} rows improve"
-            if pair.is_significant
-            else "this difference is not significant"
-        )
-        sentences.append(
-            f"The best number of few-shot examples is {few_shot.shots}. They {verb} the base model's mean perplexity "
-            f"by {format_perplexity(abs(pair.difference))}; {detail}."
-        )
+        detail = tr("this difference is not significant")
+        if pair.is_significant:
+            detail = tr("{better} of {rows} rows improve", better=pair.better, rows=few_shot.rows)
+        change = {"shots": few_shot.shots, "change": format_perplexity(abs(pair.difference)), "detail": detail}
+        if pair.difference < 0:
+            sentence = tr(
+                "The best number of few-shot examples is {shots}. They lower the base model's mean perplexity by "
+                "{change}; {detail}.",
+                **change,
+            )
+        else:
+            sentence = tr(
+                "The best number of few-shot examples is {shots}. They raise the base model's mean perplexity by "
+                "{change}; {detail}.",
+                **change,
+            )
+        sentences.append(sentence)
     prompted = min(
         (entry for entry in (zero_shot, few_shot) if entry is not None),
         key=lambda entry: entry.mean_perplexity,
@@ -184,11 +208,15 @@ def _conclusion_blocks(run: RunData) -> list[Block]:
     if best is not None and prompted is not None:
         pair = compare_entries(run, prompted, best)
         sentences.append(
-            "Compared with the best prompt for the base model, fine-tuning changes the mean perplexity by "
-            f"{format_difference(pair)}. The fine-tuned model is better on {pair.better} rows and worse on "
-            f"{pair.worse}."
+            tr(
+                "Compared with the best prompt for the base model, fine-tuning changes the mean perplexity by "
+                "{difference}. The fine-tuned model is better on {better} rows and worse on {worse}.",
+                difference=format_difference(pair),
+                better=pair.better,
+                worse=pair.worse,
+            )
         )
-    return [Text(" ".join(sentences))] if sentences else []
+    return [Text(join_sentences(*sentences))] if sentences else []
 
 
 def _prompt_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
@@ -199,20 +227,21 @@ def _prompt_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
         unique.setdefault((entry.prompt.sha256, entry.shots, tuple(entry.example_ids or ())), entry)
     blocks: list[Block] = []
     for entry in unique.values():
-        title = f"Prompt {entry.prompt.name}, {format_shots(entry)}"
+        title = tr("Prompt {name}, {shots}", name=entry.prompt.name, shots=format_shots(entry))
         prompt: Prompt | None = run.recipe.prompt
         if entry.prompt.sha256 != run.recipe.prompt.sha256:
             found = find_prompt_file(entry.prompt.sha256)
             prompt = None if found is None else found[1]
         if prompt is None:
-            blocks.append(Text(f"{title}: its file is no longer in recipes/prompts.", is_note=True))
+            blocks.append(Text(tr("{title}: its file is no longer in recipes/prompts.", title=title), is_note=True))
             continue
         if entry.example_ids:
             examples = [sampled[id] for id in entry.example_ids if id in sampled]
         else:
             examples = (prompt.examples or run.recipe.prompt.examples)[: entry.shots]
         if len(examples) < entry.shots:
-            blocks.append(Text(f"{title}: the file with its examples is missing or has changed.", is_note=True))
+            text = tr("{title}: the file with its examples is missing or has changed.", title=title)
+            blocks.append(Text(text, is_note=True))
         else:
             blocks.append(prompt_block(title, prompt, examples, is_collapsed=True))
     return blocks

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from hw3.common.text import escape_invisible
 from hw3.report.blocks import Block, Section, Table
+from hw3.report.language import html_language, tr
 
 # Characters with a meaning anywhere; `]` before a link's target; list, heading and checkbox marks at the line's start.
 _MARKDOWN_SYNTAX = re.compile(r"([\\`*_<>&|~$]|\](?=[(\[])|^[-+=#\[]|(?<=^\d)[.)](?=\s))")
@@ -32,6 +33,7 @@ def render_html(title: str, summary: list[Block], sections: list[Section]) -> st
         sections=sections,
         style=Markup(style),
         script=Markup(script),
+        language=html_language(),
         style_hash=_policy_hash(style),
         script_hash=_policy_hash(script),
     )
@@ -73,7 +75,7 @@ def link_target(path: str) -> Markup:
 
 def _create_environment(escape: Callable[[str], str]) -> Environment:
     """Return an environment whose templates pass all text through `escape`, then through Jinja's HTML escaping."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("hw3.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
@@ -81,6 +83,8 @@ def _create_environment(escape: Callable[[str], str]) -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
     )
+    environment.globals["tr"] = tr
+    return environment
 
 
 def _text_cells(table: Table) -> list[list[str]]:

@@ -8,6 +8,7 @@ from hw3.common.disk import format_bytes
 from hw3.report.blocks import Block, Code, Facts, Heading, Section, Table
 from hw3.report.command_lines import report_command, reproduction_commands
 from hw3.report.formatting import format_count, format_duration
+from hw3.report.language import tr
 from hw3.report.run_data import RunData
 from hw3.runs.manifest import Manifest, Session
 from hw3.runs.results_file import ScoringSettings
@@ -15,12 +16,13 @@ from hw3.runs.results_file import ScoringSettings
 Fact = tuple[str, str]
 
 
-def build_reproducibility_section(runs: list[RunData], output_dir: Path) -> Section:
+def build_reproducibility_section(runs: list[RunData], output_dir: Path, options: list[str]) -> Section:
     """Return what a reader needs to reproduce the runs, and the resources that they took.
 
     Args:
         runs: the runs.
         output_dir: the folder of the report.
+        options: the other options of the report's command.
     """
     blocks: list[Block] = []
     for run in runs:
@@ -30,18 +32,18 @@ def build_reproducibility_section(runs: list[RunData], output_dir: Path) -> Sect
         if run.manifest is not None and len(run.manifest.sessions) > 1:
             blocks.append(_sessions_table(run.manifest.sessions))
     commands = [command for run in runs for command in reproduction_commands(run)]
-    commands.append(report_command(runs, output_dir))
+    commands.append(report_command(runs, output_dir, options))
     blocks += [
-        Heading("Commands"),
-        Code("To reproduce everything, run in the repository's root", "\n".join(commands)),
+        Heading(tr("Commands")),
+        Code(tr("To reproduce everything, run in the repository's root"), "\n".join(commands)),
     ]
     for run in runs:
-        title = "The complete recipe" + (f" of {run.name}" if len(runs) > 1 else "")
+        title = tr("The complete recipe of {run}", run=run.name) if len(runs) > 1 else tr("The complete recipe")
         blocks.append(Code(title, run.recipe.to_yaml(), is_collapsed=True, is_chinese=True))
     return Section(
         "reproducibility",
-        "Reproducibility",
-        "Hardware, time, disk space, versions, and the exact commands.",
+        tr("Reproducibility"),
+        tr("Hardware, time, disk space, versions, and the exact commands."),
         blocks,
     )
 
@@ -55,23 +57,28 @@ def _facts(run: RunData) -> list[Fact]:
         count = format_count(len(run.checkpoints), "checkpoint")
         facts.append(
             (
-                "disk space",
-                f"{format_bytes(run.disk_bytes)} for {count}; weights: {format_bytes(run.weight_bytes)} each",
+                tr("disk space"),
+                tr(
+                    "{size} for {count}; weights: {weights} each",
+                    size=format_bytes(run.disk_bytes),
+                    count=count,
+                    weights=format_bytes(run.weight_bytes),
+                ),
             )
         )
     if run.manifest is not None:
         facts += _version_facts(run.manifest)
     if run.results is not None:
         facts += _scoring_facts(run.results.settings)
-    return facts + [(f"SHA-256 of {name}", sha256) for name, sha256 in _hashes(run)]
+    return facts + [(tr("SHA-256 of {name}", name=name), sha256) for name, sha256 in _hashes(run)]
 
 
 def _training_facts(manifest: Manifest) -> list[Fact]:
     layout, sessions = manifest.layout, manifest.sessions
     facts = [
-        ("device", "CPU" if manifest.device == "cpu" else manifest.device),
+        (tr("device"), "CPU" if manifest.device == "cpu" else manifest.device),
         (
-            "batch layout",
+            tr("batch layout"),
             f"{format_count(layout.processes, 'process', 'processes')} × "
             f"{format_count(layout.rows_per_device, 'row')} × "
             f"{format_count(layout.accumulation, 'accumulation step')}",
@@ -80,11 +87,16 @@ def _training_facts(manifest: Manifest) -> list[Fact]:
     if sessions:
         seconds = sum(session.seconds for session in sessions)
         steps = sum(session.to_step - session.from_step for session in sessions)
-        in_sessions = f"{format_count(steps, 'step')}, in {format_count(len(sessions), 'session')}"
-        facts.append(("training time", f"{format_duration(seconds)} for {in_sessions}"))
+        text = tr(
+            "{duration} for {steps}, in {sessions}",
+            duration=format_duration(seconds),
+            steps=format_count(steps, "step"),
+            sessions=format_count(len(sessions), "session"),
+        )
+        facts.append((tr("training time"), text))
     peaks = [session.peak_gib for session in sessions if session.peak_gib is not None]
     if peaks:
-        facts.append(("peak GPU memory, training", f"{max(peaks):.2f} GiB"))
+        facts.append((tr("peak GPU memory, training"), f"{max(peaks):.2f} GiB"))
     return facts
 
 
@@ -93,35 +105,44 @@ def _inference_facts(run: RunData) -> list[Fact]:
     entries = [entry for results in run.all_results for entry in results.entries]
     if entries:
         duration = format_duration(sum(entry.seconds for entry in entries))
-        facts.append(("scoring time", f"{duration} for {format_count(len(entries), 'entry', 'entries')}"))
+        count = format_count(len(entries), "entry", "entries")
+        facts.append((tr("scoring time"), tr("{duration} for {count}", duration=duration, count=count)))
     records = [predictions.record for predictions in run.predictions]
     if records:
         rates = [record.rows_per_second for record in records]
-        rate = f"{min(rates):.1f}" if len(rates) == 1 else f"{min(rates):.1f} to {max(rates):.1f}"
+        rate = (
+            f"{min(rates):.1f}" if len(rates) == 1 else tr("{low:.1f} to {high:.1f}", low=min(rates), high=max(rates))
+        )
         duration = format_duration(sum(record.seconds for record in records))
         files = format_count(len(records), "file")
-        facts.append(("generation time", f"{duration} for {files} of predictions, {rate} rows per second"))
+        text = tr(
+            "{duration} for {files} of predictions, {rate} rows per second", duration=duration, files=files, rate=rate
+        )
+        facts.append((tr("generation time"), text))
     return facts
 
 
 def _version_facts(manifest: Manifest) -> list[Fact]:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return [
-        ("versions", f"Python {manifest.python}, {versions}"),
-        ("git commit", manifest.git_commit or "not recorded"),
-        ("started", manifest.started),
+        (tr("versions"), f"Python {manifest.python}, {versions}"),
+        (tr("git commit"), manifest.git_commit or tr("not recorded")),
+        (tr("started"), manifest.started),
     ]
 
 
 def _scoring_facts(settings: ScoringSettings) -> list[Fact]:
     if settings.dequantized:
-        weights = "4-bit weights dequantized"
+        weights = tr("4-bit weights dequantized")
     else:
-        weights = "4-bit weights" if settings.quantization else "no quantization"
-    attention = f"{settings.attn_implementation or 'default'} attention"
+        weights = tr("4-bit weights") if settings.quantization else tr("no quantization")
+    attention = tr("{kind} attention", kind=settings.attn_implementation or tr("default"))
     return [
-        ("scoring precision", f"{settings.dtype}, {attention}, {weights}"),
-        ("bootstrap", f"{settings.bootstrap_samples:,} samples, seed {settings.bootstrap_seed}"),
+        (tr("scoring precision"), f"{settings.dtype}, {attention}, {weights}"),
+        (
+            tr("bootstrap"),
+            tr("{samples:,} samples, seed {seed}", samples=settings.bootstrap_samples, seed=settings.bootstrap_seed),
+        ),
     ]
 
 
@@ -129,12 +150,15 @@ def _hashes(run: RunData) -> list[Fact]:
     """Return the hashes of base model, tokenizer, data files and prompt."""
     hashes = []
     if run.manifest is not None:
-        hashes = [("the base model", run.manifest.base.sha256), ("the tokenizer", run.manifest.tokenizer_sha256)]
+        hashes = [
+            (tr("the base model"), run.manifest.base.sha256),
+            (tr("the tokenizer"), run.manifest.tokenizer_sha256),
+        ]
         hashes += [(data.path, data.sha256) for data in run.manifest.data.values()]
     known = {sha256 for _, sha256 in hashes}
     scored = [results.data for results in run.all_results]
     hashes += [(data.path, data.sha256) for data in scored if data.sha256 not in known]
-    return [*hashes, ("the prompt", run.recipe.prompt.sha256)]
+    return [*hashes, (tr("the prompt"), run.recipe.prompt.sha256)]
 
 
 def _sessions_table(sessions: list[Session]) -> Table:
@@ -148,4 +172,8 @@ def _sessions_table(sessions: list[Session]) -> Table:
         ]
         for session in sessions
     ]
-    return Table("Training sessions", ["started", "from step", "to step", "time", "processes"], rows)
+    return Table(
+        tr("Training sessions"),
+        [tr("started"), tr("from step"), tr("to step"), tr("time"), tr("processes")],
+        rows,
+    )

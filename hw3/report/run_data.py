@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
 from hw3.config.recipe import Recipe
@@ -14,9 +12,10 @@ from hw3.data.rows import DataFileKey, Row, read_rows
 from hw3.evaluation.bootstrap import PairedDifference, paired_difference
 from hw3.evaluation.learning_curve import curve_entries
 from hw3.evaluation.results import EvalResults
+from hw3.report.language import tr
 from hw3.runs.checkpoints import Checkpoint
 from hw3.runs.manifest import Manifest
-from hw3.runs.prediction_record import PredictionRecord
+from hw3.runs.prediction_record import PredictionRecord, read_outputs
 from hw3.runs.results_file import ScoreEntry
 from hw3.runs.run import Run
 
@@ -198,8 +197,10 @@ def _load_rows(results: EvalResults, recipe: Recipe, notes: list[str]) -> dict[s
         if path.is_file() and file_sha256(path) == results.data.sha256:
             return {row.id: row for row in read_rows(path)}
     notes.append(
-        f"{results.data.path} is missing or has changed since it was scored, so instructions and references are not "
-        "shown."
+        tr(
+            "{file} is missing or has changed since it was scored, so instructions and references are not shown.",
+            file=results.data.path,
+        )
     )
     return {}
 
@@ -213,21 +214,19 @@ def _load_predictions(
     for path, record in run.read_prediction_records():
         if record.data.sha256 != results.data.sha256:
             continue
-        name, outputs = portable_path(path), _read_outputs(path)
+        name, outputs = portable_path(path), read_outputs(path)
         if file_sha256(path) != record.predictions_sha256:
-            notes.append(f"{name} is not shown: it has changed since it was written.")
+            notes.append(tr("{name} is not shown: it has changed since it was written.", name=name))
         elif adapters.get(record.checkpoint or "", record.adapter_sha256) != record.adapter_sha256:
-            notes.append(f"{name} is not shown: {record.checkpoint} has been trained again since.")
+            text = tr(
+                "{name} is not shown: {checkpoint} has been trained again since.",
+                name=name,
+                checkpoint=record.checkpoint,
+            )
+            notes.append(text)
         else:
             found.append(PredictionSet(record, outputs))
     return sorted(found, key=lambda predictions: _system_order(predictions.name))
-
-
-def _read_outputs(path: Path) -> dict[str, str]:
-    try:
-        return {row["id"]: row["output"] for row in json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error!r}; delete it and run hw3 predict again") from error
 
 
 def _system_order(name: str) -> tuple[int, int, str]:

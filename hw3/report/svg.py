@@ -1,18 +1,66 @@
-"""Elements of inline SVG pictures. Text stays text, and colors come from the page's style, for light and dark."""
+"""Inline SVG pictures. Text stays text, and colors come from the page's style, for light and dark."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
+from xml.etree import ElementTree
 
-from markupsafe import Markup, escape
-from matplotlib.ticker import MaxNLocator
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
+from hw3.common.figures import figure_settings
+from hw3.evaluation.learning_curve import COLORS
 from hw3.runs.results_file import ScoreEntry
 
-# Multiples of powers of ten that a log axis can show as ticks; the first that give enough ticks are used.
-_LOG_TICK_MULTIPLES = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 5, 6, 8))
-_MIN_LOG_TICKS = 4
+_VARIABLES = {color: f"var(--{name})" for name, color in COLORS.items()}
+
+
+def render_figure(figure: Figure, style: str, description: str) -> Markup:
+    """Return a Matplotlib figure as an SVG element for this page.
+
+    The page's Content-Security-Policy forbids style attributes, so they become attributes of SVG. The colors become
+    variables of the page's style; fonts are the page's. An artist's `gid` becomes its tooltip.
+
+    Args:
+        figure: the figure. A point of it is a pixel of the page.
+        style: the element's CSS class.
+        description: text for people who do not see the picture. No two pictures of a page may have the same one and
+            the same size.
+    """
+    file = io.BytesIO()
+    # Matplotlib derives the ids inside the picture from this salt; they must be unique in the page.
+    salt = f"{description} {figure.get_figwidth()}"
+    with figure_settings({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    root = ElementTree.fromstring(file.getvalue())
+    tooltips = {artist.get_gid() for artist in figure.findobj()}
+    for element in list(root.iter()):
+        _adapt_to_page(element, tooltips)
+    view_box = root.attrib["viewBox"]
+    root.attrib = {"class": style, "viewBox": view_box, "role": "img", "aria-label": description}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _adapt_to_page(element: ElementTree.Element, tooltips: set[str | None]) -> None:
+    """Replace names of XML, style attributes, colors and ids of one element by what the page allows."""
+    element.tag = element.tag.rpartition("}")[2]
+    if element.tag == "defs":  # a style inside a picture would apply to the whole page; nothing needs clipping
+        for child in [*element.findall("{*}style"), *element.findall("{*}clipPath")]:
+            element.remove(child)
+    attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    attributes.pop("clip-path", None)
+    for declaration in attributes.pop("style", "").split(";"):
+        name, _, value = map(str.strip, declaration.partition(":"))
+        if name and not name.startswith("font"):
+            attributes[name] = _VARIABLES.get(value, value)
+    gid = attributes.pop("id", None) if element.tag == "g" else None
+    if gid in tooltips - {None}:
+        title = ElementTree.Element("title")
+        title.text = gid
+        element.insert(0, title)
+    element.attrib = attributes
 
 
 class LogScale:
@@ -34,16 +82,6 @@ class LogScale:
         """Return the pixel of a value."""
         return self.start + (math.log(value) - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        """Return round values inside the scale."""
-        low, high = math.exp(self.low), math.exp(self.high)
-        powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-        for multiples in _LOG_TICK_MULTIPLES:
-            ticks = [multiple * power for power in powers for multiple in multiples if low <= multiple * power <= high]
-            if len(ticks) >= _MIN_LOG_TICKS:
-                return ticks
-        return [value for value in MaxNLocator(nbins=5).tick_values(low, high) if low <= value <= high]
-
 
 def interval_drawer(entries: Sequence[ScoreEntry]) -> Callable[[ScoreEntry], Markup]:
     """Return a function that draws an entry's mean perplexity and interval for a table cell.
@@ -61,38 +99,9 @@ def interval_drawer(entries: Sequence[ScoreEntry]) -> Callable[[ScoreEntry], Mar
         return Markup(
             f'<svg class="interval" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             + 'aria-hidden="true">'
-            + line("grid", 4, height / 2, width - 4, height / 2)
-            + line(f"span {style}", low, height / 2, high, height / 2)
+            + f'<path class="grid" d="M4 {height / 2:g}H{width - 4}"/>'
+            + f'<path class="span {style}" d="M{low:.1f} {height / 2:g}H{high:.1f}"/>'
             + f'<circle class="{style}" cx="{x(entry.mean_perplexity):.1f}" cy="{height / 2:g}" r="3.5"/></svg>'
         )
 
     return draw
-
-
-def line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    """Return a straight line; `style` is its CSS class."""
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def polyline(style: str, points: Sequence[tuple[float, float]]) -> str:
-    """Return a line through points."""
-    return f'<polyline class="{style}" points="{_format_points(points)}"/>'
-
-
-def polygon(style: str, points: Sequence[tuple[float, float]]) -> str:
-    """Return a filled area."""
-    return f'<polygon class="{style}" points="{_format_points(points)}"/>'
-
-
-def dot(style: str, x: float, y: float, radius: float, tooltip: str) -> str:
-    """Return a dot that shows a text when the mouse is over it."""
-    return f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"><title>{escape(tooltip)}</title></circle>'
-
-
-def text(style: str, x: float, y: float, content: str) -> str:
-    """Return a line of text."""
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(content)}</text>'
-
-
-def _format_points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

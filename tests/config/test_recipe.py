@@ -6,6 +6,7 @@ import pytest
 from helpers import REPOSITORY
 from transformers import BitsAndBytesConfig
 
+from hw3.common.errors import UserError
 from hw3.config.recipe import load_prompt, load_recipe
 from hw3.modeling.adapter_slot import build_lora_config
 from hw3.modeling.quantization import build_quantization_config
@@ -101,3 +102,18 @@ def test_overrides_are_applied_in_order() -> None:
 
 def test_tiny_recipe_accepts_the_longest_row_of_the_homework() -> None:
     assert load_recipe(REPOSITORY / "recipes/tiny/qlora.yaml").data.max_length >= 585  # tokens
+
+
+def test_prompt_file_is_found_from_the_recipe_when_it_is_read_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = REPOSITORY / "recipes/tiny/qlora.yaml"
+    assert load_recipe(path).prompt.turn == "USER：{instruction}\nASSISTANT："
+    assert load_recipe(path, ["prompt=recipes/prompts/bare.yaml"]).prompt.turn == "{instruction}\n"
+    # A file in the working directory comes first.
+    (tmp_path / "recipes/prompts").mkdir(parents=True)
+    (tmp_path / "recipes/prompts/study.yaml").write_text('turn: "{instruction}X"\n', encoding="utf-8")
+    assert load_recipe(path).prompt.turn == "{instruction}X"
+    with pytest.raises(UserError, match=r"prompt: none\.yaml: no such file"):
+        load_recipe(path, ["prompt=none.yaml"])

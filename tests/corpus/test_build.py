@@ -156,7 +156,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("call", [3, 5, 8, 10])  # five files are written, and then moved
+@pytest.mark.parametrize("call", [3, 6, 9, 11])  # five files are written, and then moved
 def test_a_killed_build_can_be_run_again(clone: Path, tmp_path: Path, call: int) -> None:
     arguments = ["data", "build", "--corpus", str(clone), "--output", str(tmp_path / "out"), *SMALL_SPLITS]
     command = [sys.executable, "-c", KILLED_BUILD, str(call), *arguments]
@@ -173,7 +173,7 @@ def test_a_killed_build_can_be_run_again(clone: Path, tmp_path: Path, call: int)
 def test_a_build_after_a_killed_one_keeps_files_that_are_not_its_own(clone: Path, tmp_path: Path) -> None:
     arguments = ["data", "build", "--corpus", str(clone), "--output", str(tmp_path / "out"), *SMALL_SPLITS]
     subprocess.run([sys.executable, "-c", KILLED_BUILD, "9", *arguments], env=ENVIRONMENT, capture_output=True)
-    (moved, *_) = sorted((tmp_path / "out").glob("*.json"))
+    (moved, *_) = sorted((tmp_path / "out").glob("[!.]*.json"))
     moved.write_text("mine", encoding="utf-8")
     assert main(arguments) == 2
     assert moved.read_text(encoding="utf-8") == "mine"

@@ -80,8 +80,8 @@ def test_every_output_token_is_known(results: dict[str, Any]) -> None:
 
 def test_make_targets_in_the_readme_exist() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z0-9-]+)", readme, re.MULTILINE))
     assert {"train", "eval", "shots", "test"} <= named <= targets
 
 

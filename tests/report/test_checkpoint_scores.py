@@ -59,6 +59,21 @@ def test_dev_file_selects_the_checkpoint_and_is_drawn() -> None:
     assert len(evaluations) == 2 and not any("--data" in command for command in evaluations)
 
 
+def test_learning_curve_of_wide_and_narrow_screens_has_tooltips_and_labels(page: Page) -> None:
+    for tooltip in (
+        "step 0: 30.000 [28.00, 32.00]",
+        "step 20: 7.500 [5.50, 9.50]",
+        "best: step 10: 6.000 [4.00, 8.00]",
+    ):
+        assert page.texts["title"].count(tooltip) == 2, tooltip
+    assert page.texts["title"].count("2-shot: 12.000 [10.00, 14.00]") == 4  # the level and its interval
+    for label in (
+        "base 30.00", "2-shot 12.00", "best 6.00, step 10", "training loss, nats per token",
+        "data/eval.json, 95 % interval",
+    ):  # fmt: skip
+        assert page.texts["text"].count(label) == 2, label
+
+
 def test_description_of_the_last_checkpoint_follows_the_interval() -> None:
     best, last = make_entry("checkpoint-10", "p"), make_entry("checkpoint-20", "p")
     for difference, ci95, expected in (

@@ -1,5 +1,6 @@
 """`hw3 report` as a command: same bytes for the same files, and refusals that write nothing."""
 
+import os
 from pathlib import Path
 
 from helpers import hw3
@@ -26,3 +27,11 @@ def test_mistakes_are_refused_and_nothing_is_written() -> None:
     (run / "eval/eval/results.json").write_text("{", encoding="utf-8")
     assert "results.json: cannot be read" in "".join(hw3("report", run, expected=2))
     assert not (run / "report.html").exists()
+
+
+def test_report_refuses_to_replace_what_is_no_file() -> None:
+    run, folder = write_run(Path("outputs/a")), Path("pages")
+    folder.mkdir()
+    os.mkfifo(folder / "report.md")
+    assert "report.md: is not a regular file" in "".join(hw3("report", run, "--output", folder, expected=2))
+    assert [path.name for path in folder.iterdir()] == ["report.md"]

@@ -1,10 +1,12 @@
 """What `hw3 check` prints."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import hw3
 from tokenizers import normalizers
 from transformers import AutoTokenizer
@@ -31,3 +33,13 @@ def test_check_counts_rows_that_the_tokenizer_changes(mini_recipe: Path, mini_ba
     out = hw3("check", mini_recipe, f"model.pretrained_model_name_or_path={base}")[0]
     assert f"warning: the tokenizer changes the text of {len(changed)} of 44 rows of {tmp_path}/train.json, such" in out
     assert f"characters; the first is {changed[0]}\n" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_check_of_a_recipe_for_a_gpu_is_a_notice_without_one(mini_recipe: Path, tmp_path: Path) -> None:
+    out, err = hw3("check", mini_recipe, "training.use_cpu=false", "training.bf16=true")
+    assert err.startswith("nothing else is wrong, but this machine has no GPU that PyTorch can use; to train on the")
+    (row,) = [line for line in out.splitlines() if line.startswith("lean ")]
+    assert len(re.findall(r"[\d.]+ (?:GiB|MiB)", row)) == 6 and "0.0 GiB" not in out
+    _, err = hw3("check", mini_recipe, "training.use_cpu=false", "training.bf16=true", "lora.r=9999", expected=2)
+    assert "this machine has no GPU" in err and "lora.r: found 9999" in err

@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from peft import LoraConfig
 from transformers import AutoConfig
 from trl import SFTConfig
 
-from document_blocks.sources import REPOSITORY, format_peak_memory, format_table, read_json, read_report
+from document_blocks.key_meanings import COMMON_KEYS, PROJECT_KEYS
+from document_blocks.sources import (
+    REPOSITORY,
+    format_peak_memory,
+    format_run_peak,
+    format_table,
+    read_json,
+    read_report,
+)
 from hw3.common.disk import format_bytes
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.config.schema import (
@@ -45,7 +54,7 @@ def recipes() -> str:
         lora, training = recipe.lora or {}, recipe.training
         rows.append(
             (
-                f"[`{path.parent.name}/{path.stem}`]({path.relative_to(REPOSITORY).as_posix()})",
+                f"[`{path.parent.name}/{path.stem}`](../{path.relative_to(REPOSITORY).as_posix()})",
                 f"`{recipe.model.pretrained_model_name_or_path}`",
                 f"{lora['r']} / {lora['lora_alpha']}",
                 f"{training['per_device_train_batch_size']} x {training['gradient_accumulation_steps']}",
@@ -57,15 +66,39 @@ def recipes() -> str:
 
 
 def recipe_keys() -> str:
-    """Keys, defaults and values of the sections whose schema is this project's."""
-    rows = [("`speed`", f'`"{SPEEDS[0]}"`', ", ".join(f"`{speed}`" for speed in SPEEDS))]
+    """Keys of the sections whose schema is this project's: default, values, meaning and an example."""
+    rows = [("`speed`", f'`"{SPEEDS[0]}"`', ", ".join(f"`{speed}`" for speed in SPEEDS), *_explain("speed"))]
     for section, model in SECTIONS.items():
         schema = model.model_json_schema()
         for name, properties in schema["properties"].items():
             default = f"`{json.dumps(properties.get('default'), ensure_ascii=False)}`"
             is_required = name in schema.get("required", ())
-            rows.append((f"`{section}.{name}`", "required" if is_required else default, _describe_values(properties)))
-    return format_table(["key", "default", "values"], rows)
+            key, default = f"{section}.{name}", "required" if is_required else default
+            rows.append((f"`{key}`", default, _describe_values(properties), *_explain(key)))
+    return format_table(["key", "default", "values", "meaning", "example"], rows)
+
+
+def common_keys() -> str:
+    """Keys of `training` and `lora` that recipes change most often: default, meaning and an example."""
+    defaults = {f"training.{name}": field.default for name, field in SFTConfig.__dataclass_fields__.items()}
+    defaults |= {f"lora.{name}": field.default for name, field in LoraConfig.__dataclass_fields__.items()}
+    defaults |= {
+        "training.activation_checkpointing": False,
+        "training.report_to": "tensorboard",
+        "lora.rank_pattern": {},
+        "lora.task_type": "CAUSAL_LM",
+    }
+    rows = []
+    for key, (meaning, example) in COMMON_KEYS.items():
+        default = json.dumps(getattr(defaults[key], "value", defaults[key]))
+        rows.append((f"`{key}`", f"`{default}`", meaning, f"`{example}`"))
+    return format_table(["key", "default", "meaning", "example"], rows)
+
+
+def _explain(key: str) -> tuple[str, str]:
+    """Return the meaning of a key and an example of its value."""
+    meaning, example = PROJECT_KEYS[key]
+    return meaning, f"`{example}`"
 
 
 def _describe_values(properties: dict[str, Any]) -> str:
@@ -92,7 +125,7 @@ def reserved_keys() -> str:
 
 def costs() -> str:
     """Disk, memory and time of each recipe, measured where there is a measurement."""
-    names = ("tiny", "gemma", "llama", "qwen")
+    names = ("tiny", "smollm2", "gemma", "llama", "qwen")
     recipes = {name: load_recipe(REPOSITORY / f"recipes/{name}/qlora.yaml") for name in names}
     measured = dict.fromkeys(names, ("not measured", "not measured")) | _measured_costs(recipes["llama"])
     shapes = read_json("benchmarks/shapes.json")
@@ -109,6 +142,8 @@ def costs() -> str:
 def _measured_costs(llama_recipe: Recipe) -> dict[str, tuple[str, str]]:
     """Return the measured (memory, time) of recipes by name."""
     seconds = sum(session["seconds"] for session in read_json("docs/tiny/manifest.json")["sessions"])
+    smollm2 = read_json("docs/smollm2/manifest.json")
+    smollm2_seconds = sum(session["seconds"] for session in smollm2["sessions"])
     gpu = read_report("train_step")["machine"]["gpu"]
     plain = read_report("gpu_recipe")["rows"][0]
     gemma = read_report("train_step_later")["rows"][0]
@@ -117,6 +152,7 @@ def _measured_costs(llama_recipe: Recipe) -> dict[str, tuple[str, str]]:
     llama_seconds = llama["seconds_per_step"] * llama_recipe.training["max_steps"] + llama["seconds_capturing"]
     return {
         "tiny": ("none", f"{seconds:.0f} s on 2 CPU cores"),
+        "smollm2": (format_run_peak(smollm2), f"{smollm2_seconds:.0f} s on one {smollm2['device']}"),
         "gemma": (
             f"{format_peak_memory(gemma)}; with `speed: plain` {plain['peak_gib']:.1f}",
             f"{gemma_seconds / 60:.1f} min on one {gpu}",

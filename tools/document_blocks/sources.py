@@ -44,6 +44,11 @@ def format_peak_memory(row: Row) -> str:
     return f"{row['peak_gib']:.1f} GiB, {row['peak_reserved_gib']:.1f} reserved"
 
 
+def format_run_peak(manifest: Any) -> str:
+    """Return the peak of allocated GPU memory of a run, from its manifest."""
+    return f"{max(session['peak_gib'] for session in manifest['sessions']):.1f} GiB"
+
+
 def describe_measurement(report: Report) -> str:
     """Return the GPUs and the versions that a report was measured with."""
     machine, versions = report["machine"], report["versions"]

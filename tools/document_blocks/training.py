@@ -117,7 +117,7 @@ def _describe_preparation(first: Report, later: Report, llama: Report) -> list[s
         f"- `hw3 check` estimated the seconds per step within {max(errors):.0%}, half of them within "
         f"{statistics.median(errors):.0%}. Since steps without CUDA graphs are timed with more layers, their "
         f"estimates are within {max(later_errors):.0%} ({len(later_errors)} runs). Memory: "
-        "[docs/several-gpus.md](docs/several-gpus.md#memory).",
+        "[several-gpus.md](several-gpus.md#memory).",
     ]
 
 

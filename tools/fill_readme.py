@@ -12,9 +12,10 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from document_blocks import inference, recipes, training
+from document_blocks import guide, inference, recipes, serving, training, versions
 from document_blocks.sources import REPOSITORY, read_report
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -23,6 +24,7 @@ from benchmark_report import format_table
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "recipe_keys": recipes.recipe_keys,
+    "common_keys": recipes.common_keys,
     "reserved_keys": recipes.reserved_keys,
     "recipes": recipes.recipes,
     "costs": recipes.costs,
@@ -37,22 +39,43 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scoring_precision": inference.scoring_precision,
     "decoding": inference.decoding,
     "parallel_inference": inference.parallel_inference,
+    "smollm2": lambda: inference.scores("docs/smollm2"),
+    "smollm2_settings": guide.smollm2_settings,
+    "versions": versions.packages,
+    "version_tests": versions.tests,
+    "step_kernels": lambda: format_table(read_report("step_kernels")).rstrip(),
+    "gguf": serving.gguf,
 }
+for language in ("en", "zh"):
+    BLOCKS |= {
+        f"scores_{language}": partial(guide.scores, "docs/tiny", language),
+        f"gpus_{language}": partial(guide.gpus, language),
+        f"times_{language}": partial(guide.times, language),
+        f"published_{language}": partial(guide.published, language),
+        f"reproducibility_{language}": partial(guide.reproducibility, language),
+    }
 DOCUMENTS = {
-    "docs/recipe.md": ("recipe_keys", "reserved_keys"),
-    "README.md": (
-        "tiny",
-        "recipes",
+    "docs/recipe.md": ("recipes", "common_keys", "recipe_keys", "reserved_keys"),
+    "README.md": ("scores_en", "gpus_en", "reproducibility_en"),
+    "README.zh-TW.md": ("scores_zh", "gpus_zh", "reproducibility_zh"),
+    "docs/course.md": ("times_en", "published_en"),
+    "docs/course.zh-TW.md": ("times_zh", "published_zh"),
+    "docs/benchmarks.md": (
+        "costs",
         "train_step",
+        "reproducibility_en",
         "scaling",
         "evaluation",
         "scoring_precision",
         "decoding",
+        "smollm2",
         "homework",
-        "costs",
     ),
     "docs/several-gpus.md": ("multi_gpu_equivalence", "scaling", "parallel_inference", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
+    "docs/versions.md": ("version_tests", "versions"),
+    "docs/smollm2/README.md": ("smollm2", "smollm2_settings", "step_kernels"),
+    "docs/serving.md": ("gguf",),
 }
 
 

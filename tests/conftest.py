@@ -1,5 +1,6 @@
 """Fixtures. Tests run on the CPU, in float32, without network."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from hw3.data.rows import read_rows
 from hw3.data.tokenization import EncodedRow, Encoder
 from hw3.modeling.loading import load_tokenizer
 
-# Shared machines can stall, so a slow example is no failure.
+# Shared machines can stall, so a slow example is no failure. `make test-slow` takes the profile `long`.
 settings.register_profile("hw3", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", settings.get_profile("hw3"), max_examples=2_000, deadline=timedelta(seconds=5))
 settings.load_profile("hw3")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hw3.common.errors import RunError, UserError
+from hw3.common.storage_errors import explain_os_error
 
 LEFTOVER_SECONDS = 600  # no process takes this long between creating a temporary file and renaming it
 
@@ -32,11 +33,11 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"{path}: is not a regular file, so it is not overwritten; give the name of a file")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, and create its parent folders.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, and create its parent folders. Text is encoded in UTF-8.
 
-    The text goes to a temporary file beside `path`, is flushed to disk, and then replaces `path`. If `path` is a link,
-    this happens to the file that it points to.
+    The content goes to a temporary file beside `path`, is flushed to disk, and then replaces `path`. If `path` is a
+    link, this happens to the file that it points to.
 
     Raises:
         UserError: something else than a file is there.
@@ -44,29 +45,24 @@ def write_atomically(path: Path, text: str) -> None:
     """
     check_replaceable(path)
     target = Path(os.path.realpath(path))
-    temporary = temporary_path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        _remove_leftovers(target)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _flush(target.parent)
     except OSError as error:  # such as a full disk
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+        raise RunError(f"{path}: cannot be written: {explain_os_error(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def temporary_path(target: Path) -> Path:
-    """Return this process's path for the new content of a file, beside it."""
-    return target.with_name(f".{target.name}.{os.getpid()}")
-
-
-def remove_leftovers(target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
     """Delete the new content of a file that other processes left when they were killed."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
         with contextlib.suppress(OSError):  # another process may delete or rename it

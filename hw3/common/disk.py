@@ -36,7 +36,7 @@ def check_writable(folder: Path, option: str = "RUN= (--run)") -> None:
     Raises:
         UserError: a parent is a file, or it is not writable.
     """
-    parent = _nearest_existing(folder)
+    parent = nearest_existing(folder)
     if not parent.is_dir():
         raise UserError(f"{folder}: {parent} is a file, but a folder is needed; set another one with {option}")
     if not os.access(parent, os.W_OK):
@@ -53,7 +53,7 @@ def check_disk_space(run: Path, needed: int) -> str:
     Raises:
         UserError: less is free than needed.
     """
-    free = shutil.disk_usage(_nearest_existing(run)).free
+    free = shutil.disk_usage(nearest_existing(run)).free
     line = f"disk: checkpoints need {format_bytes(needed)}, {format_bytes(free)} free"
     if needed > free:
         raise UserError(
@@ -68,7 +68,7 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
-def _nearest_existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """Return `path`, or its nearest parent that exists."""
     while not path.exists():
         path = path.parent

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from hw3.common.errors import UserError
 from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
+from hw3.modeling.cache_argument import CACHE_ARGUMENT
 from hw3.modeling.logits import LOGITS_CHUNK_POSITIONS, allow_tf32_for_adapters, compute_logits
 
 # In nats. exp(x) overflows float64 for x > 709.78; 700 leaves a margin.
@@ -150,7 +151,7 @@ class _SharedPrefixLayer(DynamicLayer):
 def _cache_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Cache:
     cache = Cache(layers=[_SharedPrefixLayer() for _ in range(model.config.get_text_config().num_hidden_layers)])
     input_ids = torch.tensor([list(prefix_ids)], device=model.device)
-    model.base_model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    model.base_model(input_ids=input_ids, use_cache=True, **{CACHE_ARGUMENT: cache})
     return cache
 
 
@@ -181,8 +182,8 @@ def _batch_nll(
     hidden_states = model.base_model(
         input_ids=input_ids[:, prefix_length:].to(model.device),
         attention_mask=attention_mask.to(model.device),
-        past_key_values=cache,
         use_cache=cache is not None,
+        **{CACHE_ARGUMENT: cache},
     ).last_hidden_state[predicts_output[:, prefix_length:].to(model.device)]  # (K output tokens, hidden size)
     # In chunks: the logits of all positions at once would take gigabytes.
     chunks = zip(hidden_states.split(LOGITS_CHUNK_POSITIONS), targets.split(LOGITS_CHUNK_POSITIONS), strict=True)

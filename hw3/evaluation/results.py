@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hw3.common.atomic_io import remove_leftovers, temporary_path, write_atomically
-from hw3.common.errors import UserError
+from hw3.common.atomic_io import write_atomically
+from hw3.common.errors import UserError, first_line
+from hw3.common.text import escape_invisible
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.evaluation.perplexity import RowScore
 from hw3.runs.lock import LOCK_FILE, writing_lock
@@ -98,16 +99,12 @@ class EvalResults:
         )
         try:
             stored = ResultsFile.read(folder / RESULTS_FILE)
-            table = pq.read_table(folder / ROWS_FILE, schema=_ROWS_SCHEMA)
+            row_scores = _read_rows(folder)
         except FileNotFoundError:
             return results
-        except (ValueError, pa.ArrowException) as error:
-            raise UserError(f"{folder}: cannot be read: {error}; delete the folder to score again") from error
         if stored.data.sha256 != data.sha256 or stored.settings != settings:
             return results
-        for record in table.to_pylist():
-            score = RowScore(record["id"], record["nll"], record["tokens"], record["characters"])
-            results.row_scores.setdefault(record["entry"], []).append(score)
+        results.row_scores = row_scores
         same_run = stored.started == started
         results._set_entries(
             entry for entry in stored.entries if entry.key in results.row_scores and (same_run or entry.is_base)
@@ -156,9 +153,10 @@ class EvalResults:
         self.dropped_keys |= before - {entry.key for entry in self.entries}
 
     def add(self, entry: ScoreEntry, scores: Sequence[RowScore]) -> None:
-        """Add an entry with the scores of its rows, and write both files."""
-        self._insert(entry, scores)
-        self.write()
+        """Add an entry with the scores of its rows, and write both files. Another process may have added it since."""
+        if entry.key not in self.row_scores:
+            self._insert(entry, scores)
+            self.write()
 
     def _insert(self, entry: ScoreEntry, scores: Sequence[RowScore]) -> None:
         self.entries.append(entry)
@@ -248,15 +246,36 @@ class EvalResults:
             arrow_column(column, kind)
             for column, kind in zip(zip(*records, strict=True), _ROWS_SCHEMA.types, strict=True)
         ]
-        target = self.folder / ROWS_FILE
-        remove_leftovers(target)
-        pq.write_table(pa.Table.from_arrays(columns, schema=_ROWS_SCHEMA), temporary_path(target))
-        os.replace(temporary_path(target), target)
+        content = io.BytesIO()
+        pq.write_table(pa.Table.from_arrays(columns, schema=_ROWS_SCHEMA), content, write_page_checksum=True)
+        write_atomically(self.folder / ROWS_FILE, content.getvalue())
 
     def _set_entries(self, entries: Iterable[ScoreEntry]) -> None:
         self.entries = list(entries)
         keys = {entry.key for entry in self.entries}
         self.row_scores = {key: scores for key, scores in self.row_scores.items() if key in keys}
+
+
+def _read_rows(folder: Path) -> dict[str, list[RowScore]]:
+    """Read `rows.parquet`; return the scores of the rows by the entry's key.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file cannot be read, or its checksums are wrong.
+    """
+    try:
+        table = pq.read_table(folder / ROWS_FILE, schema=_ROWS_SCHEMA, page_checksum_verification=True)
+        records = table.to_pylist()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        problem = escape_invisible(first_line(error))[:200]
+        raise UserError(f"{folder / ROWS_FILE}: cannot be read: {problem}; delete the folder to score again") from error
+    row_scores: dict[str, list[RowScore]] = {}
+    for record in records:
+        score = RowScore(record["id"], record["nll"], record["tokens"], record["characters"])
+        row_scores.setdefault(record["entry"], []).append(score)
+    return row_scores
 
 
 def arrow_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

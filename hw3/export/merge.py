@@ -27,6 +27,8 @@ from hw3.evaluation.batch_size import auto_tokens_per_batch
 from hw3.evaluation.perplexity import score_rows, summarize
 from hw3.evaluation.selection import ScoredCheckpoint, select_scored_checkpoint
 from hw3.export.chat_template import build_chat_template
+from hw3.export.gguf import BYTES_PER_WEIGHT, GgufOptions, set_token_ids
+from hw3.export.gguf_export import GgufExport
 from hw3.export.model_card import build_model_card
 from hw3.generation.batch_generate import build_generation_config, get_stop_token_ids
 from hw3.modeling.adapter_io import InvalidAdapterError
@@ -53,7 +55,9 @@ MAX_RELATIVE_PERPLEXITY_CHANGE = {"float32": 0.001, "float16": 0.02, "bfloat16":
 logger = logging.getLogger(__name__)
 
 
-def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None) -> int:
+def export_run(
+    run: Run, *, checkpoint: str = "best", output: Path | None = None, gguf_options: GgufOptions | None = None
+) -> int:
     """Write a checkpoint as a complete model with tokenizer and model card, load the written files, and score them.
 
     The folder is kept only if it scores as the checkpoint did, within `MAX_RELATIVE_PERPLEXITY_CHANGE`.
@@ -62,13 +66,15 @@ def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None
         run: the run, scored on its `data.eval`.
         checkpoint: a checkpoint's name or step, or `best`.
         output: the folder to create; `RUN-export` if None.
+        gguf_options: how to write a GGUF file into the folder as well; None for no such file.
 
     Returns:
         0.
 
     Raises:
-        UserError: the run, a file or an argument does not fit.
-        RunError: the checkpoint's weights cannot be read or merged, or the merged model scores differently.
+        UserError: the run, a file or an argument does not fit, or llama.cpp does not know the model.
+        RunError: the checkpoint's weights cannot be read or merged, or the merged model scores differently; or the GGUF
+            file does, which is kept.
     """
     scored = select_scored_checkpoint(run, checkpoint)
     recipe = scored.recipe
@@ -79,15 +85,15 @@ def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None
     tokenizer = run.load_tokenizer(recipe)
     if not recipe.prompt.chat_template:
         tokenizer.chat_template = build_chat_template(recipe.prompt, tokenizer)
-    model_bytes = count_base_parameters(load_model_config(recipe.model)) * getattr(torch, recipe.model.dtype).itemsize
+    gguf = None if gguf_options is None else GgufExport(gguf_options, scored, tokenizer)
+    num_parameters = count_base_parameters(load_model_config(recipe.model))
+    model_bytes = num_parameters * getattr(torch, recipe.model.dtype).itemsize
+    gguf_bytes = 0 if gguf_options is None else round(num_parameters * BYTES_PER_WEIGHT[gguf_options.quantization])
     device = _select_merge_device(recipe, model_bytes)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if model_bytes > (free := shutil.disk_usage(output.parent).free):
-        raise UserError(
-            f"{output}: the model takes {format_bytes(model_bytes)}, but {format_bytes(free)} are free; free some "
-            "space, or set OUTPUT= (--output) to a folder on another disk"
-        )
+    _check_free_space(output, model_bytes + gguf_bytes)
     with staging_folder(output) as staging:
+        if gguf is not None:
+            gguf.check_vocabulary(staging / "vocabulary")
         folder = staging / "export"
         _write_merged_model(folder, scored, tokenizer, device)
         gc.collect()
@@ -96,10 +102,29 @@ def export_run(run: Run, *, checkpoint: str = "best", output: Path | None = None
         _check_perplexity(scored, merged_perplexity)
         write_atomically(folder / "README.md", build_model_card(scored, output.name, merged_perplexity))
         size = sum(file.stat().st_size for file in folder.iterdir())
+        gguf_name = None if gguf is None else gguf.write(folder, output.name)
         os.rename(folder, output)
     print(f"{output}: {scored.checkpoint.name} of {run}, {format_bytes(size)}")
     print(f"  {_describe_perplexities(scored, merged_perplexity)}")
-    return 0
+    return 0 if gguf is None or gguf_name is None else gguf.report(output / gguf_name)
+
+
+def _check_free_space(output: Path, needed: int) -> None:
+    """Check that the disk has room for the files of a folder to create.
+
+    Args:
+        output: the folder. Its parent folder is created.
+        needed: size of the files in bytes.
+
+    Raises:
+        UserError: it has not.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if needed > (free := shutil.disk_usage(output.parent).free):
+        raise UserError(
+            f"{output}: the model takes {format_bytes(needed)}, but {format_bytes(free)} are free; free some "
+            "space, or set OUTPUT= (--output) to a folder on another disk"
+        )
 
 
 def _select_merge_device(recipe: Recipe, model_bytes: int) -> torch.device:
@@ -135,10 +160,9 @@ def _write_merged_model(
     _restore_conv1d_layers(model)
     model.config.use_cache = True  # off in training and scoring
     model.generation_config = build_generation_config(recipe.generation, stop_token_ids)
-    model.config.eos_token_id = tokenizer.eos_token_id
-    for config in (model.config, model.generation_config):
-        config.bos_token_id = tokenizer.bos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
+    set_token_ids(model.config, tokenizer)
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     apply_umask(folder)

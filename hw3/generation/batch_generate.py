@@ -16,6 +16,7 @@ from hw3.data.batching import batch_by_length, common_prefix_length
 from hw3.data.tokenization import EncodedRow
 from hw3.generation.batch_memory import estimate_prefill_bytes, estimate_row_bytes, get_batch_bytes
 from hw3.generation.decoder import Decoder, compute_last_hidden, keys_and_values
+from hw3.modeling.cache_argument import CACHE_ARGUMENT
 from hw3.modeling.logits import allow_tf32_for_adapters, compute_logits
 
 PREFILL_MEMORY_DIVISOR = 4  # a quarter of a batch's memory is reserved for the activations of the prefill
@@ -148,7 +149,7 @@ def _generate_batch(
     if prefix is not None:
         cache.batch_repeat_interleave(generation_config.num_beams)
     stop_token_ids = set(generation_config.eos_token_id)
-    sequences = generate(**inputs, past_key_values=cache)
+    sequences = generate(**inputs, **{CACHE_ARGUMENT: cache})
     for row, token_ids in enumerate(sequences[:, width:].tolist()):
         batch.report(row, token_ids, stop_token_ids)
 
@@ -229,7 +230,7 @@ def _prefill_common_prefix(model: PreTrainedModel, rows: Sequence[EncodedRow]) -
         return None
     cache = _create_cache(model)
     ids = torch.tensor([rows[0].prompt_ids[:length]], device=model.device)
-    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    model.base_model(input_ids=ids, use_cache=True, **{CACHE_ARGUMENT: cache})
     return cache
 
 

@@ -15,6 +15,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from hw3.modeling.cache_argument import CACHE_ARGUMENT
 from hw3.modeling.grouped_attention import use_grouped_attention
 
 try:
@@ -120,8 +121,8 @@ def compute_last_hidden(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids,
-        past_key_values=cache,
         use_cache=True,
+        **{CACHE_ARGUMENT: cache},
     ).last_hidden_state[:, -1]
 
 
@@ -144,7 +145,7 @@ class GrowableCacheLayer(StaticLayer):
     def __init__(self, parts: Sequence[CacheLayer]) -> None:
         super().__init__(0)
         keys, values = map(list, zip(*map(keys_and_values, parts), strict=True))
-        self.dtype, self.device = keys[0].dtype, keys[0].device
+        self.device = keys[0].device
         length = max(part.shape[-2] for part in keys)
         self.cumulative_length = torch.tensor(length, device=self.device)
         self._store(keys, values)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
-from dataclasses import asdict, dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from hw3.common.atomic_io import write_atomically
 from hw3.common.distributed import gather_objects, get_rank
@@ -30,11 +31,15 @@ class Prediction:
     seconds: float
 
 
+_FIELDS = {field.name for field in fields(Prediction)}
+_CHECKSUM = "crc32"
+
+
 @dataclass
 class PartialPredictions:
-    """Predictions of a call that has not ended, in a JSON Lines file per process.
+    """Predictions of a call that has not ended, in a file per process.
 
-    The first line holds the key of the predictions, every further line one `Prediction`.
+    The first line holds the key of the predictions, every further line one `Prediction` with a checksum.
 
     Attributes:
         path: the file of this process.
@@ -71,7 +76,7 @@ class PartialPredictions:
     def add(self, prediction: Prediction, file: TextIO) -> None:
         """Add a prediction, and append it to this process's file, which is open for appending."""
         self.by_id[prediction.id] = prediction
-        file.write(_to_json_line(asdict(prediction)))
+        file.write(_to_json_line(_with_checksum(asdict(prediction))))
         file.flush()
 
     def gather(self) -> None:
@@ -81,7 +86,10 @@ class PartialPredictions:
 
     def _rewrite(self, key: str) -> None:
         # A line that a crash cut short is left out, so that new lines start at the beginning of a line.
-        lines = [{"key": key}, *map(asdict, self.by_id.values())]
+        lines: list[dict[str, object]] = [
+            {"key": key},
+            *(_with_checksum(asdict(prediction)) for prediction in self.by_id.values()),
+        ]
         write_atomically(self.path, "".join(map(_to_json_line, lines)))
 
 
@@ -101,19 +109,35 @@ def _list_partial_paths(predictions_path: Path) -> list[Path]:
 
 
 def _read_partial_file(path: Path, key: str) -> dict[str, Prediction]:
-    """Return the predictions of one file by row id, up to a line that a crash cut short; none with another key."""
+    """Return the predictions of one file by row id, up to a line that is damaged or cut; none with another key."""
     if not path.exists():
         return {}
-    lines = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    if not lines or lines[0] != {"key": key}:
+    values = [_parse_line(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    if not values or values[0] != {"key": key}:
         return {}
-    return {line["id"]: Prediction(**line) for line in lines[1:]}
+    by_id = {}
+    for value in values[1:]:
+        if value is None or value.keys() != _FIELDS or not isinstance(value["id"], str):
+            break
+        by_id[value["id"]] = Prediction(**value)
+    return by_id
 
 
 def _to_json_line(value: dict[str, object]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _with_checksum(value: dict[str, object]) -> dict[str, object]:
+    return value | {_CHECKSUM: zlib.crc32(_to_json_line(value).encode())}
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the value of a line; None if it is cut, or does not have its checksum."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    checksum = value.pop(_CHECKSUM, None)  # the line with the key has none
+    return value if checksum is None or _with_checksum(value)[_CHECKSUM] == checksum else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -33,7 +32,7 @@ from hw3.runs.identity import prompt_name
 from hw3.runs.lock import exclusive_lock
 from hw3.runs.open_run import encode_rows
 from hw3.runs.output_file import check_output_file, list_recipe_inputs
-from hw3.runs.prediction_record import PredictionRecord
+from hw3.runs.prediction_record import PredictionRecord, read_outputs
 from hw3.runs.results_file import PromptReference
 from hw3.runs.run import RECORD_SUFFIX, Run
 
@@ -118,11 +117,6 @@ def _generate_and_save(
         return None
     write_json(predictions_path, [{"id": row.id, "output": partial.by_id[row.id].output} for row in inputs.rows])
     return _build_record(generator, inputs, partial, key, file_sha256(predictions_path))
-
-
-def read_outputs(predictions_path: Path) -> dict[str, str]:
-    """Read a file of predictions; return the outputs by row id."""
-    return {row["id"]: row["output"] for row in json.loads(predictions_path.read_text(encoding="utf-8"))}
 
 
 @dataclass(frozen=True, slots=True)

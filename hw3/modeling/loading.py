@@ -10,7 +10,12 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
 from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -48,6 +53,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """
     with gc_paused():
         tokenizer = _from_pretrained(AutoTokenizer, section)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        name = section.pretrained_model_name_or_path
+        raise UserError(f"{name}: model_max_length in tokenizer_config.json is not a number")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     fix_chat_template_date(tokenizer)
@@ -231,6 +239,9 @@ def _prepare_loaded_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+_MALFORMED_FILE_ERRORS = (AttributeError, LookupError, TypeError, RecursionError, StrictDataclassError)
+
+
 def _from_pretrained(factory: Any, section: ModelSection, **options: Any) -> Any:
     name = section.pretrained_model_name_or_path
     try:
@@ -240,6 +251,14 @@ def _from_pretrained(factory: Any, section: ModelSection, **options: Any) -> Any
         if problem is None:
             raise
         raise UserError(problem) from error
+    except Exception as error:
+        # The tokenizers package raises plain exceptions; transformers does not check the types in JSON files.
+        if type(error) is not Exception and not isinstance(error, _MALFORMED_FILE_ERRORS):
+            raise
+        raise UserError(
+            f"model.pretrained_model_name_or_path: {name}: a file of the tokenizer or the configuration is not valid: "
+            f"{type(error).__name__}: {first_line(error)[:200]}"
+        ) from error
 
 
 def _explain_load_error(name: str, error: BaseException) -> str | None:

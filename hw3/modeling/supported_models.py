@@ -9,6 +9,8 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from hw3.modeling.cache_argument import CACHE_ARGUMENT
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -67,7 +69,7 @@ def find_architecture_problem(config: Any) -> str | None:
         return "has no single stack of decoder layers; use another model"
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     inputs = inspect.signature(model_class.forward).parameters
-    layers = DynamicCache(config=config).layers if "past_key_values" in inputs else []
+    layers = DynamicCache(config=config).layers if CACHE_ARGUMENT in inputs else []
     if not layers or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
         return "has layers without attention; use a model that has a key/value cache in every layer"
     return None

@@ -83,8 +83,16 @@ class Checkpoint:
         return (self.path / ADAPTER_CONFIG).exists()
 
     def trainer_state(self) -> dict[str, Any]:
-        """Return the Trainer's state, as transformers saved it."""
-        return json.loads((self.path / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
+        """Return the Trainer's state, as transformers saved it.
+
+        Raises:
+            UserError: the file was changed since.
+        """
+        path = self.path / TRAINER_STATE_FILE
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.record().files[TRAINER_STATE_FILE].sha256:
+            raise UserError(f"{path}: does not have its recorded checksum; train again: the damaged files are replaced")
+        return json.loads(content)
 
     def record(self) -> CheckpointRecord:
         """Return the record that makes the checkpoint complete."""
@@ -128,8 +136,10 @@ def _is_own(folder: Path) -> bool:
 
 def _delete_checkpoint(folder: Path) -> None:
     """Delete a checkpoint. After a kill, what is left is an incomplete checkpoint that the next session deletes."""
-    (folder / INCOMPLETE_MARKER).touch()
-    (folder / COMPLETE_FILE).unlink(missing_ok=True)
+    if (folder / COMPLETE_FILE).exists():
+        (folder / COMPLETE_FILE).replace(folder / INCOMPLETE_MARKER)
+    else:
+        (folder / INCOMPLETE_MARKER).touch()
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -146,12 +156,15 @@ def mark_complete(checkpoint: Path, step: int) -> None:
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != COMPLETE_FILE and not file.name.startswith(".")
     }
-    CheckpointRecord(
+    record = CheckpointRecord(
         step=step,
         files={name: record for name, record in files.items() if not RESUME_FILE_PATTERN.fullmatch(name)},
         resume_files={name: record for name, record in files.items() if RESUME_FILE_PATTERN.fullmatch(name)},
-    ).write(checkpoint / COMPLETE_FILE)
-    (checkpoint / INCOMPLETE_MARKER).unlink(missing_ok=True)
+    )
+    # One rename, so that a checkpoint always has exactly one of both files.
+    record.write(checkpoint / INCOMPLETE_MARKER)
+    (checkpoint / INCOMPLETE_MARKER).rename(checkpoint / COMPLETE_FILE)
+    flush_folder(checkpoint)
 
 
 def check_finite_weights(checkpoint: Path, step: int) -> None:

@@ -28,11 +28,9 @@ class FileModel(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            problem = f"{key}: {first['msg']}" if key else first["msg"]
             raise UserError(
-                f"{path}: cannot be read: {problem}; delete the file, and the command that wrote it writes it again"
+                f"{path}: {describe_validation_error(error)}; delete the file, and the command that wrote it writes it "
+                "again"
             ) from error
 
     def to_json(self) -> str:
@@ -42,3 +40,10 @@ class FileModel(BaseModel):
     def write(self, path: Path) -> None:
         """Replace a file atomically."""
         write_atomically(path, self.to_json())
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Return the first problem of a file that cannot be read."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"cannot be read: {key}: {first['msg']}" if key else f"cannot be read: {first['msg']}"

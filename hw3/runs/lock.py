@@ -19,7 +19,8 @@ from pathlib import Path
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from hw3.common.atomic_io import write_json
-from hw3.common.errors import UserError
+from hw3.common.errors import RunError, UserError
+from hw3.common.storage_errors import explain_os_error, is_disk_full
 
 LOCK_FILE = ".lock"
 LEASE_SECONDS = 60.0
@@ -39,7 +40,8 @@ def exclusive_lock(path: Path, subject: str, *, break_lock: bool | None = None) 
             this option.
 
     Raises:
-        UserError: another process holds the lock; names host, process and start.
+        UserError: another process holds the lock; names host, process and start. Or the folder cannot be written.
+        RunError: the disk is full.
     """
     lock = SoftFileLease(
         path, lease_duration=LEASE_SECONDS, thread_local=False, on_compromise=lambda lost: _end_process(subject, lost)
@@ -47,21 +49,23 @@ def exclusive_lock(path: Path, subject: str, *, break_lock: bool | None = None) 
     details = path.with_name(f"{path.name}.json")
     missing_folders = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if break_lock:
-            path.unlink(missing_ok=True)
-        advice = f"delete {path}" if break_lock is None else "repeat the command with --break-lock"
-        _acquire(lock, details, subject, advice)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if break_lock:
+                path.unlink(missing_ok=True)
+            advice = f"delete {path}" if break_lock is None else "repeat the command with --break-lock"
+            _acquire(lock, details, subject, advice)
+        except OSError as error:
+            message = f"{path.parent}: cannot be written: {explain_os_error(error)}"
+            raise (RunError if is_disk_full(error) else UserError)(message) from error
         started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(details, {"host": socket.gethostname(), "process": os.getpid(), "started": started})
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written: {error.strerror}") from error
-    try:
         yield
     finally:
-        details.unlink(missing_ok=True)
-        lock.release()
-        with contextlib.suppress(OSError):  # a folder is not empty, as after any work
+        with contextlib.suppress(OSError):  # the disk failed, or a folder is not empty, as after any work
+            if lock.is_locked:
+                details.unlink(missing_ok=True)
+                lock.release()
             for folder in missing_folders:
                 folder.rmdir()
 

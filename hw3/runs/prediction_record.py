@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
+from hw3.common.errors import UserError
 from hw3.data.fingerprint import DatasetFingerprint
-from hw3.runs.file_model import FileModel
+from hw3.runs.file_model import FileModel, describe_validation_error
 from hw3.runs.results_file import PromptReference
 
 
@@ -73,3 +75,24 @@ class PredictionRecord(FileModel):
     predictions_sha256: str
     groups: dict[str, TranslationMetrics]
     copy_input: dict[str, TranslationMetrics]
+
+
+class _Prediction(FileModel):
+    id: str
+    output: str
+
+
+_PREDICTIONS = TypeAdapter(list[_Prediction])
+
+
+def read_outputs(predictions_path: Path) -> dict[str, str]:
+    """Read a file of predictions; return the outputs by row id.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return {row.id: row.output for row in _PREDICTIONS.validate_json(predictions_path.read_bytes())}
+    except ValidationError as error:
+        problem = describe_validation_error(error)
+        raise UserError(f"{predictions_path}: {problem}; delete it and run hw3 predict again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -33,6 +34,8 @@ MAX_MEMORY_GIB = 32.0
 # batches, dequantized weights and a separate adapter change the order of rounding, and so the last digits.
 MAX_RELATIVE_SCORE_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.01, "float16": 0.01}
 _MAX_IDS_SHOWN = 5
+
+logger = logging.getLogger(__name__)
 
 
 def verify_score(folder: Path, scored: ScoredCheckpoint, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -188,7 +191,10 @@ def _run_in_folder(
     except subprocess.TimeoutExpired:
         raise RunError(f"{name}: took longer than the course's {MAX_RUN_SECONDS // 3600} hours") from None
     if process.returncode:
-        raise RunError(f"{name}: exit status {process.returncode}\n{(process.stderr or '').strip()}")
+        output = (process.stderr or "").strip()
+        logger.debug(output)
+        cause = output.rpartition("\n")[2]
+        raise RunError(f"{name}: exit status {process.returncode}: {cause} (--verbose prints all of its messages)")
     return process.stdout
 
 

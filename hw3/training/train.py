@@ -13,6 +13,7 @@ import contextlib
 import gc
 import hashlib
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from trl import SFTConfig
 
 from hw3.common.atomic_io import write_atomically
 from hw3.common.distributed import assert_same_across_ranks, get_rank, get_world_size
+from hw3.common.errors import RunError
 from hw3.common.shell_commands import next_command
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
@@ -100,7 +102,8 @@ def _train(recipe: Recipe, run: Run) -> int:
     session = build_session(trainer, started, plan.first_step)
     if trainer.args.should_save:
         manifest = run.read_manifest()
-        assert manifest is not None, "it was written before training"
+        if manifest is None:
+            raise RunError(f"{run.manifest_path}: was deleted during training; run the same command again")
         manifest.sessions.append(session)
         manifest.write(run.manifest_path)
     if trainer.stop.signal and session.to_step < plan.steps:
@@ -203,7 +206,20 @@ def _write_run_files(run: Run, plan: Plan) -> None:
     manifest = build_manifest(plan, previous)
     manifest.write(run.manifest_path)
     write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
-    plan.tokenizer.save_pretrained(run.tokenizer_path)
+    _save_tokenizer(plan.tokenizer, run.tokenizer_path)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer file by file, so that an earlier session's files stay intact if the disk is full."""
+    staging = folder.with_name(f".{folder.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        tokenizer.save_pretrained(staging)
+        folder.mkdir(exist_ok=True)
+        for path in staging.iterdir():
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _summarize(plan: Plan, run_dir: Path) -> dict[str, str]:

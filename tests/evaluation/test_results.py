@@ -120,3 +120,15 @@ def test_add_does_not_keep_entries_that_were_dropped(written: EvalResults) -> No
     written.drop_stale({"checkpoint-10": "another hash"})
     written.add(make_score_entry(20, 5.0, adapter_sha256="def"), ROWS)
     assert [entry.step for entry in load(written).entries] == [0, 20]
+
+
+def test_two_writers_that_score_the_same_entries_keep_each_once(written: EvalResults) -> None:
+    one, other = load(written), load(written)
+    first, second = (make_score_entry(step, 5.0, adapter_sha256=str(step)) for step in (20, 30))
+    one.add(first, ROWS)
+    other.add(second, ROWS)
+    other.add(first, ROWS)
+    one.add(second, ROWS)
+    loaded = load(written)
+    assert [entry.step for entry in loaded.entries] == [0, 10, 20, 30]
+    assert {len(scores) for scores in loaded.row_scores.values()} == {2}

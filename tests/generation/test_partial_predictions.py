@@ -43,3 +43,15 @@ def test_remove_partial_predictions_leaves_other_systems(tmp_path: Path) -> None
         PartialPredictions.open(tmp_path / f"{name}.json", "key")
     remove_partial_predictions(tmp_path / "base.json")
     assert [file.name for file in tmp_path.iterdir()] == [".base+4.partial.jsonl"]
+
+
+def test_open_drops_damaged_predictions(tmp_path: Path) -> None:
+    partial = PartialPredictions.open(tmp_path / "base.json", "key")
+    with partial.path.open("a", encoding="utf-8") as file:
+        partial.add(FIRST, file)
+        partial.add(SECOND, file)
+    partial.path.write_text(partial.path.read_text(encoding="utf-8").replace("乙", "乞"), encoding="utf-8")
+    assert PartialPredictions.open(tmp_path / "base.json", "key").by_id == {"1": FIRST}
+    for damaged in ("[]\n", "[" * 10_000 + "\n", '{"key": "key"}\n{"id": []}\n', '{"key": "key"}\n[]\n'):
+        partial.path.write_text(damaged, encoding="utf-8")
+        assert PartialPredictions.open(tmp_path / "base.json", "key").by_id == {}

@@ -38,7 +38,7 @@ def holder(lock_file: Path) -> Iterator[subprocess.Popen]:
 
 
 def test_exclusive_lock_refuses_a_second_process(lock_file: Path, holder: subprocess.Popen) -> None:
-    with pytest.raises(UserError) as caught, exclusive_lock(lock_file, "outputs/run"):
+    with pytest.raises(UserError) as caught, exclusive_lock(lock_file, "outputs/run", break_lock=False):
         pytest.fail("both processes hold the lock")
     message = str(caught.value)
     assert message.startswith(f"outputs/run: process {holder.pid} on {socket.gethostname()}, since 20")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hw3.common.errors import UserError
-from hw3.runs.staging import staging_folder
+from hw3.runs.staging import check_output_is_new, staging_folder
 
 STAGE = """
 import sys, time
@@ -42,3 +42,18 @@ def test_staging_folder_leaves_nothing(tmp_path: Path, number: int) -> None:
         (folder / "done").mkdir()
         (folder / "done").rename(output)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".export.mine", "export"]
+
+
+def test_a_folder_that_exists_is_refused_and_what_is_left_beside_it_deleted(tmp_path: Path) -> None:
+    for name in ("export", ".export.staging-a/export", ".exports.staging-a"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="export: already exists"):
+        check_output_is_new(tmp_path / "export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".exports.staging-a", "export"]
+
+
+def test_a_folder_that_another_process_has_created_since_is_refused(tmp_path: Path) -> None:
+    check_output_is_new(tmp_path / "export")
+    (tmp_path / "export").mkdir()
+    with pytest.raises(UserError, match="export: already exists"), staging_folder(tmp_path / "export"):
+        pytest.fail("the folder would be replaced")

@@ -1,0 +1,56 @@
+"""`tools/soak.py`: faults depend on seed and round only, a round passes, and a stopped soak continues."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+from soak import write_summary
+from soak_process import Command, Fault
+
+
+def test_faults_depend_on_the_seed_only() -> None:
+    command = Command("train", ["train"], flip_in="run/*")
+    first, again, other = (command.draw_faults(random.Random(seed), ["kill", "bit_flip"]) for seed in (5, 5, 6))
+    assert first == again != other
+    assert all(isinstance(fault, Fault) and 0 <= fault.moment < 1 for fault in first + other)
+
+
+def test_no_bit_is_flipped_for_a_command_without_files() -> None:
+    draws = [Command("export", ["export"]).draw_faults(random.Random(seed), ["kill", "bit_flip"]) for seed in range(20)]
+    assert {fault.kind for faults in draws for fault in faults} == {"kill"}
+
+
+def test_summary_counts_rounds_and_faults(tmp_path: Path) -> None:
+    faults = [
+        {"command": "train", "kind": "kill", "moment": 0.5, "outcome": "not reached"},
+        {"command": "eval", "kind": "disk_full", "moment": 0.5, "outcome": "status 1"},
+    ]
+    passed = {"seed": 0, "round": 0, "faults": faults, "seconds": 4.0, "outcome": "passed"}
+    failed = {"seed": 0, "round": 1, "faults": [], "seconds": 2.0, "outcome": "failed", "reason": "eval: lost\nmore"}
+    log, summary = tmp_path / "log.jsonl", tmp_path / "summary.md"
+    log.write_text("".join(json.dumps(line) + "\n" for line in (passed, failed)), encoding="utf-8")
+    write_summary(log, summary)
+    assert summary.read_text(encoding="utf-8") == (
+        "# Soak test\n\n`python tools/soak.py` wrote this page from `log.jsonl`.\n\n"
+        "- rounds: 2, of which 1 passed; seed 0; 3.0 s each\n"
+        "- faults: 2, of which 1 came after the command had ended\n\n"
+        "| fault | eval | train | all |\n|---|--:|--:|--:|\n| disk full | 1 | 0 | 1 |\n| kill | 0 | 1 | 1 |\n\n"
+        "Round 1 failed: eval: lost\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_soak_continues_with_the_missing_rounds(tmp_path: Path) -> None:
+    line = {"seed": 3, "round": 0, "faults": [], "seconds": 1.0, "outcome": "passed"}
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    command = [sys.executable, "tools/soak.py", "--seed", "3", "--rounds", "2", "--output", str(tmp_path)]
+    completed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    lines = [json.loads(text) for text in log.read_text(encoding="utf-8").splitlines()]
+    assert [(line["round"], line["outcome"]) for line in lines] == [(0, "passed"), (1, "passed")]
+    assert "rounds: 2, of which 2 passed" in (tmp_path / "summary.md").read_text(encoding="utf-8")

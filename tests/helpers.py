@@ -222,3 +222,27 @@ def assert_same_run(run: Path, other: Path) -> None:
     one, two = (load_file(find_complete_checkpoints(r)[-1].path / "adapter_model.safetensors") for r in (run, other))
     for name, tensor in one.items():
         assert torch.allclose(two[name], tensor, rtol=0, atol=1e-5), name
+
+
+def train_smollm2_on_cpu(folder: Path, rows: list[dict[str, str]], *settings: str) -> Path:
+    """Train SmolLM2 for 4 steps on the CPU in float32, score base and checkpoints on `rows`, and return the run."""
+    data = folder / "eval.json"
+    data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    common = [
+        f"model.pretrained_model_name_or_path={SMOLLM2}",
+        "model.dtype=float32",
+        "quantization.bnb_4bit_compute_dtype=float32",
+        "data.train=data/train.json",
+        f"data.eval={data}",
+        "training.use_cpu=true",
+        "training.bf16=false",
+        "training.report_to=none",
+        "training.per_device_train_batch_size=4",
+        "training.warmup_steps=0",
+        "training.max_steps=4",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        hw3("train", "recipes/smollm2/qlora.yaml", "--run", folder / "run", *common, *settings)
+        hw3("eval", folder / "run")
+    return folder / "run"

@@ -283,10 +283,8 @@ def _describe_changed_software(previous: Manifest | None, device: torch.device) 
     """Return a line if a run is resumed with another device or other versions, which round differently."""
     if previous is None:
         return []
-    now, before = (
-        {**installed_versions(), "device": describe_device(device)},
-        {**previous.versions, "device": previous.device},
-    )
+    now = {**installed_versions(), "device": describe_device(device)}
+    before = {**previous.versions, "device": previous.device}
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
     if not changed:
         return []

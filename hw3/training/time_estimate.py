@@ -29,6 +29,7 @@ from hw3.common.errors import RunError, first_line
 from hw3.config.recipe import Recipe
 from hw3.data.sampler import StepSampler
 from hw3.data.tokenization import EncodedRow
+from hw3.modeling.devices import describe_device
 from hw3.modeling.loading import build_random_base, load_model_config
 from hw3.training.batch_layout import BatchLayout
 from hw3.training.callbacks import ProgressLineCallback
@@ -162,7 +163,7 @@ def estimate_run_time(
         release_memory(device)
         return f"the time of the run is not known: {type(error).__name__}: {first_line(error)[:200]}"
     exchange = "" if strategy.layout.processes == 1 else ", communication between processes not included"
-    return format_run_time(steps, seconds, torch.cuda.get_device_name(device), strategy.cuda_graphs) + exchange
+    return format_run_time(steps, seconds, describe_device(device), strategy.cuda_graphs) + exchange
 
 
 def format_run_time(steps: int, seconds_per_step: float, gpu: str, cuda_graphs: bool) -> str:

@@ -13,7 +13,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, SMOLLM2, hw3
+from helpers import REPOSITORY, SMOLLM2, train_smollm2_on_cpu
 from transformers import AutoTokenizer, Gemma2Config
 
 from hw3.common.errors import UserError
@@ -64,28 +64,9 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 4 steps of 4 rows, scored on 8 rows."""
-    folder = tmp_path_factory.mktemp("llama_cpp")
     rows = json.loads((REPOSITORY / "data/eval.json").read_text(encoding="utf-8"))
-    (folder / "eval.json").write_text(json.dumps(rows[::18], ensure_ascii=False), encoding="utf-8")
-    settings = [
-        f"model.pretrained_model_name_or_path={SMOLLM2}",
-        "model.dtype=float32",
-        "quantization.bnb_4bit_compute_dtype=float32",
-        "data.train=data/train.json",
-        f"data.eval={folder / 'eval.json'}",
-        "training.use_cpu=true",
-        "training.bf16=false",
-        "training.report_to=none",
-        "training.per_device_train_batch_size=4",
-        "training.gradient_accumulation_steps=1",
-        "training.max_steps=4",
-        "training.save_steps=4",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        hw3("train", "recipes/smollm2/qlora.yaml", "--run", folder / "run", *settings)
-        hw3("eval", folder / "run")
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("llama_cpp")
+    return train_smollm2_on_cpu(folder, rows[::18], "training.gradient_accumulation_steps=1", "training.save_steps=4")
 
 
 @pytest.fixture(scope="module")

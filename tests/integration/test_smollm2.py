@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, SMOLLM2, hw3, read_losses
+from helpers import REPOSITORY, SMOLLM2, hw3, read_losses, train_smollm2_on_cpu
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [
@@ -17,29 +17,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps of 4 rows, scored on 12 rows."""
-    folder = tmp_path_factory.mktemp("smollm2")
+    """A run of 4 steps of 8 rows, scored on 12 rows."""
     rows = json.loads((REPOSITORY / "data/eval.json").read_text(encoding="utf-8"))
-    (folder / "eval.json").write_text(json.dumps(rows[:12], ensure_ascii=False), encoding="utf-8")
-    settings = [
-        f"model.pretrained_model_name_or_path={SMOLLM2}",
-        "model.dtype=float32",
-        "quantization.bnb_4bit_compute_dtype=float32",
-        "data.train=data/train.json",
-        f"data.eval={folder / 'eval.json'}",
-        "training.use_cpu=true",
-        "training.bf16=false",
-        "training.report_to=none",
-        "training.per_device_train_batch_size=4",
-        "training.max_steps=4",
-        "training.save_steps=2",
-        "training.logging_steps=1",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        hw3("train", "recipes/smollm2/qlora.yaml", "--run", folder / "run", *settings)
-        hw3("eval", folder / "run")
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("smollm2")
+    return train_smollm2_on_cpu(folder, rows[:12], "training.save_steps=2", "training.logging_steps=1")
 
 
 def test_training_lowers_loss_and_score_of_real_weights(run: Path) -> None:

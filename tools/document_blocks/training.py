@@ -105,15 +105,13 @@ def _compare_with_unsloth(first: Report, llama: Report) -> list[str]:
 
 def _describe_preparation(first: Report, later: Report, llama: Report) -> list[str]:
     capturing = find_row(first, "speed: auto")["seconds_capturing"]
-    cached = min(row["seconds_capturing"] for row in read_report("scaling")["rows"])
     estimated = [row for report in (first, later, llama) for row in report["rows"]]
     errors = [abs(row["probe_error"]) for row in estimated]
     # Steps without CUDA graphs were first timed with 1 and 3 layers, and later with 1 and 6.
     with_more_layers = [row for row in estimated if not row["speed"]["cuda_graphs"] and "3" not in row["probe"]["wall"]]
     later_errors = [abs(row["probe_error"]) for row in with_more_layers]
     return [
-        f"- Before the first step, compiling and capturing take {capturing:.0f} s, and {cached:.0f} s (two GPUs) if "
-        "the compiled code of an earlier run is cached.",
+        f"- Before the first step, compiling and capturing take {capturing:.0f} s.",
         f"- `hw3 check` estimated the seconds per step within {max(errors):.0%}, half of them within "
         f"{statistics.median(errors):.0%}. Since steps without CUDA graphs are timed with more layers, their "
         f"estimates are within {max(later_errors):.0%} ({len(later_errors)} runs). Memory: "

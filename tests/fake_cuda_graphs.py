@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hw3.cuda_graphs.training_step import CudaGraphStep, output_head_loss_and_grad
+from hw3.cuda_graphs.output_head import output_head_loss_and_grad
+from hw3.cuda_graphs.training_step import CudaGraphStep
 
 # Parts of the names of operations that read values, which a capture does not allow.
 READING_OPERATIONS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "linalg")
@@ -88,8 +89,10 @@ def patch_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> type[RecordedGraph]:
 class EagerCudaGraphStep(CudaGraphStep):
     """The CUDA-graph step, whose replays compute forward and backward eagerly instead of replaying a graph."""
 
+    def _compile_head(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        return output_head_loss_and_grad
+
     def _capture_graphs(self, bucket_lengths: Sequence[int]) -> dict[int, tuple[Any, Any]]:
-        self._head = output_head_loss_and_grad
         hidden_by_length: dict[int, torch.Tensor] = {}
 
         @torch.enable_grad()

@@ -10,7 +10,7 @@ A 4-bit W may stay in 4 bits. It is then dequantized for each product and discar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -20,44 +20,14 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch.nn import Module
 
+from hw3.cuda_graphs.float16_lora import Float16LoraLinear
+from hw3.cuda_graphs.operations import dequantize_weight, run_concurrently
+from hw3.modeling.float16_products import Float16Linear, Float16Linear4bit
+
 LoraLinear = PeftLinear | PeftLinear4bit
 
 # Names of layers that a decoder layer calls with the same input, one after the other in this order.
 FUSABLE_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-
-_side_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _run_concurrently(device: torch.device, small: Callable[[], object], large: Callable[[], object]) -> None:
-    """Run two functions, on a GPU the first one on a second stream; the current stream then waits for both."""
-    if device.type != "cuda":
-        small()
-        large()
-        return
-    current = torch.cuda.current_stream(device)
-    if device not in _side_streams:
-        _side_streams[device] = torch.cuda.Stream(device)
-    side = _side_streams[device]
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        small()
-    large()
-    current.wait_stream(side)
-
-
-def _dequantize_weight(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    absmax: torch.Tensor | None,
-    out_features: int,
-    blocksize: int,
-    quant_type: str,
-) -> torch.Tensor:
-    """Return the weight in the dtype of `x`, shape (out_features, I); as given if it is not in 4 bits."""
-    if absmax is None:
-        return weight
-    shape = [out_features, x.shape[1]]
-    return torch.ops.bitsandbytes.dequantize_4bit(weight, absmax, blocksize, quant_type, shape, x.dtype)
 
 
 @torch.library.custom_op("hw3::lora_linear", mutates_args=())
@@ -89,10 +59,10 @@ def lora_linear(
         y of shape (N, O) and x A^T of shape (N, G * R), in the dtype of `x`.
     """
     y, h = x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
-    _run_concurrently(
+    run_concurrently(
         x.device,
         lambda: torch.mm(x, a.T, out=h),
-        lambda: torch.mm(x, _dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type).T, out=y),
+        lambda: torch.mm(x, dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type).T, out=y),
     )
     groups = zip(y.split(out_features, 1), h.chunk(len(out_features), 1), b.split(out_features), strict=True)
     for y_i, h_i, b_i in groups:
@@ -140,10 +110,10 @@ def lora_linear_backward(
             torch.addmm(db_i, dy_i.T, h_i, beta=0, alpha=scaling, out=db_i)
         torch.mm(dh.T, x, out=da)
 
-    _run_concurrently(
+    run_concurrently(
         x.device,
         compute_adapter_gradients,
-        lambda: torch.mm(dy, _dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type), out=dx),
+        lambda: torch.mm(dy, dequantize_weight(x, weight, absmax, len(b), blocksize, quant_type), out=dx),
     )
     return dx.addmm_(dh, a), da, db
 
@@ -188,12 +158,12 @@ def is_fusable(layer: Module) -> TypeGuard[LoraLinear]:
     if len(layer.active_adapters) != 1:
         return False
     base, (name,) = layer.base_layer, layer.active_adapters
-    if type(base) is Linear4bit:
+    if isinstance(base, Linear4bit) and type(base) in (Linear4bit, Float16Linear4bit):
         # Weights can be concatenated only if no 4-bit block crosses the end of a layer.
         assert isinstance(base.weight, Params4bit), "a 4-bit layer has a 4-bit weight"
         is_supported = base.in_features * base.out_features % base.weight.quant_state.blocksize == 0
     else:
-        is_supported = type(base) is torch.nn.Linear
+        is_supported = type(base) in (torch.nn.Linear, Float16Linear)
     return (
         is_supported
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
@@ -249,6 +219,8 @@ def _fusion_key(layer: LoraLinear) -> tuple[object, ...]:
 class FusedLoraLinear(Module):
     """PEFT LoRA layers that share an input, computed as one operation in the dtype of `a` and `b`.
 
+    If the base's layers have products in float16, so has this operation; `a` and `b` are then float32.
+
     Args:
         layers: the layers to replace. Their weights are concatenated; the layers keep views of the result.
         a: the adapters' A, concatenated, shape (G * R, I).
@@ -262,6 +234,7 @@ class FusedLoraLinear(Module):
         super().__init__()
         bases = [layer.base_layer for layer in layers]
         self.a, self.b = a, b
+        self.in_float16 = isinstance(bases[0], Float16Linear | Float16Linear4bit)
         self.scaling = float(next(iter(layers[0].scaling.values())))
         self.out_features = [layer.out_features for layer in layers]
         self.biases = [base.bias for base in bases]
@@ -285,7 +258,11 @@ class FusedLoraLinear(Module):
         """Return each layer's output, shape (..., out_features of the layer), for `x` of shape (..., I)."""
         flat = x.to(self.a.dtype).reshape(-1, x.shape[-1])
         settings = (self.scaling, self.out_features, self.blocksize, self.quant_type)
-        y = torch.ops.hw3.lora_linear(flat, self.weight, self.absmax, self.a, self.b, *settings)[0]
+        inputs = flat, self.weight, self.absmax, self.a, self.b
+        if self.in_float16:
+            y = Float16LoraLinear.apply(*inputs, *settings)
+        else:
+            y = torch.ops.hw3.lora_linear(*inputs, *settings)[0]
         parts = [part.reshape(*x.shape[:-1], part.shape[-1]) for part in y.split(self.out_features, 1)]
         return [part if bias is None else part + bias for part, bias in zip(parts, self.biases, strict=True)]
 

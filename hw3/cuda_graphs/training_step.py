@@ -9,7 +9,7 @@ output token, so that their number may vary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,20 +28,20 @@ from hw3.cuda_graphs.fused_lora import (
     find_fusable_layers,
     get_adapter_weights,
 )
+from hw3.cuda_graphs.output_head import (
+    HEAD_CHUNK_POSITIONS,
+    HEAD_PADDING_MULTIPLE,
+    INDUCTOR_OPTIONS,
+    compile_output_head,
+)
 from hw3.modeling.attention_masks import build_attention_masks
+from hw3.modeling.float16_products import get_activation_dtype
 
 # Choices of the largest number of tokens per replay. More than the first is hardly faster; activations grow with it.
 TOKENS_PER_REPLAY = (1152, 768, 384)
-# Positions whose logits are in memory at once: a quarter GiB of bfloat16 with Gemma's vocabulary.
-HEAD_CHUNK_POSITIONS = 512
-# Their number is padded to a multiple of this, so that few shapes are compiled, all of them fast on the hardware.
-HEAD_PADDING_MULTIPLE = 64
 # Rows are padded to multiples of 16 tokens up to a length of 256, and to multiples of 64 beyond.
 SHORT_PADDING_MULTIPLE, LONG_PADDING_MULTIPLE, MAX_SHORT_TOKENS = 16, 64, 256
 NUM_METRICS = 3  # loss, entropy and correct top-1 predictions, stored behind the gradients
-# Kernels that add in different orders round differently. Inductor would measure several configurations of a kernel and
-# take the fastest, and it would load kernels that another process compiled for rows of other lengths.
-INDUCTOR_OPTIONS: dict[str, Any] = {"deterministic": True, "fx_graph_cache": False}
 
 
 def compute_bucket_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
@@ -66,48 +66,6 @@ def compute_rows_per_replay(rows: int, length: int, max_tokens: int) -> int:
     return -(-rows // parts)
 
 
-def output_head_loss_and_grad(
-    states: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    step_output_tokens: torch.Tensor,
-    logit_cap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the cross-entropy of hidden states under the output head, and its gradient in closed form.
-
-    With z = c * tanh(x / c), c the cap (Gemma-2, arXiv:2408.00118, section 2; z = x without a cap), the gradient of
-    -log softmax(z)[target] with respect to x is (softmax(z) - onehot(target)) * (1 - (z / c)^2).
-
-    Args:
-        states: last hidden states, shape (K, D).
-        weight: of the head, shape (V, D).
-        targets: token ids to predict, shape (K,); -1 for a position to ignore.
-        step_output_tokens: output tokens of the complete optimizer step, a scalar.
-        logit_cap: soft-cap of the logits; None without one.
-
-    Returns:
-        float32 sums over the K positions, shape (3,): the loss divided by `step_output_tokens`, the entropy in nats,
-        and the number of targets that had the highest probability. Then the gradient of that loss with respect to
-        `states`, shape (K, D).
-    """
-    logits = (states @ weight.T).float()
-    if logit_cap is not None:
-        logits = torch.tanh(logits / logit_cap) * logit_cap
-    is_counted = (targets >= 0).float()
-    log_total = torch.logsumexp(logits, dim=-1)
-    target_logits = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
-    probabilities = torch.exp(logits - log_total[:, None])
-    entropy = log_total - (probabilities * logits).sum(-1)
-    is_correct = (target_logits >= logits.amax(-1)).float()
-    onehot = torch.arange(weight.shape[0], device=states.device) == targets[:, None]
-    gradient = (probabilities - onehot.to(probabilities.dtype)) * (is_counted / step_output_tokens)[:, None]
-    if logit_cap is not None:
-        gradient = gradient * (1 - (logits / logit_cap) ** 2)
-    loss = (log_total - target_logits) / step_output_tokens
-    sums = (torch.stack([loss, entropy, is_correct]) * is_counted).sum(1)
-    return sums, gradient.to(states.dtype) @ weight
-
-
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
     """Let PyTorch choose only kernels whose result does not depend on timing, while graphs are captured in the block.
@@ -129,12 +87,13 @@ def deterministic_kernels() -> Iterator[None]:
 class CudaGraphStep:
     """Compute an optimizer step's forward and backward with CUDA graphs, and sum the gradients into one flat buffer.
 
-    Adapters are float32. The graphs read copies of them in the compute dtype, which are made once per step; autocast
-    would make the same copies at every use. LoRA layers for which `is_fusable` holds become `FusedLoraLinear`; the
-    others, with dropout or a variant of LoRA, stay PEFT's. No value is read back to the CPU.
+    Adapters are float32. The graphs read copies of them in the dtype of the activations, which are made once per step;
+    autocast would make the same copies at every use. LoRA layers for which `is_fusable` holds become `FusedLoraLinear`;
+    the others, with dropout or a variant of LoRA, stay PEFT's. No value is read back to the CPU.
 
     Args:
-        model: the model with its adapters; the base's weights are in the compute dtype or in 4 bits.
+        model: the model with its adapters; the base's weights are in the compute dtype or in 4 bits. If it is float16,
+            activations are float32 (`use_float16_products`).
         rows_per_step: this process's rows of an optimizer step.
         bucket_lengths: tokens that a batch may be padded to, ascending.
         tokens_per_replay: largest number of tokens per replay, unless one row has more.
@@ -151,14 +110,11 @@ class CudaGraphStep:
         assert isinstance(base, PreTrainedModel), "the adapters were added to a model of transformers"
         self._peft_model, self._model = model, base
         self._config = self._model.config.get_text_config()
+        self._logit_cap = getattr(self._config, "final_logit_softcapping", None)
         self._rows_per_step, self._tokens_per_replay = rows_per_step, tokens_per_replay
-        self._dtype = self._model.dtype
+        self._dtype = get_activation_dtype(self._model.dtype)
         groups = find_fusable_layers(model)
-        # The parameters of each leaf of the graphs' autograd: one leaf for A and one for B of each fused group, then
-        # one for every other trained parameter.
-        fused = [side for group in groups for side in get_adapter_weights([member.layer for member in group])]
-        fused_ids = {id(parameter) for leaf in fused for parameter in leaf}
-        others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in fused_ids]
+        fused, others = _list_leaves(model, groups)
         self._allocate_parameter_memory([*fused, *([parameter] for parameter in others)], model.device)
         self._replacements = _build_replacements(groups, self._leaves[: len(fused)])
         self._copy_by_id = dict(zip(map(id, others), self._leaves[len(fused) :], strict=True))
@@ -171,6 +127,7 @@ class CudaGraphStep:
         self._hidden_grad = torch.zeros_like(self._hidden)
         # The graph with most tokens is captured first: the memory pool that it fills then suffices for the others.
         self._graphs = self._capture_graphs(sorted(bucket_lengths, key=lambda length: -tokens_by_length[length]))
+        self._head = self._compile_head()
 
     def _allocate_parameter_memory(
         self, parameters_by_leaf: Sequence[Sequence[torch.nn.Parameter]], device: torch.device
@@ -188,6 +145,22 @@ class CudaGraphStep:
         self._copies = _split_into_views(copies, shapes)
         self._leaves = [torch.nn.Parameter(copy) for copy in _split_into_views(copies, leaf_shapes)]
 
+    def train_adapters(self, model: PeftModel) -> None:
+        """Compute the steps of another model from now on, with the graphs as they were captured.
+
+        Args:
+            model: the same base model with other adapters, of the same layers, shapes, scaling and dropout.
+        """
+        groups = find_fusable_layers(model)
+        fused, others = _list_leaves(model, groups)
+        parameters: list[torch.Tensor] = [*(parameter for leaf in fused for parameter in leaf), *others]
+        assert [parameter.shape for parameter in parameters] == [copy.shape for copy in self._copies], "same adapters"
+        self._peft_model, self._parameters = model, parameters
+        # The layers that the fused ones replaced belong to the other model; no longer referring to them frees them.
+        layers = [member for group in groups for member in group]
+        self._replacements = [(layer, output) for layer, (_, output) in zip(layers, self._replacements, strict=True)]
+        self._copy_by_id = dict(zip(map(id, others), self._leaves[len(fused) :], strict=True))
+
     def _rows_per_replay(self, length: int) -> int:
         return compute_rows_per_replay(self._rows_per_step, length, self._tokens_per_replay)
 
@@ -197,7 +170,6 @@ class CudaGraphStep:
         torch._inductor.config.cpp.vec_isa_ok = False
         for layer in self._model.base_model.get_submodule("layers").children():
             layer.compile(dynamic=True, options=INDUCTOR_OPTIONS)
-        self._head = torch.compile(output_head_loss_and_grad, dynamic=True, options=INDUCTOR_OPTIONS)
         pool, stream, default = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.cuda.default_stream()
         graphs = {}
         torch._C._cuda_clearCublasWorkspaces()  # 32 MiB for each stream and thread that has multiplied before
@@ -218,6 +190,9 @@ class CudaGraphStep:
                 del hidden
         default.wait_stream(stream)
         return graphs
+
+    def _compile_head(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        return compile_output_head(self._model.get_output_embeddings().weight, self._dtype, self._logit_cap)
 
     @contextmanager
     def modules_replaced(self) -> Iterator[None]:
@@ -305,11 +280,11 @@ class CudaGraphStep:
             outputs_per_row: how many of the K belong to each row.
             tokens: output tokens of the complete optimizer step, over all processes; a scalar on the device.
         """
+        tokens = tokens.float()  # a tensor of another dtype would compile the head again
         rows, length = input_ids.shape
         forward_graph, backward_graph = self._graphs[length]
         rows_per_replay = self._rows_per_replay(length)
         weight = self._model.get_output_embeddings().weight
-        logit_cap = getattr(self._config, "final_logit_softcapping", None)
         hidden_grad = self._hidden_grad[: rows_per_replay * length]
         first_output = 0
         for first_row in range(0, rows, rows_per_replay):
@@ -328,7 +303,7 @@ class CudaGraphStep:
             states = self._hidden[positions]
             for start in range(0, len(targets), HEAD_CHUNK_POSITIONS):
                 chunk = slice(start, start + HEAD_CHUNK_POSITIONS)
-                sums, gradient = self._head(states[chunk], weight, targets[chunk], tokens, logit_cap)
+                sums, gradient = self._head(states[chunk], weight, targets[chunk], tokens, self._logit_cap)
                 hidden_grad.index_add_(0, positions[chunk], gradient)
                 self.buffer[-NUM_METRICS:] += sums
             backward_graph.replay()
@@ -347,6 +322,24 @@ def count_unused_reserved_bytes(device: torch.device, *, in_graph_pools: bool) -
         for segment in torch.cuda.memory_snapshot()
         if segment["device"] == device.index and (tuple(segment["segment_pool_id"]) != (0, 0)) == in_graph_pools
     )
+
+
+def _list_leaves(
+    model: PeftModel, groups: Sequence[Sequence[FusableLayer]]
+) -> tuple[list[list[torch.nn.Parameter]], list[torch.nn.Parameter]]:
+    """Return the parameters of each leaf of the graphs' autograd.
+
+    Args:
+        model: the model with its adapters.
+        groups: its layers that are fused.
+
+    Returns:
+        One leaf for A and one for B of each fused group, then every other trained parameter, each a leaf of its own.
+    """
+    fused = [side for group in groups for side in get_adapter_weights([member.layer for member in group])]
+    fused_ids = {id(parameter) for leaf in fused for parameter in leaf}
+    others = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in fused_ids]
+    return fused, others
 
 
 def _build_replacements(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +94,17 @@ def check_finite(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     Raises:
         InvalidAdapterError: one is NaN or infinite.
     """
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise InvalidAdapterError(
-                f"{folder}: {name} has NaN or infinite weights; use an earlier checkpoint, or train again with a lower "
-                "learning rate"
-            )
+    name = find_nonfinite(weights.items())
+    if name is not None:
+        raise InvalidAdapterError(
+            f"{folder}: {name} has NaN or infinite weights; use an earlier checkpoint, or train again with a lower "
+            "learning rate"
+        )
+
+
+def find_nonfinite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first tensor that has an element that is NaN or infinite; None if there is none."""
+    return next((name for name, tensor in weights if not tensor.isfinite().all()), None)
 
 
 def _read_bytes(file: Path, pin_memory: bool) -> torch.Tensor:

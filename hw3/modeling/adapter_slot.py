@@ -128,6 +128,7 @@ class AdapterSlot:
         base: the loaded base model, without adapters.
         reload_base: load the base again, 4-bit weights as they are; None if the slot will hold one checkpoint only.
         dequantized: whether the 4-bit weights of `base` were dequantized.
+        is_shared: whether `base` shares its weights with another model. What would change them gets a fresh base.
     """
 
     def __init__(
@@ -136,8 +137,10 @@ class AdapterSlot:
         reload_base: Callable[[], PreTrainedModel] | None = None,
         *,
         dequantized: bool = False,
+        is_shared: bool = False,
     ) -> None:
         self._base = base
+        self._is_base_shared = is_shared
         self._reload_base = reload_base
         self._dequantized = dequantized
         self._is_base_dequantized = dequantized
@@ -187,28 +190,30 @@ class AdapterSlot:
     def load_full_weights(self, folder: Path) -> str:
         """Load a full fine-tuning checkpoint into the base; see the function `load_full_weights`."""
         if not self._holds_full_weights:  # others are overwritten completely
-            self._take_base(dequantized=self._dequantized)
+            self._take_base(dequantized=self._dequantized, will_change=True)
         self._is_base_changed = self._holds_full_weights = True
         return load_full_weights(self._base, folder)
 
-    def _take_base(self, *, dequantized: bool) -> PreTrainedModel:
+    def _take_base(self, *, dequantized: bool, will_change: bool = False) -> PreTrainedModel:
         """Return the base without a trace of what was loaded before. Two bases are never in memory at once.
 
         Args:
             dequantized: return it with its 4-bit weights dequantized.
+            will_change: whether its weights will be changed.
         """
         if self._peft_model is not None and not self._is_base_changed:
             self._base = self._peft_model.unload()
         self._peft_model, self._config, self._own_tensors = None, None, {}
         self._holds_full_weights = False
-        if self._is_base_changed or self._is_base_dequantized != dequantized:
+        is_needed_elsewhere = will_change and self._is_base_shared
+        if self._is_base_changed or self._is_base_dequantized != dequantized or is_needed_elsewhere:
             assert self._reload_base is not None, "the slot was made for one checkpoint"
             del self._base
             gc.collect()  # PEFT's layers and hooks refer to each other
             torch.cuda.empty_cache()
             base = self._reload_base()
             self._base = dequantize(base) if dequantized else base
-            self._is_base_dequantized, self._is_base_changed = dequantized, False
+            self._is_base_dequantized, self._is_base_changed, self._is_base_shared = dequantized, False, False
         return self._base
 
     def _install(self, adapter: AdapterFiles) -> None:
@@ -256,7 +261,7 @@ class AdapterSlot:
         Raises:
             InvalidAdapterError: PEFT cannot load it, weights are missing, or this kind of adapter cannot be scored.
         """
-        base = self._take_base(dequantized=False)
+        base = self._take_base(dequantized=False, will_change=True)
         self._is_base_changed = True
         with _named_errors(adapter.folder, "it does not fit the base"):
             peft_model = PeftModel(base, adapter.config)

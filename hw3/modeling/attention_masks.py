@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from hw3.modeling.float16_products import get_activation_dtype
+
 # Architectures whose backbone accepts finished masks, so that its forward has no control flow that depends on data.
 # True: the backbone takes a dict with one mask per layer type. False: it takes one 4-D mask for all layers.
 # The decoding step of these architectures can be captured too: nothing else in them reads values on the CPU.
@@ -29,8 +31,10 @@ def build_attention_masks(
     # Every position sees itself, padding too: a softmax over no position would be NaN.
     is_visible = ((distance >= 0) & attention_mask[:, None, None, :].bool()) | (distance == 0)
 
+    dtype = get_activation_dtype(model.dtype)
+
     def to_additive(is_visible: torch.Tensor) -> torch.Tensor:
-        return torch.where(is_visible, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+        return torch.where(is_visible, 0.0, torch.finfo(dtype).min).to(dtype)
 
     if not MASK_PER_LAYER_TYPE[config.model_type]:
         return to_additive(is_visible)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,18 @@ def hash_base_model(section: ModelSection) -> str:
 
 
 def hash_files(files: list[Path]) -> dict[Path, str]:
-    """Return the SHA-256 of each file in hexadecimal. Threads hash in parallel, since hashing releases the GIL."""
+    """Return the SHA-256 of each file in hexadecimal. Threads hash in parallel, since hashing releases the GIL.
+
+    A file that this process has hashed is read again only if it was written to since.
+    """
     with ThreadPoolExecutor() as threads:
-        return dict(zip(files, threads.map(file_sha256, files), strict=True))
+        signatures = [stat_signature(file) for file in files]
+        return dict(zip(files, threads.map(_hash_with_signature, files, signatures), strict=True))
+
+
+@cache
+def _hash_with_signature(file: Path, signature: tuple[int, ...]) -> str:
+    return file_sha256(file)
 
 
 def hash_adapter_config(content: bytes) -> str:

@@ -38,6 +38,9 @@ from hw3.config.schema import ModelSection
 from hw3.config.validation import is_gemma2
 from hw3.data.chat_rendering import fix_chat_template_date
 from hw3.modeling.adapter_slot import build_lora_config
+from hw3.modeling.float16_products import use_float16_products
+from hw3.modeling.four_bit_product import find_4bit_problem
+from hw3.modeling.load_errors import out_of_memory_raised
 from hw3.modeling.quantization import GatheredLinear4bit, build_quantization_config
 from hw3.modeling.supported_models import find_architecture_problem
 
@@ -80,8 +83,11 @@ def load_base_model(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """Load the recipe's base model in its compute dtype, quantized as the recipe requires, without adapters.
 
     Raises:
-        UserError: the model is not available; the message explains how to get it.
+        UserError: the model is not available, and the message explains how to get it; or the device does not support
+            4-bit layers.
     """
+    if recipe.quantization is not None and (problem := find_4bit_problem(device)) is not None:
+        raise UserError(f"quantization: {problem}")
     quantization = None if recipe.quantization is None else build_quantization_config(recipe.quantization)
     if getattr(load_model_config(recipe.model), "quantization_config", None) is not None:
         quantization = None  # the base was saved quantized, with the recipe's settings (`find_quantization_problems`)
@@ -227,7 +233,7 @@ def _check_adapted_layers(recipe: Recipe, model: PreTrainedModel) -> None:
 
 
 def _prepare_loaded_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn off the key/value cache, and adjust bitsandbytes' 4-bit layers."""
+    """Turn off the key/value cache, adjust bitsandbytes' 4-bit layers, and make a float16 model safe from overflow."""
     model.config.use_cache = False
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -236,7 +242,7 @@ def _prepare_loaded_model(model: PreTrainedModel) -> PreTrainedModel:
             # A no-grad forward on AVX512-BF16 CPUs repacks the weights lossily, and later training steps then use a
             # kernel without gradients (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
             module.support_avx512bf16_for_cpu = False
-    return model
+    return use_float16_products(model)
 
 
 _MALFORMED_FILE_ERRORS = (AttributeError, LookupError, TypeError, RecursionError, StrictDataclassError)
@@ -245,7 +251,8 @@ _MALFORMED_FILE_ERRORS = (AttributeError, LookupError, TypeError, RecursionError
 def _from_pretrained(factory: Any, section: ModelSection, **options: Any) -> Any:
     name = section.pretrained_model_name_or_path
     try:
-        return factory.from_pretrained(name, revision=section.revision, trust_remote_code=False, **options)
+        with out_of_memory_raised():
+            return factory.from_pretrained(name, revision=section.revision, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         problem = _explain_load_error(name, error)
         if problem is None:

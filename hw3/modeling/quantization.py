@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hw3.config.recipe import Recipe
 from hw3.config.schema import QuantizationSection
+from hw3.modeling.float16_products import use_float16_products
 
 
 def build_quantization_config(section: QuantizationSection) -> BitsAndBytesConfig:
@@ -103,7 +104,7 @@ def fits_on_device(device: torch.device, weight_bytes: int) -> bool:
     """Return whether a device has memory for the weights and for computing with them; always true for a CPU."""
     if device.type == "cpu":
         return True
-    return torch.cuda.get_device_properties(device).total_memory > 1.2 * weight_bytes + 2 * 2**30
+    return torch.cuda.mem_get_info(device)[1] > 1.2 * weight_bytes + 2 * 2**30
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:
@@ -114,6 +115,6 @@ def dequantize(model: PreTrainedModel) -> PreTrainedModel:
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # transformers warns about the dtype
     try:
-        return model.dequantize()
+        return use_float16_products(model.dequantize())
     finally:
         transformers.utils.logging.set_verbosity(verbosity)

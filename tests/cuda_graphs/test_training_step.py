@@ -12,17 +12,17 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import TRAINING_MODELS
 
 import hw3.cuda_graphs.training_step
+from hw3.cuda_graphs.output_head import INDUCTOR_OPTIONS, output_head_loss_and_grad
 from hw3.cuda_graphs.training_step import (
-    INDUCTOR_OPTIONS,
     NUM_METRICS,
     TOKENS_PER_REPLAY,
     compute_bucket_lengths,
     compute_rows_per_replay,
     deterministic_kernels,
-    output_head_loss_and_grad,
 )
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.tokenization import IGNORE_INDEX
+from hw3.training.session import ModuleSnapshot
 
 
 @pytest.mark.parametrize("cap", [None, 3.0])
@@ -93,6 +93,42 @@ def test_accumulate_equals_autograd(name: str, lora: dict[str, Any], monkeypatch
         assert step.buffer[-NUM_METRICS].item() == pytest.approx((loss / tokens).item(), rel=1e-5)
         for parameter, gradient in zip(trained, expected, strict=True):
             assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"target_modules": "all-linear"}, {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}],
+    ids=["fused layers", "embeddings and dora"],
+)
+def test_captured_step_trains_the_adapters_of_another_run(lora: dict[str, Any]) -> None:
+    """The base model is restored between both runs, as in a session."""
+    base = TRAINING_MODELS["gemma2"]()
+    snapshot = ModuleSnapshot(base)
+    rows = make_rows(6, 16, seed=0)
+    bucket_lengths = compute_bucket_lengths([len(row["input_ids"]) for row in rows])
+    batch = CompletionOnlyCollator(0, 1, bucket_lengths, return_output_positions=True)(rows)
+    tokens = (batch.pop("labels") != IGNORE_INDEX).sum()
+    step, buffers = None, []
+    for seed in (1, 2, 2):
+        torch.manual_seed(seed)
+        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **lora)).train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+        if len(buffers) == 2:  # the second run again, with a step of its own
+            step = None
+        if step is None:
+            step = EagerCudaGraphStep(model, 6, bucket_lengths, 96)
+        else:
+            step.train_adapters(model)
+        step.start_step()
+        step.accumulate(**batch, tokens=tokens)
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
+        buffers.append(step.buffer.clone())
+        snapshot.restore()
+    first, second, alone = buffers
+    assert not torch.equal(first, second)
+    assert torch.equal(second, alone)
 
 
 @pytest.mark.parametrize("mode", ["default", "warn", "error"])

@@ -82,7 +82,7 @@ def test_read_adapter_names_the_folder_of_unreadable_files(scored_run: Path, tmp
         (folder / "adapter_model.safetensors").write_bytes(content)
         with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: "):
             read_adapter(folder)
-    (folder / "adapter_config.json").write_text('{"peft_type": "NONE"}')
+    (folder / "adapter_config.json").write_text('{"peft_type": "NONE"}', encoding="utf-8")
     with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: "):
         read_adapter(folder)
 

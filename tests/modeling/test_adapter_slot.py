@@ -75,9 +75,11 @@ def test_swapped_adapters_of_other_kinds_score_like_fresh_loads(
         slot = AdapterSlot(load_base())
         slot.load(tmp_path / name)
         fresh_scores[name] = score(slot)
-    config = json.loads((tmp_path / "queries/adapter_config.json").read_text())
+    config = json.loads((tmp_path / "queries/adapter_config.json").read_text(encoding="utf-8"))
     shutil.copytree(tmp_path / "queries", tmp_path / "foreign")
-    (tmp_path / "foreign/adapter_config.json").write_text(json.dumps(config | {"target_modules": ["c_attn"]}))
+    (tmp_path / "foreign/adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["c_attn"]}), encoding="utf-8"
+    )
     slot = AdapterSlot(load_base())
     with pytest.raises(InvalidAdapterError, match=r"foreign: it does not fit the base: .*c_attn"):
         slot.load(tmp_path / "foreign")

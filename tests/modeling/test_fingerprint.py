@@ -20,14 +20,14 @@ def test_hash_base_model_depends_on_the_hubs_commit(tmp_path: Path, monkeypatch:
     first, second = "1" * 40, "2" * 40
     for commit in (first, second):
         (repository / "snapshots" / commit).mkdir(parents=True)
-        (repository / "snapshots" / commit / "config.json").write_text("{}")
+        (repository / "snapshots" / commit / "config.json").write_text("{}", encoding="utf-8")
 
     def hash_of_main() -> str:
         return hash_base_model(ModelSection(pretrained_model_name_or_path="owner/name"))
 
-    (repository / "refs/main").write_text(first)
+    (repository / "refs/main").write_text(first, encoding="utf-8")
     hash_of_first = hash_of_main()
-    (repository / "refs/main").write_text(second)
+    (repository / "refs/main").write_text(second, encoding="utf-8")
     assert hash_of_main() != hash_of_first
     pinned = ModelSection(pretrained_model_name_or_path="owner/name", revision=first)
     assert hash_base_model(pinned) == hash_of_first

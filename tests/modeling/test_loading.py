@@ -44,7 +44,7 @@ def test_load_model_config_reports_the_cause_and_the_fix(
 
 
 def test_load_model_config_refuses_an_unknown_model_type(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
+    (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}', encoding="utf-8")
     with pytest.raises(UserError, match="model type"):
         load_model_config(ModelSection(pretrained_model_name_or_path=str(tmp_path)))
 

@@ -54,7 +54,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
     except OSError as error:  # such as a full disk
         raise RunError(f"{path}: cannot be written: {explain_os_error(error)}") from error
     finally:
@@ -74,10 +74,11 @@ def flush_folder(folder: Path) -> None:
     """Wait until all files of a folder, and the folders themselves, are on disk."""
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
-            _flush(path)
+            flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's own list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -103,9 +104,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON list atomically, with one row per line.
+    """Write a JSON list atomically, with one row per line."""
+    write_atomically(path, format_json_rows(rows))
+
+
+def format_json_rows(rows: Iterable[dict[str, Any]]) -> str:
+    """Return a JSON list with one row per line.
 
     This is ten times as fast as indented JSON, and line-based tools can read the file.
     """
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    write_atomically(path, f"[\n{lines}\n]\n")
+    return f"[\n{lines}\n]\n"

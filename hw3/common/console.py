@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
+from hw3.common.errors import RunError
+from hw3.common.storage_errors import explain_os_error
 from hw3.common.text import escape_invisible
 
 package_logger = logging.getLogger("hw3")
@@ -63,7 +65,21 @@ def escaped_output() -> Iterator[None]:
 
 def print_unescaped(text: str) -> None:
     """Print a text whose parts from users are escaped already, such as one with colors, or data for another program."""
-    print(text, file=getattr(sys.stdout, "unescaped", sys.stdout), flush=True)
+    stream = getattr(sys.stdout, "unescaped", sys.stdout)
+    with _explained(stream):
+        print(text, file=stream, flush=True)
+
+
+def flush_output() -> None:
+    """Write what was printed to standard output and is not yet there.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        RunError: it cannot be written, for example to a file on a full disk.
+    """
+    if sys.stdout is not None:  # None if the process was started without standard output
+        with _explained(sys.stdout):
+            sys.stdout.flush()
 
 
 def print_error(text: str) -> None:
@@ -73,13 +89,25 @@ def print_error(text: str) -> None:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Send a stream to the null device after its reader has closed the pipe.
+    """Send a stream to the null device after its reader has closed the pipe, or the disk is full.
 
-    Python writes what is left in the buffer when it exits, and would report the closed pipe again.
+    Python writes what is left in the buffer when it exits, and would report the error again.
     """
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)
+
+
+@contextlib.contextmanager
+def _explained(stream: TextIO) -> Iterator[None]:
+    """Turn an error of standard output inside the block into a `RunError`, and discard what would follow."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output(stream)
+        raise RunError(f"standard output: cannot be written: {explain_os_error(error)}") from error
 
 
 class _EscapingStream:
@@ -94,8 +122,14 @@ class _EscapingStream:
 
     def write(self, text: str) -> int:
         """Write a text, and return its length before escaping."""
-        self.unescaped.write(escape_invisible(text))
+        with _explained(self.unescaped):
+            self.unescaped.write(escape_invisible(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with _explained(self.unescaped):
+            self.unescaped.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unescaped, name)

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unicodedata import east_asian_width
 
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hw3.common.atomic_io import write_atomically
-from hw3.common.text import escape_invisible
+from hw3.common.text import count_columns, escape_invisible
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def shorten_name(name: str, columns: int) -> str:
     start, width = len(name), 0
     while start and width < columns:
         start -= 1
-        width += 2 if east_asian_width(name[start]) in "WF" else 1
+        width += count_columns(name[start])
     return f"…{name[start + 1 :]}" if start else name
 
 

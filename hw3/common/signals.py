@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 # SIGINT is Ctrl-C, for which Python raises KeyboardInterrupt. Clusters send the others before they end a job, and a
-# closed terminal sends SIGHUP.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-SAVE_SIGNAL = signal.SIGUSR2  # training saves a checkpoint and continues; other commands ignore it
+# closed terminal sends SIGHUP. Windows lacks some of them; `hw3.cli.main` refuses to run there.
+STOP_SIGNALS = [number for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
+# Training saves a checkpoint and continues; other commands ignore it.
+SAVE_SIGNAL: signal.Signals = getattr(signal, "SIGUSR2", signal.SIGTERM)
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -42,6 +42,11 @@ def escape_invisible(text: str, *, keep: str = "\n\t") -> str:
     )
 
 
+def count_columns(text: str) -> int:
+    """Return the width of a text on a terminal; a Chinese character takes two columns."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
 def has_surrogates(text: str) -> bool:
     """Return whether a text contains half of a surrogate pair, which is no valid text and cannot be written."""
     return any("\ud800" <= character <= "\udfff" for character in text)

@@ -24,6 +24,8 @@ from hw3.config.yaml_loader import KeyPath, YamlDocument, dump_yaml, read_yaml
 from hw3.data.prompt import Prompt
 
 PROMPTS_DIR = Path("recipes/prompts")
+DEFAULT_SEED = 42  # of transformers
+ALL_PROMPTS = "all"  # the name of all files in `PROMPTS_DIR`
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,13 @@ class Recipe:
     @property
     def seed(self) -> int:
         """Seed of the row order and of the adapter's initial weights."""
-        return self.training.get("seed", 42)
+        return _get_seed(self.training)
+
+
+def _get_seed(training: Any) -> int:
+    """Return the seed of a `training` section, which need not be valid."""
+    seed = training.get("seed", DEFAULT_SEED) if isinstance(training, dict) else DEFAULT_SEED
+    return seed if isinstance(seed, int) else DEFAULT_SEED
 
 
 def load_recipe(
@@ -122,7 +130,7 @@ def load_recipe(
     if "training" in sections:
         found.collect(check_divisible, document.values["training"], processes)
     if check_data_files and "data" in sections:
-        found.collect(read_data_files, document, sections["data"])
+        found.collect(read_data_files, document, sections["data"], _get_seed(document.values.get("training")))
     found.raise_problems()
     return Recipe(
         name=f"{path.resolve().parent.name}-{path.stem}",
@@ -173,6 +181,27 @@ def find_prompt_file(sha256: str) -> tuple[Path, Prompt] | None:
             if prompt.sha256 == sha256:
                 return file, prompt
     return None
+
+
+def list_prompt_files(name: str) -> list[Path]:
+    """Return the prompt files that a name on the command line stands for.
+
+    Args:
+        name: name of a file in `recipes/prompts/` without its suffix, `all` for all of these files, or any other path.
+
+    Raises:
+        UserError: it is not a path, and there is no such file in `recipes/prompts/` of the working directory.
+    """
+    stored = {file.stem: file for file in sorted(PROMPTS_DIR.glob("*.yaml"))}
+    if name in stored:
+        return [stored[name]]
+    if Path(name).suffix in (".yaml", ".yml") or Path(name).name != name or Path(name).is_file():
+        return [Path(name)]
+    if not stored:
+        raise UserError(f"--prompt {name}: there is no folder {PROMPTS_DIR}/ here; give the path of a file")
+    if name == ALL_PROMPTS:
+        return list(stored.values())
+    raise UserError(f"--prompt {name}: no such prompt in {PROMPTS_DIR}/{suggest_name(name, [*stored, ALL_PROMPTS])}")
 
 
 def _find_prompt(file_name: str, recipe_path: Path) -> Path:

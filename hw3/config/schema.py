@@ -14,6 +14,7 @@ from hw3.data.prompt import Prompt
 
 DType = Literal["bfloat16", "float16", "float32"]
 PositiveInt = Annotated[int, Field(ge=1)]
+BestBy = Literal["mean_perplexity", "token_perplexity"]  # figures of an entry by which the best checkpoint is chosen
 _STRICT_CONFIG = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -24,7 +25,8 @@ class ModelSection(BaseModel):
 
     pretrained_model_name_or_path: Annotated[str, Field(min_length=1)]
     revision: str | None = None
-    dtype: DType = "bfloat16"
+    # `auto` is the best dtype of the machine (`resolve_dtype`), not that of the weights' file as in transformers.
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = "bfloat16"
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         None
     )
@@ -51,15 +53,19 @@ class DataSection(BaseModel):
     train: Annotated[str, Field(min_length=1)]
     eval: Annotated[str, Field(min_length=1)]
     dev: Annotated[str, Field(min_length=1)] | None = None
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_length: Annotated[int, Field(ge=2)] = 512
     too_long: Literal["error", "drop", "truncate_prompt"] = "error"
 
 
 class EvaluationSection(BaseModel):
-    """How checkpoints are scored."""
+    """How checkpoints are scored, and which one is the best."""
 
     model_config = _STRICT_CONFIG
 
+    during_training: bool = False
+    patience: PositiveInt | None = None
+    best_by: BestBy = "mean_perplexity"
     tokens_per_batch: PositiveInt | None = None
     bootstrap_samples: PositiveInt = 2000
     bootstrap_seed: Annotated[int, Field(ge=0)] = 0
@@ -83,7 +89,9 @@ class GenerationSection(BaseModel):
     early_stopping: bool | None = None
 
 
-EVALUATED_AFTER_TRAINING = "checkpoints are scored after training, with `make eval`"
+EVALUATED_AFTER_TRAINING = (
+    "checkpoints are scored after training, with `make eval`, or during training, with evaluation.during_training"
+)
 _ROWS = "use the `prompt` and `data` sections; hw3 tokenizes the rows"
 _PADDED = "each row is one padded sequence; batches are grouped by length"
 _UPLOAD = "runs stay local; use `hw3 export` to write a model and `hf upload` to publish it"

@@ -14,7 +14,14 @@ from pydantic_core import ErrorDetails
 
 from hw3.common.errors import UserError
 from hw3.config.common_names import COMMON_NAMES
-from hw3.config.schema import EVALUATED_AFTER_TRAINING, RESERVED_TRAINING_KEYS, ModelSection, is_evaluation_key
+from hw3.config.schema import (
+    EVALUATED_AFTER_TRAINING,
+    RESERVED_TRAINING_KEYS,
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    is_evaluation_key,
+)
 from hw3.config.yaml_loader import KeyPath, YamlDocument
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -128,7 +135,7 @@ def suggest_name(name: str, known: list[str], aliases: Mapping[str, str] | None 
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {nearest[0]}?"
-    return f"; there are {', '.join(known)}" if len(known) <= 12 else ""
+    return f"; there are {', '.join(known)}" if len(known) <= 16 else ""
 
 
 def describe_value(value: Any) -> str:
@@ -160,6 +167,10 @@ def find_conflicts(document: YamlDocument, sections: dict[str, Any]) -> Iterator
         yield from _find_lora_conflicts(document, lora)
     if training := sections.get("training"):
         yield from _find_training_conflicts(document, training)
+    if data := sections.get("data"):
+        yield from _find_data_conflicts(document, data)
+    if evaluation := sections.get("evaluation"):
+        yield from _find_evaluation_conflicts(document, evaluation)
 
 
 def _find_attention_conflicts(document: YamlDocument, model: ModelSection) -> Iterator[str]:
@@ -213,6 +224,23 @@ def _find_training_conflicts(document: YamlDocument, training: Any) -> Iterator[
         )
     elif training.max_steps in (None, -1) and training.num_train_epochs is None:
         yield document.problem(("training",), "set max_steps or num_train_epochs")
+
+
+def _find_data_conflicts(document: YamlDocument, data: DataSection) -> Iterator[str]:
+    if data.dev is not None and data.dev_fraction is not None:
+        yield document.problem(
+            ("data", "dev_fraction"),
+            f"found {data.dev_fraction}, but data.dev names a file whose rows have this purpose; remove one of them",
+        )
+
+
+def _find_evaluation_conflicts(document: YamlDocument, evaluation: EvaluationSection) -> Iterator[str]:
+    if evaluation.patience is not None and not evaluation.during_training:
+        yield document.problem(
+            ("evaluation", "patience"),
+            f"found {evaluation.patience}, but checkpoints are scored after training only; set "
+            "evaluation.during_training=true, or remove patience",
+        )
 
 
 def check_divisible(training: Mapping[str, Any], processes: int) -> None:

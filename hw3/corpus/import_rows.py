@@ -145,7 +145,7 @@ def _load_dataset(source: str, config: str | None, split: str, parquet_file: Pat
         if parquet_file is not None:
             return datasets.load_dataset("parquet", data_files=str(parquet_file), split="train")
         return datasets.load_dataset(source, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:  # IndexError: an empty name
         raise UserError(f"{source}: cannot be read as a dataset: {first_line(error.__cause__ or error)}") from error
 
 

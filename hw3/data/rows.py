@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -19,11 +20,19 @@ DataFileKey = Literal["train", "eval", "dev"]  # keys of the data files in a rec
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a data file. `output` is None if the file has no outputs (rows to predict)."""
+    """A row of a data file.
+
+    Attributes:
+        id: unique in its file.
+        instruction: what the model reads.
+        output: what it should write; None if the file has no outputs (rows to predict).
+        number: its number in the file, from 1, for messages; 0 for a row that is from no file.
+    """
 
     id: str
     instruction: str
     output: str | None
+    number: int = dataclasses.field(default=0, compare=False)
 
 
 def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
@@ -42,7 +51,7 @@ def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
     problems: list[str] = []
     rows: list[Row] = []
     location_by_id: dict[str, str] = {}
-    for location, record in records:
+    for number, (location, record) in enumerate(records, 1):
         if row_problems := _find_problems(record, require_output):
             row_id = record.get("id") if isinstance(record, dict) else None
             where = (
@@ -50,7 +59,7 @@ def read_rows(path: Path, *, require_output: bool = True) -> list[Row]:
             )
             problems.append(f"{where}: {'; '.join(row_problems)}")
             continue
-        row = Row(record["id"], record["instruction"], record.get("output"))
+        row = Row(record["id"], record["instruction"], record.get("output"), number)
         if row.id in location_by_id:
             first = location_by_id[row.id]
             problems.append(f"{path}: {location} (id {row.id}): same id as {first}; ids must be unique")

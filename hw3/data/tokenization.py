@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Literal
@@ -168,7 +168,13 @@ class LengthReport:
 
 
 def apply_max_length(
-    rows: list[EncodedRow], max_length: int, too_long: TooLongPolicy, *, source: str, has_bos: bool
+    rows: list[EncodedRow],
+    max_length: int,
+    too_long: TooLongPolicy,
+    *,
+    source: str,
+    has_bos: bool,
+    numbers: Mapping[str, int] | None = None,
 ) -> tuple[list[EncodedRow], LengthReport]:
     """Apply a length limit to encoded rows. Outputs are never truncated.
 
@@ -179,6 +185,7 @@ def apply_max_length(
             and the end of the prompt.
         source: the file's name, for messages.
         has_bos: whether prompts begin with BOS.
+        numbers: the number of each row in the file, by its id; None if these are all rows of the file.
 
     Returns:
         The rows that fit, and which rows were dropped or truncated.
@@ -191,7 +198,7 @@ def apply_max_length(
     dropped: list[str] = []
     truncated: list[str] = []
     problems: list[str] = []
-    for number, row in enumerate(rows, 1):
+    for index, row in enumerate(rows, 1):
         excess = len(row) - max_length
         if excess <= 0:
             fitting.append(row)
@@ -203,6 +210,7 @@ def apply_max_length(
             truncated.append(row.id)
         else:
             reason = "no prompt token would be left" if too_long == "truncate_prompt" else "too long"
+            number = index if numbers is None else numbers[row.id]
             problems.append(f"{source}: row {number} (id {row.id}): {reason}: {len(row)} tokens, limit {max_length}")
     if problems:
         longest = max(len(row) for row in rows)

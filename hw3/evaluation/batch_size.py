@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from hw3.modeling.float16_products import get_activation_dtype
 from hw3.modeling.supported_models import LayerShape
 
 CPU_TOKENS_PER_BATCH = 1024  # activations fit in the CPU's cache; larger batches are slower
@@ -24,7 +25,8 @@ def auto_tokens_per_batch(model: PreTrainedModel, longest_row: int) -> int:
         return CPU_TOKENS_PER_BATCH
     shape = LayerShape.from_config(model.config)
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
-    bytes_per_token = (model.dtype.itemsize + 4) * (4 * shape.intermediate_size + 8 * shape.hidden_size)
-    bytes_per_token += shape.heads * longest_row * (2 * model.dtype.itemsize + 4)
+    itemsize = get_activation_dtype(model.dtype).itemsize
+    bytes_per_token = (itemsize + 4) * (4 * shape.intermediate_size + 8 * shape.hidden_size)
+    bytes_per_token += shape.heads * longest_row * (2 * itemsize + 4)
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(longest_row, min(GPU_TOKENS_PER_BATCH, free // 2 // bytes_per_token))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from hw3.common.atomic_io import write_atomically
 from hw3.common.errors import UserError, first_line
 from hw3.common.text import escape_invisible
+from hw3.config.schema import BestBy
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.evaluation.perplexity import RowScore
 from hw3.runs.lock import LOCK_FILE, writing_lock
@@ -51,6 +52,7 @@ class EvalResults:
         data: the data file.
         settings: how its rows are scored.
         prompt_sha256: hash of the run's own prompt, under which the best checkpoint is selected.
+        best_by: the figure that selects the best checkpoint.
         entries: the entries, in the order of `results.json`.
         row_scores: scores of the rows by the entry's key.
         selector: the results that select the best checkpoint: these, or those on a dev file.
@@ -64,6 +66,7 @@ class EvalResults:
     data: DatasetFingerprint
     settings: ScoringSettings
     prompt_sha256: str
+    best_by: BestBy = "mean_perplexity"
     entries: list[ScoreEntry] = field(default_factory=list)
     row_scores: dict[str, list[RowScore]] = field(default_factory=dict)
     selector: EvalResults | None = None
@@ -80,6 +83,7 @@ class EvalResults:
         data: DatasetFingerprint,
         settings: ScoringSettings,
         prompt_sha256: str,
+        best_by: BestBy = "mean_perplexity",
     ) -> EvalResults:
         """Load the entries that are still valid.
 
@@ -96,6 +100,7 @@ class EvalResults:
             data=data,
             settings=settings,
             prompt_sha256=prompt_sha256,
+            best_by=best_by,
         )
         try:
             stored = ResultsFile.read(folder / RESULTS_FILE)
@@ -112,13 +117,16 @@ class EvalResults:
         return results
 
     @classmethod
-    def read(cls, folder: Path, prompt_sha256: str, started: str | None) -> EvalResults:
+    def read(
+        cls, folder: Path, prompt_sha256: str, started: str | None, best_by: BestBy = "mean_perplexity"
+    ) -> EvalResults:
         """Read the files for a command that scores nothing, whatever they were scored with.
 
         Args:
             folder: `RUN/eval/<file stem>`.
             prompt_sha256: hash of the run's own prompt.
             started: when the run began. Entries of checkpoints from an earlier run are dropped.
+            best_by: the figure that selects the best checkpoint.
 
         Raises:
             UserError: the files cannot be read.
@@ -134,6 +142,7 @@ class EvalResults:
             data=stored.data,
             settings=stored.settings,
             prompt_sha256=prompt_sha256,
+            best_by=best_by,
         )
 
     def drop_stale(self, checkpoints: Mapping[str, str]) -> None:
@@ -172,7 +181,7 @@ class EvalResults:
 
     def best_entry(self) -> ScoreEntry | None:
         """Return the entry of the best checkpoint on this file; None if there is none."""
-        best = select_best_entry((self.selector or self).entries, self.prompt_sha256)
+        best = select_best_entry((self.selector or self).entries, self.prompt_sha256, self.best_by)
         if best is None:
             return None
         return next(
@@ -189,6 +198,7 @@ class EvalResults:
             checkpoint=entry.checkpoint,
             mean_perplexity=entry.mean_perplexity,
             chosen_on=(self.selector or self).data.path,
+            chosen_by=self.best_by,
         )
 
     def read_stored_best(self) -> BestCheckpoint | None:

@@ -55,28 +55,27 @@ def select_checkpoint(run: Run, recipe: Recipe, name: str) -> tuple[Checkpoint |
     best = find_best_checkpoint(run, recipe, complete)
     if best is None:
         return last, f"{last.name}, the last: none is scored yet (hw3 eval {run.name} finds the best)"
-    score = f"mean perplexity {best.mean_perplexity:.3f} on {best.chosen_on}"
+    criterion = "" if best.chosen_by == "mean_perplexity" else f", chosen by {best.criterion}"
+    score = f"mean perplexity {best.mean_perplexity:.3f} on {best.chosen_on}{criterion}"
     return complete[best.checkpoint], f"{best.checkpoint}, the best of those scored: {score}"
 
 
 def find_best_checkpoint(run: Run, recipe: Recipe, complete: dict[str, Checkpoint]) -> BestCheckpoint | None:
-    """Return the best checkpoint as recorded in the results of the recipe's `data.eval`, or else of any other file.
+    """Return the best checkpoint as recorded in the results on the dev rows, on `data.eval`, or else on any other file.
 
     Args:
         run: the run.
         recipe: the run's recipe.
         complete: the complete checkpoints by name. One that was deleted or trained again since is not the best.
     """
-    eval_path = portable_path(Path(recipe.data.eval))
-    other_bests = []
+    order = [portable_path(path) for path in run.eval_files(recipe)]
+    bests: dict[str, BestCheckpoint] = {}
     for results in run.read_results().values():
         best = results.best
         scored = {(entry.checkpoint, entry.adapter_sha256) for entry in results.entries}
         if best and best.checkpoint in complete and (best.checkpoint, complete[best.checkpoint].sha256) in scored:
-            if results.data.path == eval_path:
-                return best
-            other_bests.append(best)
-    return other_bests[0] if other_bests else None
+            bests.setdefault(results.data.path, best)
+    return next((bests[path] for path in [*order, *bests] if path in bests), None)
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,12 @@ def select_scored_checkpoint(run: Run, name: str = "best") -> ScoredCheckpoint:
         raise UserError(f"{run}: no scores on {data_file} with its current content; {advice}")
     _, results = found
     if name == "best":
-        if results.best is None:
+        best = results.best
+        if run.dev_file(recipe) is not None:  # whose scores may be newer
+            best = find_best_checkpoint(run, recipe, checkpoints) or best
+        if best is None:
             raise UserError(f"{run}: no checkpoint has been scored on {data_file}; {advice}")
-        name = results.best.checkpoint
+        name = best.checkpoint
     checkpoint = checkpoints.get(name) or checkpoints.get(f"checkpoint-{name}")
     if checkpoint is None:
         raise UserError(f"{run}: no complete checkpoint {name}; there are {', '.join(checkpoints)}")

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hw3.config.recipe import Recipe, load_prompt
+from hw3.config.recipe import ALL_PROMPTS, Recipe, list_prompt_files, load_prompt
 from hw3.data.few_shot import prompt_examples, sample_examples
-from hw3.data.fingerprint import dataset_fingerprint
 from hw3.data.prompt import Example, Prompt
 from hw3.data.rows import Row, read_rows
 from hw3.evaluation.results import EvalResults
 from hw3.runs.checkpoints import Checkpoint
+from hw3.runs.eval_rows import read_eval_rows
 from hw3.runs.identity import SCORING_VERSION, ModelIdentity, prompt_name
 from hw3.runs.results_file import ScoringSettings
 from hw3.runs.run import Run
@@ -29,10 +29,17 @@ class EvalDataset:
 
 @dataclass(frozen=True, slots=True)
 class NamedPrompt:
-    """A prompt, and its name for tables."""
+    """A prompt, and its name for tables.
+
+    Attributes:
+        name: the name.
+        prompt: the prompt.
+        is_optional: whether it is skipped, with a notice, if the model cannot take it.
+    """
 
     name: str
     prompt: Prompt
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class EvalTask:
         prompt_name: the prompt's name.
         examples: few-shot examples in the prompt.
         example_ids: ids of examples that were drawn from the training file; None for the prompt's own.
+        is_optional: whether the task is skipped, with a notice, if the model cannot take its prompt.
     """
 
     entry_key: str
@@ -56,6 +64,7 @@ class EvalTask:
     prompt_name: str
     examples: list[Example]
     example_ids: list[str] | None
+    is_optional: bool
 
     @property
     def encoding_key(self) -> tuple[Path, str, tuple[Example, ...]]:
@@ -87,13 +96,11 @@ def load_eval_datasets(run: Run, recipe: Recipe, identity: ModelIdentity, data_f
     Raises:
         UserError: a file is missing or has bad rows.
     """
-    dev_and_eval = [name for name in (recipe.data.dev, recipe.data.eval) if name is not None]
     manifest = run.read_manifest()
     present = {checkpoint.name: checkpoint.sha256 for checkpoint in run.complete_checkpoints()}
     datasets = []
-    for path in map(Path, dev_and_eval if data_file is None else [data_file]):
-        rows = read_rows(path)
-        fingerprint = dataset_fingerprint(path, rows)
+    for path in run.eval_files(recipe) if data_file is None else [data_file]:
+        rows, fingerprint = read_eval_rows(run, recipe, path)
         results = EvalResults.load(
             run.eval_dir(path, fingerprint),
             run_name=run.name,
@@ -101,6 +108,7 @@ def load_eval_datasets(run: Run, recipe: Recipe, identity: ModelIdentity, data_f
             data=fingerprint,
             settings=scoring_settings(recipe, identity),
             prompt_sha256=recipe.prompt.sha256,
+            best_by=recipe.evaluation.best_by,
         )
         results.drop_stale(present)
         datasets.append(EvalDataset(path, rows, results))
@@ -125,14 +133,24 @@ def scoring_settings(recipe: Recipe, identity: ModelIdentity) -> ScoringSettings
     )
 
 
-def list_prompts(recipe: Recipe, prompt_files: Sequence[Path]) -> list[NamedPrompt]:
-    """Return the recipe's prompt, and those of further files.
+def list_prompts(recipe: Recipe, names: Sequence[str]) -> list[NamedPrompt]:
+    """Return the recipe's prompt, and further ones; those that only `all` stands for are optional.
+
+    Args:
+        recipe: the run's recipe.
+        names: names in `recipes/prompts/`, `all`, or paths.
 
     Raises:
         UserError: a prompt file is missing or wrong.
     """
     own = NamedPrompt(prompt_name(recipe.prompt), recipe.prompt)
-    return [own, *(NamedPrompt(file.stem, load_prompt(file)) for file in prompt_files)]
+    # Of equal prompts, the first one counts: a prompt that is named is not optional.
+    named = [
+        NamedPrompt(file.stem, load_prompt(file), is_optional=name == ALL_PROMPTS)
+        for name in sorted(names, key=ALL_PROMPTS.__eq__)
+        for file in list_prompt_files(name)
+    ]
+    return [own, *named]
 
 
 def list_tasks(
@@ -174,6 +192,7 @@ def list_tasks(
                     prompt_name=named.name,
                     examples=examples,
                     example_ids=ids,
+                    is_optional=named.is_optional,
                 )
                 # Prompts that differ only in their examples are one task at zero shots. The recipe's name wins.
                 tasks.setdefault(key, task)

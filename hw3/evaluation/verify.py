@@ -8,7 +8,6 @@ from pathlib import Path
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
 from hw3.common.shell_commands import hw3_command
-from hw3.config.data_files import list_data_files
 from hw3.config.recipe import Recipe
 from hw3.data.rows import Row, read_rows
 from hw3.data.tokenization import Encoder
@@ -52,7 +51,7 @@ def verify_run(run: Run) -> int:
     problems: list[str] = []
     problems += _check_checkpoints(run)
     if manifest is not None:
-        problems += _check_data_files(recipe, manifest)
+        problems += _check_data_files(run, recipe, manifest)
     problems += _check_predictions(run)
     all_results = _read_all_results(run, recipe, manifest)
     for results in all_results:
@@ -76,9 +75,9 @@ def _check_checkpoints(run: Run) -> list[str]:
     return problems
 
 
-def _check_data_files(recipe: Recipe, manifest: Manifest) -> list[str]:
+def _check_data_files(run: Run, recipe: Recipe, manifest: Manifest) -> list[str]:
     problems, compared = [], 0
-    for key, path in list_data_files(recipe.data).items():
+    for key, path in run.data_files(recipe).items():
         if key not in manifest.data:
             continue
         if not path.is_file():
@@ -108,7 +107,7 @@ def _read_all_results(run: Run, recipe: Recipe, manifest: Manifest | None) -> li
 
 def _check_figures(run: Run, recipe: Recipe, results: EvalResults) -> list[str]:
     """Compute the figures of all entries on a data file again, from `rows.parquet`."""
-    rows = _find_rows(recipe, results)
+    rows = _find_rows(run, recipe, results)
     if rows is None:
         logger.info(f"{results.data.path}: not here, or changed, so the figures on it are not compared")
         return []
@@ -148,15 +147,15 @@ def _check_best(results: EvalResults) -> list[str]:
     stored = results.read_stored_best()
     if stored is None or stored.chosen_on != results.data.path:  # selected on another file
         return []
-    best = select_best_entry(results.entries, results.prompt_sha256)
+    best = select_best_entry(results.entries, results.prompt_sha256, stored.chosen_by)
     if best is not None and (best.step, best.mean_perplexity) == (stored.step, stored.mean_perplexity):
         return []
-    return [f"{results.folder}: best is {stored.checkpoint}, which does not have the lowest mean perplexity"]
+    return [f"{results.folder}: best is {stored.checkpoint}, which does not have the lowest {stored.criterion}"]
 
 
-def _find_rows(recipe: Recipe, results: EvalResults) -> list[Row] | None:
+def _find_rows(run: Run, recipe: Recipe, results: EvalResults) -> list[Row] | None:
     """Return the rows that were scored; None if their file is not here or has changed."""
-    for path in [Path(results.data.path), *list_data_files(recipe.data).values()]:
+    for path in [Path(results.data.path), *run.data_files(recipe).values()]:
         if path.is_file() and file_sha256(path) == results.data.sha256:
             return read_rows(path)
     return None
@@ -202,7 +201,7 @@ def _select_entry(
         return None
     best, _ = select_checkpoint(run, recipe, "best")
     for results in all_results:
-        rows = _find_rows(recipe, results)
+        rows = _find_rows(run, recipe, results)
         entries = {e.checkpoint: e for e in finetuned_entries(results.entries, results.prompt_sha256)}
         names = [best.name if best else None, *reversed(entries)]
         name = next((name for name in names if name in entries and name in complete), None)

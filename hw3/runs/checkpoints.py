@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 from safetensors import safe_open
 
-from hw3.common.atomic_io import flush_folder
+from hw3.common.atomic_io import flush, flush_folder
 from hw3.common.errors import RunError, UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
@@ -164,7 +164,7 @@ def mark_complete(checkpoint: Path, step: int) -> None:
     # One rename, so that a checkpoint always has exactly one of both files.
     record.write(checkpoint / INCOMPLETE_MARKER)
     (checkpoint / INCOMPLETE_MARKER).rename(checkpoint / COMPLETE_FILE)
-    flush_folder(checkpoint)
+    flush(checkpoint)
 
 
 def check_finite_weights(checkpoint: Path, step: int) -> None:
@@ -173,14 +173,16 @@ def check_finite_weights(checkpoint: Path, step: int) -> None:
     Raises:
         RunError: a weight is NaN or infinite.
     """
+    from hw3.modeling.adapter_io import find_nonfinite  # imports PyTorch
+
     for file in checkpoint.glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (not a dict)
-                if not weights.get_tensor(name).isfinite().all():
-                    raise RunError(
-                        f"{checkpoint}: {name} is NaN or infinite after step {step}. Checkpoints that were complete "
-                        "before are intact. A lower learning_rate or max_grad_norm, or float32, usually helps"
-                    )
+            name = find_nonfinite((name, weights.get_tensor(name)) for name in weights.keys())  # noqa: SIM118 (no dict)
+        if name is not None:
+            raise RunError(
+                f"{checkpoint}: {name} is NaN or infinite after step {step}. Checkpoints that were complete before are "
+                "intact. A lower learning_rate or max_grad_norm, or float32, usually helps"
+            )
 
 
 def find_complete_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -252,10 +254,16 @@ def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
     return incomplete
 
 
-def prune_checkpoints(run_dir: Path, limit: int) -> None:
-    """Delete the oldest complete checkpoints, by step, until `limit` are left. Links to folders stay."""
+def prune_checkpoints(run_dir: Path, limit: int, best_step: int | None = None) -> None:
+    """Delete the oldest complete checkpoints, by step, until `limit` are left. Links to folders stay.
+
+    Args:
+        run_dir: the run folder.
+        limit: number of checkpoints to keep.
+        best_step: step of another one that is kept as well.
+    """
     for checkpoint in find_complete_checkpoints(run_dir)[:-limit]:
-        if _is_own(checkpoint.path):
+        if checkpoint.step != best_step and _is_own(checkpoint.path):
             _delete_checkpoint(checkpoint.path)
 
 

@@ -43,9 +43,7 @@ def exclusive_lock(path: Path, subject: str, *, break_lock: bool | None = None) 
         UserError: another process holds the lock; names host, process and start. Or the folder cannot be written.
         RunError: the disk is full.
     """
-    lock = SoftFileLease(
-        path, lease_duration=LEASE_SECONDS, thread_local=False, on_compromise=lambda lost: _end_process(subject, lost)
-    )
+    lock = build_lease(path, subject)
     details = path.with_name(f"{path.name}.json")
     missing_folders = [folder for folder in path.parents if not folder.exists()]
     try:
@@ -68,6 +66,18 @@ def exclusive_lock(path: Path, subject: str, *, break_lock: bool | None = None) 
                 lock.release()
             for folder in missing_folders:
                 folder.rmdir()
+
+
+def build_lease(path: Path, subject: str) -> SoftFileLease:
+    """Return a lock that is not held yet. If its holder loses it to another process, the holder's process ends.
+
+    Args:
+        path: the lock's file.
+        subject: what is written, for messages.
+    """
+    return SoftFileLease(
+        path, lease_duration=LEASE_SECONDS, thread_local=False, on_compromise=lambda lost: _end_process(subject, lost)
+    )
 
 
 @contextlib.contextmanager

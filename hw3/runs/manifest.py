@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from hw3.config.schema import BestBy
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.data.rows import DataFileKey
 from hw3.runs.file_model import FileModel
@@ -102,6 +103,25 @@ class Session(FileModel):
         return {key: value for key, value in serialize(self).items() if value is not None}
 
 
+StopReason = Literal["patience", "pruned"]
+
+
+class EarlyStop(FileModel):
+    """Why a run ended before its last step, by the scores of its checkpoints.
+
+    Attributes:
+        step: optimizer steps that were done.
+        reason: `patience` if the score had not improved for `patience` checkpoints, `pruned` by a search.
+        patience: `evaluation.patience` of the recipe then.
+        best_by: `evaluation.best_by` of the recipe then.
+    """
+
+    step: int
+    reason: StopReason
+    patience: int | None
+    best_by: BestBy
+
+
 class Manifest(FileModel):
     """The manifest of a run.
 
@@ -123,6 +143,7 @@ class Manifest(FileModel):
         speed: how the steps were computed.
         parameters: numbers of parameters.
         sessions: stretches of training, in order.
+        stopped_early: why the run ended before its last step; None if it did not.
     """
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -143,6 +164,7 @@ class Manifest(FileModel):
     speed: StepStrategyRecord
     parameters: ParameterCounts
     sessions: list[Session]
+    stopped_early: EarlyStop | None = None
 
 
 def installed_versions() -> dict[str, str]:
@@ -161,6 +183,6 @@ def git_commit() -> str | None:
         return os.environ["GIT_COMMIT"]
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -17,7 +17,7 @@ from hw3.data.rows import Row
 from hw3.data.tokenization import EncodedRow, Encoder
 from hw3.modeling.adapter_io import AdapterFiles, InvalidAdapterError, read_adapter
 from hw3.modeling.adapter_slot import AdapterSlot
-from hw3.modeling.devices import select_device
+from hw3.modeling.devices import find_old_gpu, select_device
 from hw3.modeling.fingerprint import hash_base_model, hash_tokenizer
 from hw3.modeling.loading import count_base_parameters, load_base_model, load_model_config
 from hw3.modeling.quantization import dequantize, should_dequantize
@@ -50,8 +50,11 @@ def open_run(run: Run, recipe: Recipe) -> OpenedRun:
     """Load tokenizer and configuration. Another thread hashes the base model at the same time.
 
     Raises:
-        UserError: base model or tokenizer is not available, or they do not fit each other; the message says what to do.
+        UserError: base model or tokenizer is not available, or they do not fit each other, or the GPU is too old; the
+            message says what to do.
     """
+    if select_device(recipe).type == "cuda" and (old_gpu := find_old_gpu()) is not None:
+        raise UserError(old_gpu)
     config = load_model_config(recipe.model)
     with ThreadPoolExecutor(1) as thread:
         base = thread.submit(hash_base_model, recipe.model)

@@ -12,10 +12,10 @@ from hw3.common.errors import UserError
 from hw3.config.data_files import list_data_files
 from hw3.config.recipe import Recipe
 from hw3.runs.checkpoints import MANIFEST_FILE
-from hw3.runs.run import RECIPE_FILE, TOKENIZER_DIR, Run
+from hw3.runs.run import DEV_FILE, RECIPE_FILE, TOKENIZER_DIR, Run
 
 # What a run folder holds, apart from checkpoints and reports.
-_RUN_CONTENT = frozenset({RECIPE_FILE, MANIFEST_FILE, TOKENIZER_DIR, "eval", "predictions"})
+_RUN_CONTENT = frozenset({RECIPE_FILE, MANIFEST_FILE, DEV_FILE, TOKENIZER_DIR, "eval", "predictions"})
 
 
 def check_output_file(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
@@ -29,8 +29,8 @@ def check_output_file(path: Path, option: str, inputs: Iterable[Path] = ()) -> N
     Raises:
         UserError: the file must not or cannot be written.
     """
-    check_writable(path.parent, option)
     try:
+        check_writable(path, option, is_file=True)
         check_replaceable(path)
     except UserError as error:
         raise UserError(*(f"{option} {problem}" for problem in error.problems)) from None

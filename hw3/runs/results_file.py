@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from hw3.config.schema import BestBy
 from hw3.data.fingerprint import DatasetFingerprint
 from hw3.runs.file_model import FileModel
 
@@ -62,6 +63,7 @@ class ScoreEntry(FileModel):
         rows: number of rows.
         tokens: output tokens, EOS included.
         unknown_tokens: output tokens that the tokenizer does not know.
+        prompt_tokens: tokens of all rows' prompts: BOS, few-shot examples and instruction. Older files do not have it.
         by_direction: scores by translation direction: `m2c`, `c2m`, `other`.
         by_length: scores by number of output characters.
         top_contributors: the rows with the highest perplexities, highest first.
@@ -83,6 +85,7 @@ class ScoreEntry(FileModel):
     rows: int
     tokens: int
     unknown_tokens: int
+    prompt_tokens: int | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
     by_direction: dict[str, GroupScore]
     by_length: dict[str, GroupScore]
     top_contributors: list[RowContribution]
@@ -104,21 +107,33 @@ class ScoreEntry(FileModel):
         name = self.checkpoint or "base"
         return f"{name}+{self.shots}" if self.shots else name
 
+    @property
+    def prompt_label(self) -> str:
+        """Name for rankings of prompts: `study`, `study+4` with four few-shot examples."""
+        return f"{self.prompt.name}+{self.shots}" if self.shots else self.prompt.name
+
 
 class BestCheckpoint(FileModel):
-    """The checkpoint with the lowest mean perplexity on `chosen_on`.
+    """The checkpoint with the lowest perplexity on `chosen_on`.
 
     Attributes:
         step: its optimizer steps.
         checkpoint: its folder name.
         mean_perplexity: its score on this data file, which may not be `chosen_on`.
         chosen_on: path of the data file whose scores selected it: the dev file, if the recipe has one.
+        chosen_by: the figure that is lowest.
     """
 
     step: int
     checkpoint: str
     mean_perplexity: float
     chosen_on: str
+    chosen_by: BestBy = "mean_perplexity"
+
+    @property
+    def criterion(self) -> str:
+        """Name of the figure that is lowest, for messages."""
+        return self.chosen_by.replace("_", " ")
 
 
 class ScoringSettings(FileModel):
@@ -169,12 +184,15 @@ def finetuned_entries(entries: Iterable[ScoreEntry], prompt_sha256: str) -> list
     return sorted(found, key=lambda entry: entry.step)
 
 
-def select_best_entry(entries: Iterable[ScoreEntry], prompt_sha256: str) -> ScoreEntry | None:
-    """Return the fine-tuned zero-shot entry with the lowest mean perplexity, the earliest of equals.
+def select_best_entry(
+    entries: Iterable[ScoreEntry], prompt_sha256: str, best_by: BestBy = "mean_perplexity"
+) -> ScoreEntry | None:
+    """Return the fine-tuned zero-shot entry with the lowest perplexity, the earliest of equals.
 
     Args:
         entries: entries of one data file.
         prompt_sha256: hash of the run's prompt; entries under other prompts do not count.
+        best_by: the figure to compare.
     """
     candidates = finetuned_entries(entries, prompt_sha256)
-    return min(candidates, key=lambda entry: (entry.mean_perplexity, entry.step), default=None)
+    return min(candidates, key=lambda entry: (getattr(entry, best_by), entry.step), default=None)

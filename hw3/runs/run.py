@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
 from hw3.common.paths import portable_path
+from hw3.config.data_files import list_data_files
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.data.fingerprint import DatasetFingerprint
+from hw3.data.rows import DataFileKey
 from hw3.runs.checkpoints import (
     MANIFEST_FILE,
     Checkpoint,
@@ -29,6 +32,7 @@ TOKENIZER_DIR = "tokenizer"
 RESULTS_FILE = "results.json"
 ROWS_FILE = "rows.parquet"
 CURVE_FILE = "learning_curve.png"
+DEV_FILE = "dev.json"
 RECORD_SUFFIX = ".quality.json"
 
 
@@ -65,9 +69,35 @@ class Run:
         """The folder of the tokenizer that the run was trained with."""
         return self.path / TOKENIZER_DIR
 
+    @property
+    def own_dev_path(self) -> Path:
+        """The rows that `data.dev_fraction` takes from the training file."""
+        return self.path / DEV_FILE
+
+    def dev_file(self, recipe: Recipe) -> Path | None:
+        """Return the file whose scores select the best checkpoint; None if `data.eval` does."""
+        if recipe.data.dev_fraction is not None:
+            return self.own_dev_path
+        return None if recipe.data.dev is None else Path(recipe.data.dev)
+
+    def eval_files(self, recipe: Recipe) -> list[Path]:
+        """Return the files to score; the scores on the first one select the best checkpoint."""
+        dev_file = self.dev_file(recipe)
+        return [*([] if dev_file is None else [dev_file]), Path(recipe.data.eval)]
+
+    def data_files(self, recipe: Recipe) -> dict[DataFileKey, Path]:
+        """Return the data files of the run, by key in the recipe's `data` section."""
+        dev_file = self.dev_file(recipe)
+        return list_data_files(recipe.data) | ({} if dev_file is None else {"dev": dev_file})
+
     def exists(self) -> bool:
         """Return whether the folder holds a run."""
         return self.recipe_path.is_file()
+
+    def folder_beside(self, suffix: str) -> Path:
+        """Return the path of a folder beside the run's, which has its name and a suffix: `outputs/tiny-qlora-pack`."""
+        path = Path(os.path.abspath(self.path)) if self.path.name in ("", "..") else self.path
+        return path.parent / f"{path.name}{suffix}"
 
     def load_recipe(self, overrides: list[str] | None = None) -> Recipe:
         """Load the recipe of the run.

@@ -41,10 +41,14 @@ class CheckpointCompletionCallback(TrainerCallback):
 
     Args:
         save_total_limit: number of checkpoints to keep; None for all.
+
+    Attributes:
+        best_step: step of the best checkpoint so far, which is kept as well; None while none has a score.
     """
 
     def __init__(self, save_total_limit: int | None) -> None:
         self.save_total_limit = save_total_limit
+        self.best_step: int | None = None
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._deferred_writes: list[Callable[[], None]] = []
@@ -83,7 +87,7 @@ class CheckpointCompletionCallback(TrainerCallback):
         mark_complete(run_dir / f"checkpoint-{step}", step)
         prune_optimizer_state(run_dir)
         if self.save_total_limit is not None:
-            prune_checkpoints(run_dir, self.save_total_limit)
+            prune_checkpoints(run_dir, self.save_total_limit, self.best_step)
 
 
 class SignalCallback(TrainerCallback):
@@ -210,6 +214,24 @@ class ProgressLineCallback(TrainerCallback):
     def __init__(self) -> None:
         self._line: ProgressLine | None = None
         self._last_log: tuple[float, int] | None = None  # time, and tokens seen until then
+        self._numbers: list[str] = []  # of the last log
+        self._score = ""
+
+    def set_score(self, score: str, seconds: float) -> None:
+        """Show the score of the last checkpoint from the next log on, on a terminal at once.
+
+        Args:
+            score: the text to show.
+            seconds: how long training has waited for it.
+        """
+        self._score = score
+        if self._last_log is not None:
+            self._last_log = (self._last_log[0] + seconds, self._last_log[1])
+        self._show_numbers()
+
+    def _show_numbers(self) -> None:
+        if self._line is not None:
+            self._line.set_details(", ".join(filter(None, (*self._numbers, self._score))))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the line."""
@@ -243,7 +265,8 @@ class ProgressLineCallback(TrainerCallback):
         if tokens > last_tokens:
             numbers.append(f"{(tokens - last_tokens) / (now - last_time):,.0f} tokens/s")
         self._last_log = (now, tokens)
-        self._line.set_details(", ".join(numbers))
+        self._numbers = numbers
+        self._show_numbers()
         if not self._line.is_live:
             width = len(str(state.max_steps))
             logger.info(f"step {state.global_step:>{width}}/{state.max_steps}, {self._line.describe()}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 _import_error: ImportError | None = None
 try:
     from hw3.cuda_graphs.fused_lora import FusedLoraLinear, find_fusable_layers, get_adapter_weights
+    from hw3.cuda_graphs.output_head import HEAD_CHUNK_POSITIONS
     from hw3.cuda_graphs.training_step import (
-        HEAD_CHUNK_POSITIONS,
         NUM_METRICS,
         TOKENS_PER_REPLAY,
         CudaGraphStep,

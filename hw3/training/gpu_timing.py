@@ -12,6 +12,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraLayer
 from transformers import PreTrainedModel
 
+from hw3.modeling.float16_products import get_activation_dtype
 from hw3.training.cuda_graph_support import (
     HEAD_CHUNK_POSITIONS,
     FusedLoraLinear,
@@ -48,7 +49,7 @@ def time_matrix_products(model: PeftModel, tokens: int, output_tokens: int) -> t
     Returns:
         Seconds of (the first decoder layer, the head).
     """
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, get_activation_dtype(model.dtype)
     base = model.get_base_model()
     assert isinstance(base, PreTrainedModel), "the adapters were added to a model of transformers"
     linears = _matrix_products(base.base_model.get_submodule("layers.0"), dtype)
@@ -70,7 +71,7 @@ def time_matrix_products(model: PeftModel, tokens: int, output_tokens: int) -> t
     with torch.cuda.graph(graph):
         run_layer()
     weight = base.get_output_embeddings().get_parameter("weight").detach()
-    states = torch.randn(min(output_tokens, HEAD_CHUNK_POSITIONS), weight.shape[1], device=device, dtype=dtype)
+    states = torch.randn(min(output_tokens, HEAD_CHUNK_POSITIONS), weight.shape[1], device=device, dtype=weight.dtype)
     head = time_on_gpu(lambda: (states @ weight.T) @ weight) * output_tokens / len(states)
     return time_on_gpu(graph.replay), head
 

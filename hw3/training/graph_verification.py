@@ -18,6 +18,7 @@ from hw3.common.distributed import gather_objects
 from hw3.common.errors import first_line
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.tokenization import IGNORE_INDEX
+from hw3.modeling.float16_products import get_activation_dtype
 from hw3.training.cuda_graph_support import NUM_METRICS, CudaGraphStep, count_unused_reserved_bytes
 from hw3.training.memory_estimate import GIB
 from hw3.training.step_strategy import HEADROOM_FRACTION, StepStrategy
@@ -52,6 +53,7 @@ def capture_verified_step(
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
     args: SFTConfig,
+    captured: CudaGraphStep | None = None,
 ) -> CaptureResult:
     """Capture the CUDA-graph step, and compare it with TRL's step. All processes get the same decision.
 
@@ -61,9 +63,10 @@ def capture_verified_step(
         rows: the rows of the first optimizer step, over all processes, each with `input_ids` and `labels`.
         strategy: how steps are computed.
         args: the Trainer's arguments.
+        captured: a step that was captured for another run with the same base model, shapes and constants.
     """
     try:
-        result = _capture_and_compare(model, collator, rows, strategy, args)
+        result = _capture_and_compare(model, collator, rows, strategy, args, captured)
     except Exception as error:  # a failure of compiler, driver or memory must not end the run: TRL's step works
         logging.getLogger(__name__).debug("capturing the step failed", exc_info=True)
         result = CaptureResult(failure=f"failed here: {type(error).__name__}: {first_line(error)[:200]}")
@@ -77,6 +80,7 @@ def _capture_and_compare(
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
     args: SFTConfig,
+    captured: CudaGraphStep | None,
 ) -> CaptureResult:
     device, rows_per_device = args.device, strategy.layout.rows_per_device
     first_row = args.process_index * rows_per_device
@@ -93,7 +97,11 @@ def _capture_and_compare(
             start = time.monotonic()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
-                step = CudaGraphStep(model, rows_per_device, strategy.bucket_lengths, strategy.tokens_per_replay)
+                step = captured or CudaGraphStep(
+                    model, rows_per_device, strategy.bucket_lengths, strategy.tokens_per_replay
+                )
+                if captured is not None:
+                    step.train_adapters(model)
                 step.start_step()
                 batch = send_to_device(collator(own_rows), device)
                 step.accumulate(**cuda_graph_inputs(batch), tokens=torch.tensor(output_tokens, device=device))
@@ -125,7 +133,7 @@ def _reference_loss_and_grad(
     There is no collective here: a process that fails must not leave the others waiting.
     """
     collator = CompletionOnlyCollator(collator.pad_token_id, collator.eos_token_id)
-    total_loss, dtype = 0.0, model.dtype
+    total_loss, dtype = 0.0, get_activation_dtype(model.dtype)
     model.train()
     for row in rows:
         batch = send_to_device(collator([row]), device)

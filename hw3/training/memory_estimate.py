@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hw3.config.recipe import Recipe
+from hw3.modeling.float16_products import get_activation_dtype
 from hw3.modeling.supported_models import LayerShape
 from hw3.training.cuda_graph_support import HEAD_CHUNK_POSITIONS
 from hw3.training.sharding import Sharding
@@ -128,7 +129,7 @@ def _state_bytes(
     # float32 adapters and float32 gradients.
     adapters = (0 if full else 4 * trained) + 4 * trained
     if step.cuda_graphs:
-        adapters += itemsize * trained  # copies in the compute dtype
+        adapters += _activation_bytes(recipe) * trained  # copies in the dtype of the activations
     # Paged states are CUDA's managed memory. It moves to the CPU when the GPU is full, and PyTorch does not count it.
     state_bytes = 0 if step.optim.startswith("paged") else 2 if "8bit" in step.optim else 8
     optimizer = state_bytes * trained // (step.processes if step.sharding else 1)
@@ -178,6 +179,11 @@ def _scale_bytes_per_weight(recipe: Recipe, step: StepShape) -> float:
     return scale + 4 / 64 if step.cuda_graphs else scale
 
 
+def _activation_bytes(recipe: Recipe) -> int:
+    """Return the bytes of an element of a hidden state."""
+    return get_activation_dtype(getattr(torch, recipe.model.dtype)).itemsize
+
+
 def _stores_attention_scores(recipe: Recipe, text: Any) -> bool:
     """Return whether attention scores are stored, because no fused kernel computes them."""
     return recipe.model.attn_implementation == "eager" or text.model_type == "gemma2"
@@ -185,7 +191,7 @@ def _stores_attention_scores(recipe: Recipe, text: Any) -> bool:
 
 def _cuda_graph_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple[int, int]:
     """Return the bytes of (activations, output head) of the CUDA-graph step."""
-    text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
+    text, itemsize = config.get_text_config(), _activation_bytes(recipe)
     shape = LayerShape.from_config(config)
     # Both inputs of the gated product, residuals, and each head's queries, keys, values and outputs.
     elements = 2 * shape.intermediate_size + 3 * shape.hidden_size + 4 * shape.heads * shape.head_dim
@@ -201,7 +207,7 @@ def _trl_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple
 
     The factors were fitted to measurements of Gemma-2-2B's and Llama-3-8B's shapes.
     """
-    text, itemsize = config.get_text_config(), getattr(torch, recipe.model.dtype).itemsize
+    text, itemsize = config.get_text_config(), _activation_bytes(recipe)
     shape, tokens = LayerShape.from_config(config), step.rows * step.length
     attention = shape.head_dim * (shape.heads + 2 * shape.key_value_heads)
     # Four tensors of the gated product, norms in float32, and the inputs of the adapters.
@@ -210,7 +216,8 @@ def _trl_activation_bytes(recipe: Recipe, config: Any, step: StepShape) -> tuple
     scores = 12 * shape.heads * step.length if _stores_attention_scores(recipe, text) else 0
     layer = int(tokens * (itemsize * elements + scores))
     # The largest weights are dequantized for a product while those of the product before are still there.
-    dequantized = 2 * itemsize * shape.intermediate_size * shape.hidden_size if _is_4bit(recipe, step) else 0
+    weight_size = 2 * getattr(torch, recipe.model.dtype).itemsize
+    dequantized = weight_size * shape.intermediate_size * shape.hidden_size if _is_4bit(recipe, step) else 0
     head = 4 * 3 * min(step.output_tokens, TRL_HEAD_TOKENS) * min(text.vocab_size, TRL_HEAD_VOCABULARY)
     if not step.activation_checkpointing:
         return layer * text.num_hidden_layers + dequantized, head

@@ -18,7 +18,7 @@ from hw3.common.disk import format_bytes
 from hw3.common.errors import UserError
 from hw3.common.statistics import percentile
 from hw3.common.text import escape_invisible
-from hw3.config.data_files import read_data_files
+from hw3.config.data_files import describe_rows, read_data_files
 from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.rows import DataFileKey
@@ -33,8 +33,9 @@ from hw3.data.tokenization import (
 from hw3.modeling.devices import find_missing_gpu, select_device
 from hw3.modeling.loading import count_parameters, load_model_config, load_tokenizer
 from hw3.training.batch_layout import divide_batch
+from hw3.training.datasheet_estimate import T4, describe_run_on
 from hw3.training.memory_estimate import MEMORY_PARTS
-from hw3.training.plan import BaseModelUnavailableError, plan_run
+from hw3.training.plan import BaseModelUnavailableError, plan_run, resolve_run_dtype
 from hw3.training.sharding import Sharding
 from hw3.training.step_strategy import Workload, choose_step_strategy
 from hw3.training.time_estimate import estimate_run_time
@@ -71,6 +72,7 @@ def check_recipe(
         UserError: data, model, machine or run folder are wrong; everything that can be shown has been printed. A
             missing GPU is only a notice, because a run can be checked on another machine.
     """
+    recipe = resolve_run_dtype(recipe, run_dir)
     print(recipe.to_yaml())
     try:
         plan = plan_run(recipe, run_dir, processes, sharding)
@@ -97,8 +99,10 @@ def check_recipe(
 def _show_files(recipe: Recipe) -> None:
     """Print what is known of valid data files without a tokenizer."""
     with contextlib.suppress(UserError):  # problems of the files have been reported
-        rows_by_file = read_data_files(recipe.document, recipe.data)
-        files = ", ".join(f"{len(rows)} rows of {getattr(recipe.data, key)}" for key, rows in rows_by_file.items())
+        rows_by_file = read_data_files(recipe.document, recipe.data, recipe.seed)
+        files = ", ".join(
+            f"{len(rows)} rows of {describe_rows(recipe.data, key)}" for key, rows in rows_by_file.items()
+        )
         print(f"no mistake in {files}; tokens, lengths, memory and time are not known without the base model")
 
 
@@ -108,7 +112,7 @@ def _show_rows(recipe: Recipe, show_masks: int, processes: int, sharding: Shardi
     Raises:
         UserError: data files, tokenizer or the base model's configuration cannot be read.
     """
-    rows_by_file = read_data_files(recipe.document, recipe.data)
+    rows_by_file = read_data_files(recipe.document, recipe.data, recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     config = load_model_config(recipe.model)
     layout, (trained_parameters, _) = divide_batch(recipe, processes), count_parameters(recipe, config)
@@ -117,7 +121,7 @@ def _show_rows(recipe: Recipe, show_masks: int, processes: int, sharding: Shardi
     _print_token_counts(recipe, encoded, tokenizer.unk_token_id)
     for key, rows in rows_by_file.items():
         if changed := find_changed_rows(rows, encoder):
-            count, file = f"{len(changed)} of {len(rows)} rows", getattr(recipe.data, key)
+            count, file = f"{len(changed)} of {len(rows)} rows", describe_rows(recipe.data, key)
             print(
                 f"warning: the tokenizer changes the text of {count} of {file}, such as letters' case or full-width "
                 f"characters; the first is {changed[0]}\n"
@@ -142,7 +146,7 @@ def _print_token_counts(
         }
         for part, counts in counts_by_part.items():
             unknown = f"{count_unknown(rows, unknown_id):>21}" if part == "output" else ""
-            name = f"{getattr(recipe.data, key)} {part}"
+            name = f"{describe_rows(recipe.data, key)} {part}"
             median, p95 = statistics.median(counts), percentile(counts, 95)
             print(f"{name:<28}{len(rows):>7}{median:>8g}{p95:>7.0f}{max(counts):>7}{unknown}")
     print()
@@ -151,7 +155,7 @@ def _print_token_counts(
 def _print_memory(workload: Workload) -> None:
     """Print the memory of a step under each `speed`, by part, and what each chooses.
 
-    Without a GPU, assume one that is large enough.
+    Without a GPU, assume one that is large enough, and compute the time on a T4.
     """
     memory = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     print(f"{'memory per GPU':<16}{'total':>10}" + "".join(f"{name:>13}" for name in MEMORY_PARTS))
@@ -163,6 +167,8 @@ def _print_memory(workload: Workload) -> None:
         print(f"{speed:<16}{format_bytes(strategy.memory.total):>10}{parts}")
         notes += strategy.notes
     gpu = "on a GPU with enough memory (there is none here)"
+    if memory is None and workload.recipe.lora is not None and workload.sharding is None:
+        notes.append(describe_run_on(T4, workload))
     if memory is not None:
         gpu = f"{format_bytes(memory[0])} of {format_bytes(memory[1])} are free"
     print("\n".join([gpu, *notes]) + "\n")

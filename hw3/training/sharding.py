@@ -48,7 +48,14 @@ def find_sharding_problems(recipe: Recipe, sharding: Sharding | None) -> list[st
     """
     if sharding is None:
         return []
+    if recipe.model.dtype == "float16":
+        return [f"model.dtype: found float16, which {sharding} cannot shard; use ACCELERATE=ddp, or float32"]
     problems = [*_quantization_problems(recipe, sharding), *_optimizer_problems(recipe)]
+    if recipe.evaluation.during_training:
+        problems.append(
+            f"evaluation.during_training: {sharding} shards the model, so checkpoints cannot be scored beside it; "
+            'use ACCELERATE=ddp, or SET="evaluation.during_training=false" and make eval after training'
+        )
     return [*problems, *_deepspeed_problems(recipe)] if sharding == "DeepSpeed" else problems
 
 

@@ -188,10 +188,23 @@ class _Chooser:
         chosen = next(filter(self.fits, _put_previous_first(trl_candidates, previous)), trl_candidates[-1])
         notes = [f"speed auto: TRL's own step, because {reason}", *self.notes, *self._describe(chosen)]
         if not self.fits(chosen):
-            notes.append(
-                "  This is more than the free memory. Set speed=lean or reduce training.per_device_train_batch_size"
-            )
+            notes.append(f"  {self._describe_shortage(chosen)}")
         return replace(chosen, notes=notes)
+
+    def _describe_shortage(self, chosen: StepStrategy) -> str:
+        """Return whether a strategy that does not leave the headroom fits at all, and what needs less memory."""
+        assert self.gpu_memory is not None, "every strategy fits on a GPU that is assumed to be large enough"
+        free, left = self.gpu_memory[0], int(self.gpu_memory[0] - self.required_bytes(chosen))
+        if left >= 0:
+            return f"It fits, but leaves only {format_bytes(left)} of {format_bytes(free)} free"
+        lean = self.choose_lean()
+        one_row = replace(
+            lean.layout, rows_per_device=1, accumulation=lean.layout.rows_per_device * lean.layout.accumulation
+        )
+        smallest = self.plan_trl_step(one_row, activation_checkpointing=True, optim=lean.optim)
+        if self.required_bytes(smallest) <= free:
+            return "This is more than the free memory. Set speed=lean or reduce training.per_device_train_batch_size"
+        return "This is more than the free memory, also with speed=lean and one row at once. Use a smaller base model"
 
     def _cuda_graph_candidates(self) -> list[StepStrategy]:
         """Return CUDA-graph strategies, the fastest first: dequantized if possible, then with fewer tokens at once."""
@@ -362,10 +375,10 @@ def _model_reasons(recipe: Recipe, config: Any) -> list[tuple[bool, str]]:
             model.attn_implementation not in (None, "eager", "sdpa"),
             f"model.attn_implementation is {model.attn_implementation}",
         ),
-        (model.dtype != "bfloat16", f"model.dtype is {model.dtype}, not bfloat16"),
+        (model.dtype == "float32", "model.dtype is float32, not bfloat16 or float16"),
         (
-            quantization is not None and quantization.bnb_4bit_compute_dtype != "bfloat16",
-            "quantization.bnb_4bit_compute_dtype is not bfloat16",
+            quantization is not None and quantization.bnb_4bit_compute_dtype != model.dtype,
+            f"quantization.bnb_4bit_compute_dtype is not {model.dtype}",
         ),
     ]
 
@@ -376,7 +389,7 @@ def _training_reasons(recipe: Recipe) -> list[tuple[bool, str]]:
     optim = training.get("optim", FUSED_ADAMW)
     steps_in_backward = optim.startswith("schedule_free") or optim.endswith("layerwise") or "lomo" in optim
     return [
-        (training.get("bf16", True) is False, "training.bf16 is false"),
+        (recipe.model.dtype == "bfloat16" and training.get("bf16", True) is False, "training.bf16 is false"),
         (bool(training.get("fp16")), "training.fp16 is true"),
         (training.get("loss_type", "nll") != "nll", "training.loss_type is not nll"),
         (training.get("neftune_noise_alpha") is not None, "training.neftune_noise_alpha changes TRL's forward"),

@@ -10,7 +10,6 @@ Read `train` from top to bottom. Three things make up a run:
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import logging
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from trl import SFTConfig
 
 from hw3.common.atomic_io import write_atomically
@@ -30,15 +29,23 @@ from hw3.config.recipe import Recipe
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.sampler import StepSampler
 from hw3.data.tokenization import EncodedRow
-from hw3.modeling.adapter_slot import build_lora_config
+from hw3.modeling.adapter_slot import AdapterSlot, build_lora_config
 from hw3.modeling.devices import select_device
-from hw3.modeling.loading import load_base_model
-from hw3.modeling.quantization import dequantize
-from hw3.runs.checkpoints import remove_incomplete_checkpoints
+from hw3.runs.checkpoints import Checkpoint, remove_incomplete_checkpoints
+from hw3.runs.eval_rows import write_dev_rows
 from hw3.runs.lock import LOCK_FILE, exclusive_lock
+from hw3.runs.manifest import EarlyStop
 from hw3.runs.run import Run
+from hw3.training.checkpoint_scoring import (
+    CheckpointScorer,
+    CheckpointScoringCallback,
+    SaveSchedule,
+    build_scoring_slot,
+    describe_early_stop,
+)
 from hw3.training.plan import Plan, plan_run
 from hw3.training.run_manifest import build_manifest, build_session
+from hw3.training.session import TrainingSession
 from hw3.training.sharding import sharding_from_env
 from hw3.training.step_strategy import StepStrategy
 from hw3.training.trainer import CompletionTrainer  # a subclass of trl.SFTTrainer
@@ -46,13 +53,22 @@ from hw3.training.trainer import CompletionTrainer  # a subclass of trl.SFTTrain
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, run_dir: Path, *, break_lock: bool = False) -> int:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    break_lock: bool = False,
+    session: TrainingSession | None = None,
+    score_checkpoint: CheckpointScorer | None = None,
+) -> int:
     """Fine-tune, or resume an interrupted run. All user errors are reported before anything is written.
 
     Args:
         recipe: the checked recipe.
         run_dir: the run folder; created if it does not exist.
         break_lock: write to the run folder even if another process holds its lock.
+        session: what the runs of this process share; None for a single run.
+        score_checkpoint: scores each checkpoint as soon as it is complete, and may end the run; None to score none.
 
     Returns:
         0, or 128 plus a signal's number if the signal stopped the run after a complete checkpoint.
@@ -64,53 +80,67 @@ def train(recipe: Recipe, run_dir: Path, *, break_lock: bool = False) -> int:
     """
     is_first_process = get_rank() == 0  # if it is refused, the launcher ends the others
     lock = exclusive_lock(run_dir / LOCK_FILE, str(run_dir), break_lock=break_lock)
+    session = session or TrainingSession()
     with lock if is_first_process else contextlib.nullcontext():
-        return _train(recipe, Run(run_dir))
+        try:
+            return _train(recipe, Run(run_dir), session, score_checkpoint)
+        finally:
+            session.restore()
 
 
-def _train(recipe: Recipe, run: Run) -> int:
+def _train(recipe: Recipe, run: Run, shared: TrainingSession, score_checkpoint: CheckpointScorer | None) -> int:
     # --- check ------------------------------------------------------------------------------------------------------
     started = time.time()
-    plan = plan_run(recipe, run.path, get_world_size(), sharding_from_env())
+    plan = plan_run(recipe, run.path, get_world_size(), sharding_from_env(), shared.cache)
     _log_lines(plan.notes)
     assert_same_across_ranks(_summarize(plan, run.path))
     if plan.is_complete:
-        _print_outcome(f"{run} is complete: step {plan.steps} of {plan.steps}. Next: {next_command('eval', run.path)}")
+        _print_outcome(f"{run} is {_describe_end(plan, plan.stopped_early)}. Next: {next_command('eval', run.path)}")
         return 0
     _log_lines(_describe_unused_gpus(recipe))
 
     # --- build: base model, collator, trainer -----------------------------------------------------------------------
-    trainer = _load_model_and_build_trainer(plan)
+    trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- verify: the CUDA-graph step must agree with TRL's ----------------------------------------------------------
-    if plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer)):
+    if plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer, plan, shared)):
         del trainer  # its memory must be free before the base model is loaded again
-        _free_memory()
+        shared.discard()
         plan = plan.without_cuda_graphs(run.path, f"the CUDA-graph step {failure}")
         _log_lines(plan.notes)
-        trainer = _load_model_and_build_trainer(plan)
+        trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- write and train --------------------------------------------------------------------------------------------
     while (smaller := _train_until_out_of_memory(trainer, plan, run)) is not None:
         del trainer
-        _free_memory()
+        shared.discard()
         plan = smaller
         _log_lines(plan.notes)
-        trainer = _load_model_and_build_trainer(plan)
+        trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- close: record the session ----------------------------------------------------------------------------------
     session = build_session(trainer, started, plan.first_step)
+    early_stop = None if trainer.scoring is None else trainer.scoring.early_stop
     if trainer.args.should_save:
         manifest = run.read_manifest()
         if manifest is None:
             raise RunError(f"{run.manifest_path}: was deleted during training; run the same command again")
         manifest.sessions.append(session)
+        manifest.stopped_early = early_stop
         manifest.write(run.manifest_path)
     if trainer.stop.signal and session.to_step < plan.steps:
         _print_outcome(f"stopped at step {session.to_step} of {plan.steps}; run the same command to resume")
         return 128 + trainer.stop.signal
-    _print_outcome(f"{run}: {plan.steps} steps done. Next: {next_command('eval', run.path)}")
+    outcome = f"{plan.steps} steps done" if early_stop is None else _describe_end(plan, early_stop)
+    _print_outcome(f"{run}: {outcome}. Next: {next_command('eval', run.path)}")
     return 0
+
+
+def _describe_end(plan: Plan, early_stop: EarlyStop | None) -> str:
+    """Return how far a run that has ended has come, and why it ended there."""
+    if early_stop is None:
+        return f"complete: step {plan.steps} of {plan.steps}"
+    return f"done at step {early_stop.step} of {plan.steps}: {describe_early_stop(early_stop)}"
 
 
 def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run) -> Plan | None:
@@ -125,6 +155,11 @@ def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run)
         logger.info(f"resuming {run} from step {plan.first_step} of {plan.steps}")
     try:
         with trainer.stop.installed():
+            if trainer.scoring is not None:
+                trainer.scoring.catch_up(_list_checkpoints_before(plan, run))
+                if trainer.scoring.early_stop is not None:
+                    trainer.state.global_step = plan.first_step
+                    return None
             trainer.train(resume_from_checkpoint=None if plan.resume_from is None else str(plan.resume_from.path))
     except torch.OutOfMemoryError:
         smaller = plan.with_less_memory(run.path) if get_world_size() == 1 else None  # others wait in the step
@@ -132,6 +167,13 @@ def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run)
             raise
         return smaller
     return None
+
+
+def _list_checkpoints_before(plan: Plan, run: Run) -> list[Checkpoint]:
+    """Return the complete checkpoints up to the one that a run resumes from; none for a new run."""
+    if plan.resume_from is None:
+        return []
+    return [checkpoint for checkpoint in run.complete_checkpoints() if checkpoint.step <= plan.first_step]
 
 
 def build_trainer(
@@ -175,27 +217,49 @@ def build_trainer(
     )
 
 
-def _load_model_and_build_trainer(plan: Plan) -> CompletionTrainer:
+def _load_model_and_build_trainer(
+    plan: Plan, shared: TrainingSession, score_checkpoint: CheckpointScorer | None
+) -> CompletionTrainer:
+    recipe, model = plan.workload.recipe, shared.take_base(plan)
+    # Before the trainer adds adapters to the model.
+    slot = None if score_checkpoint is None else build_scoring_slot(recipe, model, plan.total_parameters)
+    trainer = build_trainer(recipe, plan.config, plan.strategy, model, plan.tokenizer, plan.rows)
+    if score_checkpoint is not None and slot is not None:
+        _add_scoring(trainer, plan, score_checkpoint, slot)
+    return trainer
+
+
+def _add_scoring(trainer: CompletionTrainer, plan: Plan, score: CheckpointScorer, slot: AdapterSlot) -> None:
+    """Let the trainer score each checkpoint as soon as it is complete."""
     recipe = plan.workload.recipe
-    model = load_base_model(recipe, select_device(recipe))
-    if plan.strategy.dequantized:
-        model = dequantize(model)
-    return build_trainer(recipe, plan.config, plan.strategy, model, plan.tokenizer, plan.rows)
+
+    def log(state: TrainerState, metrics: dict[str, float]) -> None:
+        # `Trainer.log` would average and clear the metrics of the steps since the last log.
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, metrics)
+
+    trainer.scoring = CheckpointScoringCallback(
+        score,
+        slot,
+        recipe,
+        SaveSchedule(plan.config, plan.steps, len(plan.rows) // recipe.rows_per_step),
+        checkpoints=trainer.checkpoints,
+        signals=trainer.stop,
+        progress=trainer.progress,
+        log=log,
+    )
+    trainer.add_callback(trainer.scoring)
 
 
-def _capture_cuda_graph_step(trainer: CompletionTrainer) -> str | None:
-    """Capture the CUDA-graph step; return why it cannot be used, or None."""
-    logger.info(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
-    failure = trainer.capture()
+def _capture_cuda_graph_step(trainer: CompletionTrainer, plan: Plan, shared: TrainingSession) -> str | None:
+    """Capture the CUDA-graph step, or take the session's; return why it cannot be used, or None."""
+    if shared.captured_step is None:
+        logger.info(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
+    failure = trainer.capture(shared.captured_step)
     if failure is None:
-        logger.info(f"captured in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
+        verb = "captured" if shared.captured_step is None else "reused the captured step"
+        logger.info(f"{verb} in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
+        shared.keep_step(plan, trainer.cuda_graph_step)
     return failure
-
-
-def _free_memory() -> None:
-    gc.collect()
-    torch._dynamo.reset()
-    torch.cuda.empty_cache()
 
 
 def _write_run_files(run: Run, plan: Plan) -> None:
@@ -206,6 +270,7 @@ def _write_run_files(run: Run, plan: Plan) -> None:
     manifest = build_manifest(plan, previous)
     manifest.write(run.manifest_path)
     write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
+    write_dev_rows(run, plan.workload.recipe)
     _save_tokenizer(plan.tokenizer, run.tokenizer_path)
 
 

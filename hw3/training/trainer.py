@@ -33,6 +33,7 @@ from hw3.training.callbacks import (
     ProgressLineCallback,
     SignalCallback,
 )
+from hw3.training.checkpoint_scoring import CheckpointScoringCallback
 from hw3.training.cuda_graph_support import NUM_METRICS, CudaGraphStep
 from hw3.training.graph_verification import capture_verified_step, cuda_graph_inputs
 from hw3.training.optimizer_state import convert_optimizer_state
@@ -145,7 +146,9 @@ class CompletionTrainer(SFTTrainer):
         self.stop, self.peak_memory = SignalCallback(), PeakMemoryCallback()
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)  # with `disable_tqdm`
-        for callback in (ProgressLineCallback(), self.checkpoints, self.stop, self.peak_memory):
+        self.progress = ProgressLineCallback()
+        self.scoring: CheckpointScoringCallback | None = None
+        for callback in (self.progress, self.checkpoints, self.stop, self.peak_memory):
             self.add_callback(callback)
 
     def _cast_trained_parameters(self) -> None:
@@ -162,8 +165,11 @@ class CompletionTrainer(SFTTrainer):
 
     # --- CUDA-graph step --------------------------------------------------------------------------------------------
 
-    def capture(self) -> str | None:
+    def capture(self, captured: CudaGraphStep | None = None) -> str | None:
         """Capture the CUDA-graph step, and use it if it agrees with TRL's on the rows of the first step.
+
+        Args:
+            captured: a step that was captured for another run with the same base model, shapes and constants.
 
         Returns:
             None, or why the step is not used; the run then needs a new trainer, because the model's layers have been
@@ -171,7 +177,7 @@ class CompletionTrainer(SFTTrainer):
         """
         rows = [self.train_dataset[row] for row in self.sampler.steps_in_epoch(0)[0]]
         assert isinstance(self.model, PeftModel), "the CUDA-graph step trains adapters"
-        result = capture_verified_step(self.model, self.data_collator, rows, self.strategy, self.args)
+        result = capture_verified_step(self.model, self.data_collator, rows, self.strategy, self.args, captured)
         self.cuda_graph_step, self.capture_seconds = result.step, result.seconds
         return result.failure
 

@@ -7,6 +7,7 @@ import statistics
 from transformers import PreTrainedTokenizerBase
 
 from hw3.common.errors import UserError, truncate_problems
+from hw3.config.data_files import source_file
 from hw3.config.recipe import Recipe
 from hw3.data.chat_rendering import FIXED_DATE_NOTE, get_chat_template_date
 from hw3.data.input_limits import InputLimits
@@ -29,6 +30,7 @@ def encode_training_rows(
         recipe.data.too_long,
         source=recipe.data.train,
         has_bos=encoder.bos_token_id is not None,
+        numbers={row.id: row.number for row in rows},
     )
     if len(encoded) < recipe.rows_per_step:
         raise UserError(
@@ -65,8 +67,8 @@ def check_input_limits(
         encoder = Encoder(tokenizer, recipe.prompt)
         for key, rows in rows_by_file.items():
             encoded = training_rows if key == "train" else [encoder.encode(row) for row in rows]
-            numbers = {row.id: number for number, row in enumerate(rows, 1)}
-            problems += limits.find_row_problems(tokenizer, encoded, getattr(recipe.data, key), numbers=numbers)
+            numbers = {row.id: row.number for row in rows}
+            problems += limits.find_row_problems(tokenizer, encoded, source_file(recipe.data, key), numbers=numbers)
     if problems:
         raise UserError(*truncate_problems(problems))
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from hw3.common.console import (
     configure_logging,
@@ -117,3 +119,17 @@ def test_missing_standard_error_does_not_send_notices_to_standard_output() -> No
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, NOTICES]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["at the end", "at once"])
+def test_full_disk_of_standard_output_ends_in_one_message(environment: dict[str, str]) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = "import sys\nfrom hw3.cli import main\nsys.exit(main(['data', 'check', 'data/eval.json']))"
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env=inherited | environment,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("hw3: standard output: cannot be written: No space left on device;")
+    assert done.stderr.count("hw3: ") == 1 and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ from hw3.cli import main
 from hw3.common.storage_errors import explain_storage_error
 
 WRITES: dict[str, Callable[[Path], object]] = {
-    "text": lambda path: path.write_text("x" * 10_000),
+    "text": lambda path: path.write_text("x" * 10_000, encoding="utf-8"),
     "torch": lambda path: torch.save({"a": torch.zeros(10_000)}, path),
     "safetensors": lambda path: save_file({"a": torch.zeros(10_000)}, path),
     "tokenizers": lambda path: character_tokenizer().backend_tokenizer.save(str(path)),

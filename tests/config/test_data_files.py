@@ -40,5 +40,13 @@ def test_missing_course_files_come_with_three_ways_to_get_data() -> None:
     assert ways[2].endswith("make train MODEL=tiny TRAIN=data/train.json EVAL=data/eval.json")
 
 
+def test_dev_fraction_that_leaves_no_training_rows_is_reported(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"id": "1", "instruction": "a", "output": "b"}]', encoding="utf-8")
+    assert load_problems(f"data.train={rows}", "data.dev_fraction=0.1") == [
+        f"command line: data.dev_fraction: found 0.1, which leaves no training rows of {rows}; set a smaller one"
+    ]
+
+
 def test_recipe_loads_without_its_data_files_unless_they_are_to_be_checked() -> None:
     assert load_recipe(RECIPE, ["data.eval=none.json"]).data.eval == "none.json"

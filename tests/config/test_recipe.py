@@ -1,5 +1,6 @@
 """Every recipe in the repository: it loads, reads back, and each of its keys reaches the object that it configures."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,16 @@ from helpers import REPOSITORY
 from transformers import BitsAndBytesConfig
 
 from hw3.common.errors import UserError
-from hw3.config.recipe import load_prompt, load_recipe
+from hw3.config.recipe import list_prompt_files, load_prompt, load_recipe
 from hw3.modeling.adapter_slot import build_lora_config
 from hw3.modeling.quantization import build_quantization_config
 from hw3.training.batch_layout import divide_batch
 from hw3.training.sft_arguments import build_sft_config
 from hw3.training.step_strategy import StepStrategy
 
-RECIPE_FILES = sorted(path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "prompts")
+RECIPE_FILES = sorted(
+    path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name not in ("prompts", "search")
+)
 PROMPT_FILES = sorted((REPOSITORY / "recipes/prompts").rglob("*.yaml"))
 # Model, (rows per device, gradient accumulation), steps, LoRA rank, max_length.
 STUDY = {
@@ -34,9 +37,14 @@ def test_repository_has_these_recipes_and_prompts() -> None:
         "recipes/llama/qlora.yaml",
         "recipes/qwen/qlora.yaml",
         "recipes/smollm2/qlora.yaml",
+        "recipes/smollm2/study.yaml",
         "recipes/tiny/qlora.yaml",
+        "recipes/tiny/study.yaml",
     ]
-    assert [path.stem for path in PROMPT_FILES] == ["bare", "chat_template", "course_default", "study"]
+    assert [path.stem for path in PROMPT_FILES] == [
+        "bare", "chat_en", "chat_template", "chat_zh_rules", "chat_zh_short", "course_default", "en_expert", "en_short",
+        "study", "zh_expert", "zh_parallel", "zh_question", "zh_rules", "zh_short",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.parent.name)
@@ -52,7 +60,7 @@ def test_recipe_loads_reads_back_and_configures_the_libraries(path: Path, tmp_pa
     for key, value in on_cpu.training.items():
         assert getattr(config, key) == value, key
     lora = build_lora_config(recipe.lora)
-    alpha = 128 if path.parent.name == "smollm2" else 16
+    alpha = 128 if path == REPOSITORY / "recipes/smollm2/qlora.yaml" else 16
     assert (lora.r, lora.lora_alpha, lora.target_modules) == (recipe.lora["r"], alpha, "all-linear")
     nf4 = build_quantization_config(recipe.quantization)
     assert isinstance(nf4, BitsAndBytesConfig)
@@ -61,7 +69,37 @@ def test_recipe_loads_reads_back_and_configures_the_libraries(path: Path, tmp_pa
 
 @pytest.mark.parametrize("path", PROMPT_FILES, ids=lambda path: path.stem)
 def test_prompt_file_loads(path: Path) -> None:
-    assert load_prompt(path).chat_template == (path.stem == "chat_template")
+    prompt = load_prompt(path)
+    assert prompt.chat_template == path.stem.startswith("chat_")
+    if path.stem != "bare":  # its newline is the one that ends the course's own instructions
+        assert prompt.turn == prompt.turn.rstrip()
+    if path.stem not in ("bare", "course_default"):
+        assert not re.search(r"[\u4e00-\u9fff][,;:!?]", f"{prompt.system}{prompt.turn}")
+
+
+def test_list_prompt_files_finds_names_all_and_paths() -> None:
+    assert [list_prompt_files(name) for name in ("study", "my/own.yaml", "own.yml")] == [
+        [Path("recipes/prompts/study.yaml")], [Path("my/own.yaml")], [Path("own.yml")],
+    ]  # fmt: skip
+    assert [REPOSITORY / path for path in list_prompt_files("all")] == PROMPT_FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("study1", "; did you mean study?"), ("al", "; did you mean all?"), ("zhshort", "; did you mean zh_short?")],
+)
+def test_list_prompt_files_suggests_the_nearest_name(name: str, end: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list_prompt_files(name)
+    assert str(caught.value) == f"--prompt {name}: no such prompt in recipes/prompts/{end}"
+
+
+def test_list_prompt_files_names_the_folder_where_there_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^--prompt all: there is no folder recipes/prompts/ here; give the path of"):
+        list_prompt_files("all")
 
 
 @pytest.mark.parametrize("name", STUDY)

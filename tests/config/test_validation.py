@@ -102,6 +102,14 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
         (["prompt=recipes/prompts/none.yaml"], "recipes/prompts/none.yaml: no such file"),
         (["model=null"], "model: the section is empty"),
         (["speed=fast"], "expected one of auto, plain, lean"),
+        (
+            ["data.dev=data/eval.json", "data.dev_fraction=0.1"],
+            "data.dev_fraction: found 0.1, but data.dev names a file",
+        ),
+        (["data.dev_fraction=1.0"], "data.dev_fraction: found 1.0, expected a number less than 1"),
+        (["evaluation.patience=5"], "evaluation.patience: found 5, but checkpoints are scored after training only"),
+        (["evaluation.patience=0", "evaluation.during_training=true"], "expected a number greater than or equal to 1"),
+        (["evaluation.best_by=bleu"], "expected one of mean_perplexity, token_perplexity"),
     ],
 )
 def test_conflicting_values_are_reported(overrides: list[str], message: str) -> None:

@@ -10,9 +10,9 @@ from helpers import make_score_entry
 from hw3.evaluation.learning_curve import (
     COLORS,
     CurveEntries,
-    _log_ticks,
     curve_entries,
     draw_learning_curve,
+    log_ticks,
     save_learning_curve,
 )
 from hw3.evaluation.results import EvalResults
@@ -83,9 +83,9 @@ def test_draw_learning_curve_keeps_long_names_inside_the_picture(make_results: M
 
 
 def test_log_ticks_are_round_and_inside() -> None:
-    assert _log_ticks(0.9, 6000.0) == [1.0, 10.0, 100.0, 1000.0]
-    assert _log_ticks(3.5, 33.0) == [4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0]
-    assert _log_ticks(4.4, 4.9) == pytest.approx([4.4, 4.5, 4.6, 4.7, 4.8, 4.9])
+    assert log_ticks(0.9, 6000.0) == [1.0, 10.0, 100.0, 1000.0]
+    assert log_ticks(3.5, 33.0) == [4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0]
+    assert log_ticks(4.4, 4.9) == pytest.approx([4.4, 4.5, 4.6, 4.7, 4.8, 4.9])
 
 
 def test_save_learning_curve_writes_a_png(make_results: MakeResults, tmp_path: Path) -> None:

@@ -88,6 +88,19 @@ def test_best_checkpoint_is_selected_on_the_dev_file(make_results: MakeResults) 
     )
 
 
+def test_best_checkpoint_is_selected_by_token_perplexity(make_results: MakeResults) -> None:
+    later = make_score_entry(20, 7.0).model_copy(update={"token_perplexity": 5.0})
+    results = make_results("eval.json", make_score_entry(10, 6.0), later)
+    results.best_by = "token_perplexity"
+    assert results.best_checkpoint() == BestCheckpoint(
+        step=20,
+        checkpoint="checkpoint-20",
+        mean_perplexity=7.0,
+        chosen_on="eval.json",
+        chosen_by="token_perplexity",
+    )
+
+
 def test_best_entry_is_none_while_the_selected_checkpoint_is_not_scored_here(make_results: MakeResults) -> None:
     results = make_results("eval.json", make_score_entry(10, 6.0))
     results.select_on(make_results("dev.json", make_score_entry(20, 10.0)))

@@ -1,5 +1,6 @@
 """The printed table compares every entry with a baseline, row by row."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from hw3.common.errors import UserError
 from hw3.config.schema import EvaluationSection
 from hw3.evaluation.perplexity import RowScore
 from hw3.evaluation.results import EvalResults
-from hw3.evaluation.results_table import print_results
+from hw3.evaluation.results_table import print_ranking, print_results
 from hw3.runs.results_file import GroupScore, RowContribution, ScoreEntry
 
 SETTINGS = EvaluationSection(bootstrap_samples=100)
@@ -64,3 +65,48 @@ def test_print_results_compares_with_a_named_baseline(results: EvalResults, caps
 def test_print_results_refuses_an_unknown_baseline(results: EvalResults) -> None:
     with pytest.raises(UserError, match=r"--baseline checkpoint-5: .*; there are base, checkpoint-10$"):
         print_results(results, "checkpoint-5", SETTINGS)
+
+
+@pytest.fixture
+def prompts(make_results: Callable[..., EvalResults]) -> EvalResults:
+    """The base model under the run's own prompt and under a better one, with 0 and 4 few-shot examples."""
+    perplexities = {("own", 0): (3.0, 4.0), ("own", 4): (2.5, 3.0), ("short", 0): (2.0, 3.0), ("short", 4): (4.0, 4.5)}
+    entries = [
+        make_score_entry(shots=shots, prompt=name, mean_perplexity=sum(map(math.exp, values)) / 2)
+        for (name, shots), values in perplexities.items()
+    ]
+    entries[2] = entries[2].model_copy(update={"prompt_tokens": 25})
+    results = make_results("eval.json", *entries)
+    for entry, values in zip(entries, perplexities.values(), strict=True):
+        results.row_scores[entry.key] = [RowScore(id, value, 1, 1) for id, value in zip("ab", values, strict=True)]
+    return results
+
+
+def test_print_ranking_compares_every_prompt_with_the_best(
+    prompts: EvalResults, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {entry.key for entry in prompts.entries if entry.prompt_label != "short+4"}
+    print_ranking(prompts, keys, None, SETTINGS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].endswith("prompt tokens  compared with short: difference, interval, better/worse")
+    assert [line.split()[:4] for line in lines[3:]] == [
+        ["short", "0", "base", "13.737"],
+        ["own", "4", "base", "16.134"],
+        ["own", "0", "base", "37.342"],
+    ]
+    assert lines[3].endswith("  12.5")  # 25 tokens in 2 rows
+    # (e^2.5 - e^2) / 2 = 2.397: worse on one row, equal on the other.
+    assert lines[4].split()[6] == "+2.397" and lines[4].endswith(" 0/1")
+
+
+@pytest.mark.parametrize(("baseline", "name"), [("base", "own"), ("base+4", "own+4"), ("short+4", "short+4")])
+def test_print_ranking_compares_with_a_named_baseline(
+    prompts: EvalResults, capsys: pytest.CaptureFixture[str], baseline: str, name: str
+) -> None:
+    print_ranking(prompts, set(prompts.row_scores), baseline, SETTINGS)
+    assert f"compared with {name}: difference" in capsys.readouterr().out
+
+
+def test_print_ranking_names_the_baselines_that_there_are(prompts: EvalResults) -> None:
+    with pytest.raises(UserError, match=r"--baseline shot: .*; there are base, base\+4, short, own\+4, own, short\+4$"):
+        print_ranking(prompts, set(prompts.row_scores), "shot", SETTINGS)

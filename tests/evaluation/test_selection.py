@@ -76,3 +76,21 @@ def test_select_scored_checkpoint_needs_scores_of_the_current_weights(run: Run) 
         UserError, match=r"checkpoint-8 has no score on .* with its current weights; score the run first"
     ):
         select_scored_checkpoint(run, "8")
+
+
+def test_select_checkpoint_best_takes_the_scores_on_the_dev_rows_first(run: Run) -> None:
+    """Scores on the dev rows may be newer than those on data.eval, because training computes them."""
+    results = ResultsFile.read(run.path / "eval/eval/results.json")
+    assert results.best is not None
+    other = next(e for e in results.entries if e.is_run_checkpoint and e.checkpoint != results.best.checkpoint)
+    best = results.best.model_copy(
+        update={"checkpoint": other.checkpoint, "chosen_on": "dev.json", "chosen_by": "token_perplexity"}
+    )
+    data = results.data.model_copy(update={"path": "dev.json"})
+    (run.path / "eval/dev").mkdir()
+    results.model_copy(update={"best": best, "data": data}).write(run.path / "eval/dev/results.json")
+    checkpoint, why = select_checkpoint(run, run.load_recipe(["data.dev=dev.json"]), "best")
+    assert checkpoint is not None and checkpoint.name == other.checkpoint
+    assert why.endswith(" on dev.json, chosen by token perplexity")
+    checkpoint, _ = select_checkpoint(run, run.load_recipe(), "best")
+    assert checkpoint is not None and checkpoint.name == results.best.checkpoint

@@ -29,7 +29,7 @@ def write_checkpoint(run_dir: Path, step: int, *files: str) -> Path:
     folder = run_dir / f"checkpoint-{step}"
     for name in files or (*WEIGHT_FILES, "trainer_state.json", "optimizer.pt", "global_step4/x_optim_states.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{name} of step {step}")
+        (folder / name).write_text(f"{name} of step {step}", encoding="utf-8")
     mark_complete(folder, step)
     return folder
 
@@ -76,8 +76,8 @@ def test_find_complete_checkpoints_sorts_by_step_and_needs_a_valid_record(tmp_pa
     for step in (100, 20):
         write_checkpoint(tmp_path, step)
     (write_checkpoint(tmp_path, 30) / "COMPLETE.json").unlink()
-    (write_checkpoint(tmp_path, 40) / "COMPLETE.json").write_text("{")
-    (write_checkpoint(tmp_path, 50) / "adapter_model.safetensors").write_text("cut")
+    (write_checkpoint(tmp_path, 40) / "COMPLETE.json").write_text("{", encoding="utf-8")
+    (write_checkpoint(tmp_path, 50) / "adapter_model.safetensors").write_text("cut", encoding="utf-8")
     assert [(checkpoint.step, checkpoint.name) for checkpoint in find_complete_checkpoints(tmp_path)] == [
         (20, "checkpoint-20"),
         (100, "checkpoint-100"),
@@ -109,16 +109,16 @@ def test_record_separates_files_for_inference_from_resume_files(tmp_path: Path) 
 def test_checkpoint_hash_depends_only_on_weights_and_adapter_configuration(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 10)
     before = find_complete_checkpoints(tmp_path)[0].sha256
-    (folder / "trainer_state.json").write_text("{}")
+    (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
     mark_complete(folder, 10)
     assert find_complete_checkpoints(tmp_path)[0].sha256 == before == external_adapter(folder).sha256
-    (folder / "adapter_model.safetensors").write_text("other")
+    (folder / "adapter_model.safetensors").write_text("other", encoding="utf-8")
     mark_complete(folder, 10)
     assert find_complete_checkpoints(tmp_path)[0].sha256 != before
 
 
 def test_external_adapter_refuses_a_folder_without_weights(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"not a PEFT adapter: adapter_model\.safetensors missing"):
         external_adapter(tmp_path)
 
@@ -146,7 +146,7 @@ def test_prune_optimizer_state_leaves_that_of_the_last_two_checkpoints(tmp_path:
 def test_remove_incomplete_checkpoints_deletes_only_what_this_project_wrote(tmp_path: Path) -> None:
     complete = write_checkpoint(tmp_path, 20)
     start_checkpoint(tmp_path / "checkpoint-10")
-    (write_checkpoint(tmp_path, 30) / "COMPLETE.json").write_text("")
+    (write_checkpoint(tmp_path, 30) / "COMPLETE.json").write_text("", encoding="utf-8")
     (tmp_path / "checkpoint-40").mkdir()
     for name in ("checkpoint-best", "checkpoint-20-backup"):
         shutil.copytree(complete, tmp_path / name)

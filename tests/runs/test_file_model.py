@@ -42,7 +42,7 @@ def test_write_and_read_return_the_same_value(tmp_path: Path) -> None:
 )
 def test_read_names_the_file_and_the_first_wrong_key(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "file.json"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         Outer.read(path)
     (message,) = error.value.problems

@@ -55,7 +55,7 @@ def test_exclusive_lock_is_taken_from_a_process_that_has_ended(
     holder.wait()
     assert lock_file.exists()
     with exclusive_lock(lock_file, "run"):
-        assert f"pid={os.getpid()}" in lock_file.read_text()
+        assert f"pid={os.getpid()}" in lock_file.read_text(encoding="utf-8")
     assert sorted(lock_file.parent.iterdir()) == []
 
 
@@ -71,10 +71,12 @@ def test_exclusive_lock_of_another_host_is_taken_over_once_it_is_not_renewed(
     """The holder is stopped with SIGSTOP, so that it does not renew its lock."""
     monkeypatch.setattr(hw3.runs.lock, "LEASE_SECONDS", 1.0)
     holder.send_signal(signal.SIGSTOP)
-    text = lock_file.read_text()
-    lock_file.write_text(text.replace(f"host={socket.gethostname()}", "host=elsewhere").replace("=60.0", "=1.0"))
+    text = lock_file.read_text(encoding="utf-8")
+    lock_file.write_text(
+        text.replace(f"host={socket.gethostname()}", "host=elsewhere").replace("=60.0", "=1.0"), encoding="utf-8"
+    )
     with caplog.at_level("INFO"), exclusive_lock(lock_file, "run"):
-        assert "host=elsewhere" not in lock_file.read_text()
+        assert "host=elsewhere" not in lock_file.read_text(encoding="utf-8")
     assert f"locked by process {holder.pid} on elsewhere; waiting 1 s to see whether it still runs" in caplog.text
 
 
@@ -105,4 +107,4 @@ def test_writing_lock_waits(lock_file: Path, holder: subprocess.Popen, monkeypat
     holder.kill()
     holder.wait()
     with writing_lock(lock_file):
-        assert f"pid={os.getpid()}" in lock_file.read_text()
+        assert f"pid={os.getpid()}" in lock_file.read_text(encoding="utf-8")

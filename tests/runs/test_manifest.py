@@ -23,7 +23,9 @@ def test_session_leaves_out_absent_memory() -> None:
 def test_manifest_is_byte_equal_after_reading_and_writing(manifest: Manifest, tmp_path: Path) -> None:
     manifest.write(tmp_path / "manifest.json")
     assert Manifest.read(tmp_path / "manifest.json") == manifest
-    assert Manifest.read(tmp_path / "manifest.json").to_json() == (tmp_path / "manifest.json").read_text()
+    assert Manifest.read(tmp_path / "manifest.json").to_json() == (tmp_path / "manifest.json").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_git_commit_comes_from_the_environment_if_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,6 @@ def test_prediction_record_is_equal_after_writing_and_reading(tmp_path: Path) ->
 def test_prediction_record_refuses_an_unknown_metric(tmp_path: Path) -> None:
     stored = json.loads(make_record().to_json())
     stored["groups"]["all"]["ter"] = 1.0
-    (tmp_path / "record.json").write_text(json.dumps(stored))
+    (tmp_path / "record.json").write_text(json.dumps(stored), encoding="utf-8")
     with pytest.raises(UserError, match=r"groups\.all\.ter: Unexpected keyword argument"):
         PredictionRecord.read(tmp_path / "record.json")

@@ -54,6 +54,15 @@ def test_run_formats_as_its_path(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert run.name == f"{run.path.parent.name}/run"
 
 
+@pytest.mark.parametrize(
+    ("path", "beside"),
+    [("outputs/a", "outputs/a-pack"), (".", "{parent}/{name}-pack"), ("/", "/-pack")],
+)
+def test_folder_beside_has_the_runs_name(path: str, beside: str) -> None:
+    folder = Path.cwd()
+    assert str(Run(Path(path)).folder_beside("-pack")) == beside.format(parent=folder.parent, name=folder.name)
+
+
 def test_load_recipe_reports_how_to_make_a_missing_run(run: Run) -> None:
     with pytest.raises(UserError, match="no such run; train it first"):
         run.load_recipe()
@@ -71,7 +80,7 @@ def test_training_losses_are_those_of_the_last_complete_checkpoint(run: Run) -> 
         folder = run.path / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         log_history = [{"step": 3, "loss": 2.5}, {"step": step, "loss": 1.5}, {"step": step, "train_runtime": 1.0}]
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log_history}))
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log_history}), encoding="utf-8")
         mark_complete(folder, step)
     assert run.training_losses() == [(3, 2.5), (8, 1.5)]
 
@@ -110,7 +119,7 @@ def test_predictions_dir_appends_the_hash_for_another_file_of_the_same_name(run:
 
 def test_read_results_on_finds_the_data_file_by_content(run: Run, tmp_path: Path) -> None:
     data_file = tmp_path / "rows.json"
-    data_file.write_text("[]")
+    data_file.write_text("[]", encoding="utf-8")
     sha256 = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"  # of `[]`
     assert run.read_results_on(data_file) is None
     write_results(run.path / "eval/a", DatasetFingerprint(path="rows.json", sha256=OTHER_SHA256, rows=0))
@@ -125,6 +134,6 @@ def test_read_prediction_records_leaves_out_records_without_predictions(run: Run
     for name in ("base", "checkpoint-4"):
         write_prediction_record(run.path / f"predictions/eval/{name}.quality.json", data)
     predictions = run.path / "predictions/eval/checkpoint-4.json"
-    predictions.write_text("[]")
+    predictions.write_text("[]", encoding="utf-8")
     ((path, record),) = run.read_prediction_records()
     assert path == predictions and record.data == data

@@ -96,3 +96,26 @@ def test_progress_line_is_closed_after_training() -> None:
     callback._line = SimpleNamespace(close=lambda: closed.append(True))
     callback.on_train_end(SimpleNamespace(), TrainerState(), TrainerControl())
     assert closed == [True]
+
+
+def test_progress_line_shows_the_last_score_and_leaves_scoring_out_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(logging.INFO)
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    state, control = TrainerState(max_steps=3, is_world_process_zero=True), TrainerControl()
+    arguments: Any = SimpleNamespace(disable_tqdm=False)
+    callback = ProgressLineCallback()
+    callback.on_train_begin(arguments, state, control)
+    for step in (1, 2, 3):
+        now += 0.5
+        state.global_step, state.num_input_tokens_seen = step, step * TOKENS_PER_STEP
+        callback.on_step_end(arguments, state, control)
+        callback.on_log(arguments, state, control, logs={"loss": 2.0, "learning_rate": 1e-4})
+        now += 100.0
+        callback.set_score(f"mean perplexity 6.000 at step {step}", seconds=100.0)
+    callback.on_train_end(arguments, state, control)
+    _, second, third = capsys.readouterr().err.splitlines()
+    assert second == "step 2/3, loss 2.0000, lr 1.00e-04, 2,000 tokens/s, mean perplexity 6.000 at step 1, 01:40 left"
+    assert third == "step 3/3, loss 2.0000, lr 1.00e-04, 2,000 tokens/s, mean perplexity 6.000 at step 2"

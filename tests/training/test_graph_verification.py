@@ -42,12 +42,12 @@ def use_eager_cuda_graph_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_lines(run: Path) -> list[dict[str, Any]]:
-    state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text(encoding="utf-8"))
     return [log for log in state["log_history"] if "loss" in log]
 
 
 def uses_cuda_graphs(run: Path) -> bool:
-    return json.loads((run / "manifest.json").read_text())["speed"]["cuda_graphs"]
+    return json.loads((run / "manifest.json").read_text(encoding="utf-8"))["speed"]["cuda_graphs"]
 
 
 def test_cuda_graph_step_trains_as_trls_step_does(mini_recipe: Path, tmp_path: Path) -> None:

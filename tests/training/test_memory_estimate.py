@@ -47,8 +47,20 @@ def test_estimate_memory_of_sharded_models() -> None:
     assert fsdp.activations == zero3.activations == unsharded.activations
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_estimate_memory_counts_float32_activations_beside_float16_weights(cuda_graphs: bool) -> None:
+    estimates = {}
+    for dtype in ("float16", "bfloat16", "float32"):
+        recipe = load_recipe(REPOSITORY / "recipes/llama/qlora.yaml", ["quantization=null", f"model.dtype={dtype}"])
+        step = StepShape(1, 10, 5, "adamw_torch_fused", cuda_graphs=cuda_graphs)
+        estimates[dtype] = estimate_memory(recipe, SMALL_LLAMA, count_weights(SMALL_LLAMA), 1_000_000, step)
+    assert estimates["float16"].weights == estimates["bfloat16"].weights == 10_757_376
+    assert estimates["float16"].activations == estimates["float32"].activations > estimates["bfloat16"].activations
+    assert estimates["float16"].adapters == estimates["float32"].adapters
+
+
 def read_measurements(report: str) -> list[dict[str, Any]]:
-    return json.loads((REPOSITORY / f"docs/benchmarks/{report}.json").read_text())["rows"]
+    return json.loads((REPOSITORY / f"docs/benchmarks/{report}.json").read_text(encoding="utf-8"))["rows"]
 
 
 def find_measurement(report: str, setting: str) -> dict[str, Any]:
@@ -62,7 +74,7 @@ def memory_measurements(cuda_graphs: bool) -> list[dict[str, Any]]:
 
 
 def load_shape(name: str) -> Any:
-    return AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())[name])
+    return AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text(encoding="utf-8"))[name])
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from hw3.training.memory_estimate import GIB
 from hw3.training.sharding import Sharding
 from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
 
-GEMMA = AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text())["gemma"])
+GEMMA = AutoConfig.for_model(**json.loads((REPOSITORY / "benchmarks/shapes.json").read_text(encoding="utf-8"))["gemma"])
 LENGTHS = [(100, 20), (459, 120)]  # the course's rows: most are short, the longest has 459 tokens
 
 
@@ -63,6 +63,15 @@ def test_choose_step_strategy_reports_why_it_takes_trls_step(override: str, reas
     assert not chosen.cuda_graphs and reason in chosen.notes[0]
 
 
+def test_choose_step_strategy_captures_float16_on_a_t4() -> None:
+    float16 = ["model.dtype=float16", "training.bf16=false", "quantization.bnb_4bit_compute_dtype=float16"]
+    chosen = choose_on_gpu(14.6, 14.7, *float16)
+    assert chosen.cuda_graphs and not chosen.dequantized
+    assert choose(*float16).dequantized
+    mixed = choose(*float16, "quantization.bnb_4bit_compute_dtype=bfloat16")
+    assert "because quantization.bnb_4bit_compute_dtype is not float16" in mixed.notes[0]
+
+
 @pytest.mark.parametrize("sharding", ["FSDP", "DeepSpeed"])
 def test_choose_step_strategy_takes_trls_step_for_sharded_models(sharding: Sharding) -> None:
     chosen = choose(sharding=sharding)
@@ -95,7 +104,12 @@ def test_choose_step_strategy_depends_on_gpu_memory() -> None:
     tiny = choose_on_gpu(5, 6)
     assert tiny.layout == BatchLayout(1, 4, 2) and tiny.activation_checkpointing and not tiny.dequantized
     assert tiny.optim == "paged_adamw_32bit"
-    assert "more than the free memory" in choose_on_gpu(2, 4).notes[-1]
+
+
+def test_choose_step_strategy_reports_what_fits_without_headroom_and_what_does_not_fit() -> None:
+    assert "It fits, but leaves only" in choose_on_gpu(4.2, 6).notes[-1]
+    assert "This is more than the free memory. Set speed=lean" in choose_on_gpu(3.6, 6).notes[-1]
+    assert "also with speed=lean and one row at once. Use a smaller base model" in choose_on_gpu(2, 4).notes[-1]
 
 
 @pytest.mark.parametrize("begun_on_gib", [141, 12, 8, 6])

@@ -20,7 +20,7 @@ from hw3.training.trainer import CompletionTrainer
 def train_run(recipe_path: Path, run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
     """Train in this process; return the log lines of the last checkpoint."""
     assert train(load_recipe(recipe_path, list(overrides)), run_dir) == 0
-    state = json.loads((find_complete_checkpoints(run_dir)[-1].path / "trainer_state.json").read_text())
+    state = json.loads((find_complete_checkpoints(run_dir)[-1].path / "trainer_state.json").read_text(encoding="utf-8"))
     return [log for log in state["log_history"] if "loss" in log]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -13,12 +14,14 @@ import traceback
 from pathlib import Path
 
 from hw3 import __version__
-from hw3.cli import data_commands, doctor_command, run_commands
+from hw3.cli import data_commands, doctor_command, run_commands, search_command
 from hw3.cli.parsing import EscapingParser, add_verbosity
-from hw3.common.console import configure_logging, discard_output, escaped_output, print_error
-from hw3.common.errors import RunError, UserError
+from hw3.common.console import configure_logging, discard_output, escaped_output, flush_output, print_error
+from hw3.common.errors import RunError, UserError, first_line
+from hw3.common.shell_commands import hw3_command
 from hw3.common.signals import StoppedBySignal, stopped_by_signals
 from hw3.common.storage_errors import explain_storage_error
+from hw3.common.text import escape_invisible
 
 # All processes meet a user's mistake alike. The others wait this long, so that only the first process of a machine
 # reports it: the launcher ends them as soon as the first one has exited.
@@ -35,16 +38,21 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 if all is done; 2 if the recipe, the data or an argument is wrong; 128 plus its number if a
         signal stopped the command, and 143, as for SIGTERM, if the reader closed the pipe; 1 for any other failure.
     """
+    if sys.platform == "win32":
+        print_error("hw3: does not run on Windows itself; use the Windows Subsystem for Linux: wsl --install")
+        return 2
     try:
         try:
             with escaped_output(), stopped_by_signals():
                 return _run_command(argv)
         finally:
-            if sys.stdout is not None:  # None if the process was started without standard output
-                sys.stdout.flush()
+            flush_output()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         discard_output(sys.stdout)
         return 128 + signal.SIGTERM
+    except RunError as error:  # the last lines cannot be written
+        print_error(f"hw3: {error}")
+        return 1
 
 
 def _run_command(argv: list[str] | None) -> int:
@@ -55,7 +63,9 @@ def _run_command(argv: list[str] | None) -> int:
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FIRST_PROCESS_REPORT_SECONDS)
-        print_error(f"hw3: {error}")
+        # A line end in a file's name would end the message.
+        problems = (escape_invisible(problem, keep="\t") for problem in error.problems)
+        print_error("hw3: " + "\n".join(problems))
         return 2
     except RunError as error:
         processes = os.environ.get("WORLD_SIZE", "1")
@@ -67,10 +77,30 @@ def _run_command(argv: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        message = explain_storage_error(error, _list_output_folders(arguments))
+        message = (
+            _explain_out_of_memory(error)
+            or _explain_import_error(error)
+            or explain_storage_error(error, _list_output_folders(arguments))
+        )
         is_explained = message is not None and not logging.getLogger("hw3").isEnabledFor(logging.DEBUG)
         print_error(f"hw3: {message}" if is_explained else traceback.format_exc().rstrip())
-        return 1
+        is_bad_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # of an argument or in a recipe
+        return 2 if is_bad_name else 1
+
+
+def _explain_out_of_memory(error: Exception) -> str | None:
+    """Return a message if the GPU's memory ran out in a command that has no advice of its own; else None."""
+    torch = sys.modules.get("torch")  # a command that does not import it cannot raise its error
+    if torch is None or not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return f"out of memory: {first_line(error)[:300]}\nclose other programs that use the GPU, or use a larger one"
+
+
+def _explain_import_error(error: Exception) -> str | None:
+    """Return a message if a package is missing or broken; else None."""
+    if not isinstance(error, ImportError):
+        return None
+    return f"{type(error).__name__}: {first_line(error)}; to see which package is broken, run {hw3_command('doctor')}"
 
 
 def _list_output_folders(arguments: argparse.Namespace) -> list[Path]:
@@ -95,6 +125,7 @@ def _build_parser() -> argparse.ArgumentParser:
     run_commands.add_check_command(commands)
     run_commands.add_pack_command(commands)
     run_commands.add_export_command(commands)
+    search_command.add_search_command(commands)
     doctor_command.add_doctor_command(commands)
     data_parser = commands.add_parser("data", help="build, import and check data files", allow_abbrev=False)
     data = data_parser.add_subparsers(required=True, metavar="build|rows|check")

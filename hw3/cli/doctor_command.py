@@ -24,6 +24,7 @@ from hw3.common.errors import first_line
 
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 Finding = tuple[str, str, str]  # one of the three, what was checked, what was found and what to do about it
+FOUR_BIT = "4-bit product"
 
 REQUIRED_PYTHON = (3, 11)
 LIBRARIES = ("transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "evaluate", "pydantic", "opencc")
@@ -48,26 +49,31 @@ def add_doctor_command(commands: Commands) -> None:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Print one line per finding; return 1 if the model in this repository cannot be trained here, otherwise 0."""
-    can_train = True
+    can_train, command = True, "make train"
     checks = (
         check_python, check_versions, check_torch, check_libraries, check_memory, check_disk, check_fonts, check_hub,
     )  # fmt: skip
     for check in checks:
         for status, subject, text in check():
             can_train &= status != PROBLEM
+            if (status, subject) == (NOTE, FOUR_BIT):
+                command = 'make train SET="quantization=null"'
             print(f"{status:<8} {subject:<14} {text}", flush=True)
     if not can_train:
         print("\nTraining will fail on this machine: first mend what is marked PROBLEM")
         return 1
-    print("\nThe model in this repository can be trained on this machine: make train")
+    print(f"\nThe model in this repository can be trained on this machine: {command}")
     return 0
 
 
 def check_python() -> list[Finding]:
     """Check the version of Python."""
-    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    system = platform.system()
+    version = f"{platform.python_version()} on {system} {platform.machine()}, {os.cpu_count()} CPU cores"
     if sys.version_info < REQUIRED_PYTHON:
         return [(PROBLEM, "Python", f"{version}; 3.11 or newer is needed (make: PYTHON=python3.11)")]
+    if system != "Linux":
+        return [(NOTE, "Python", f"{version}; hw3 has been tried on Linux only (docs/versions.md)")]
     return [(OK, "Python", version)]
 
 
@@ -116,12 +122,13 @@ def check_torch() -> list[Finding]:
     findings: list[Finding] = [(OK, "PyTorch", f"{torch.__version__}, {build}")]
     if not torch.cuda.is_available():
         if driver is None:
-            advice = "no NVIDIA driver; small models can be trained on the CPU (make train CPU=1)"
+            apple = ", and Apple's GPU is not supported" if torch.backends.mps.is_available() else ""
+            advice = f"no NVIDIA driver{apple}; small models can be trained on the CPU (make train CPU=1)"
         elif torch.version.cuda:
             advice = f"{driver}, but PyTorch cannot use it; update the driver, or install PyTorch for an older CUDA"
         else:
             advice = f"{driver}, but PyTorch was built without CUDA; install a build with CUDA (https://pytorch.org)"
-        return [*findings, (NOTE, "GPU", advice), _try("4-bit product", PROBLEM, _multiply_4bit, "cpu")]
+        return [*findings, (NOTE, "GPU", advice), _check_4bit("cpu")]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = f"compute capability {properties.major}.{properties.minor}"
@@ -129,14 +136,16 @@ def check_torch() -> list[Finding]:
         findings.append(
             (OK, f"GPU {index}", f"{properties.name}, {memory}, {capability}, {driver or 'driver unknown'}")
         )
-    findings.append(_try("GPU product", NOTE, lambda: str(float(torch.ones(8, device="cuda").sum()))))
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    findings.append(_try("GPU product", lambda: str(float(torch.ones(8, device="cuda").sum()))))
+    from hw3.modeling.devices import NO_BF16_OVERRIDES, find_old_gpu
+
+    if (old_gpu := find_old_gpu()) is not None:
+        findings.append((NOTE, "GPU", old_gpu))
+    elif torch.cuda.is_bf16_supported(including_emulation=False):
         findings.append((OK, "bfloat16", "supported"))
     else:
-        from hw3.modeling.devices import NO_BF16_OVERRIDES
-
-        findings.append((NOTE, "bfloat16", f'not supported by this GPU; set SET="{NO_BF16_OVERRIDES}"'))
-    return [*findings, _try("4-bit product", NOTE, _multiply_4bit, "cuda")]
+        findings.append((NOTE, "bfloat16", f'not supported by this GPU; float16 is: SET="{NO_BF16_OVERRIDES}"'))
+    return [*findings, _check_4bit("cuda")]
 
 
 def _query_driver() -> str | None:
@@ -145,30 +154,31 @@ def _query_driver() -> str | None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "nvidia-smi does not answer"
     lines = done.stdout.splitlines()
     return f"driver {lines[0]}" if done.returncode == 0 and lines else "nvidia-smi finds no GPU"
 
 
-def _multiply_4bit(device: str) -> str:
-    """Multiply a matrix in 4 bits, as the layers of a quantized model do, and return a description."""
-    import bitsandbytes
+def _check_4bit(device: str) -> Finding:
+    """Check a product in 4 bits on a device."""
     import torch
 
-    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
-    if not torch.isfinite(layer(torch.ones(2, 64, device=device))).all():
-        raise ValueError("the result is not finite")
-    return f"works on {device}, bitsandbytes {bitsandbytes.__version__}"
+    from hw3.modeling.four_bit_product import find_4bit_problem
+
+    problem = find_4bit_problem(torch.device(device))
+    if problem is not None:
+        return NOTE, FOUR_BIT, problem
+    return OK, FOUR_BIT, f"works on {device}, bitsandbytes {importlib.metadata.version('bitsandbytes')}"
 
 
-def _try(subject: str, failure: str, function: Callable[..., str], *arguments: str) -> Finding:
-    """Call a function; return what it returns, or a finding of the status `failure` with its error."""
+def _try(subject: str, function: Callable[[], str]) -> Finding:
+    """Call a function; return what it returns, or a note with its error."""
     try:
-        return OK, subject, function(*arguments)
+        return OK, subject, function()
     except Exception as error:  # a broken library or driver raises errors of any class
-        return failure, subject, f"{type(error).__name__}: {first_line(error)}"
+        return NOTE, subject, f"{type(error).__name__}: {first_line(error)}"
 
 
 def _import(name: str) -> Any:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from hw3.common.disk import check_writable
 from hw3.common.errors import ProblemCollector, UserError
-from hw3.config.recipe import Recipe, check_generation_overrides, load_prompt, load_recipe
+from hw3.config.recipe import Recipe, check_generation_overrides, list_prompt_files, load_prompt, load_recipe
 from hw3.config.yaml_loader import read_yaml
 from hw3.data.few_shot import check_shots, prompt_examples
 from hw3.data.rows import read_rows
 from hw3.evaluation.selection import select_checkpoint, select_scored_checkpoint
 from hw3.export.gguf import GgufOptions, check_gguf_arguments
 from hw3.runs.checkpoints import check_adapter_folder
+from hw3.runs.eval_rows import read_eval_rows
 from hw3.runs.output_file import check_output_file, list_recipe_inputs
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import Run
@@ -69,24 +70,34 @@ def check_eval_arguments(arguments: argparse.Namespace) -> None:
         UserError: lists all problems.
     """
     found, run = ProblemCollector(), Run(arguments.run)
-    if arguments.recipe is not None and not arguments.base_only:
+    is_base_only = arguments.checkpoint == "base"
+    if arguments.recipe is not None and not is_base_only:
         found.problems.append(f"--recipe {arguments.recipe}: --recipe needs --base-only")
-    is_new = arguments.base_only and arguments.recipe is not None and not run.exists()
+    is_new = is_base_only and arguments.recipe is not None and not run.exists()
     recipe = found.collect(load_recipe, arguments.recipe) if is_new else found.collect(run.load_recipe)
+    if is_new:
+        found.collect(check_writable, run.path)
     files = [] if arguments.data is None else [arguments.data]
     if recipe is not None and not files:
-        files = [Path(name) for name in (recipe.data.dev, recipe.data.eval) if name is not None]
+        files = run.eval_files(recipe)
     for file in files:
-        found.collect(read_rows, file)
-    prompts = [found.collect(load_prompt, file) for file in arguments.prompt]
+        if recipe is None:
+            found.collect(read_rows, file)
+        else:
+            found.collect(read_eval_rows, run, recipe, file)
+    prompt_files = [file for name in arguments.prompt for file in found.collect(list_prompt_files, name) or []]
+    prompts = [found.collect(load_prompt, file) for file in prompt_files]
     if recipe is not None and arguments.examples == "prompt":
         for prompt in (recipe.prompt, *(prompt for prompt in prompts if prompt is not None)):
             for shots in arguments.shots:
                 found.collect(prompt_examples, prompt, recipe.prompt, shots)
     for folder in arguments.adapter:
         found.collect(check_adapter_folder, folder)
-    if recipe is not None and not is_new and not arguments.base_only and not arguments.allow_mismatch:
-        found.collect(check_trained_as, run, recipe)
+    if recipe is not None and not is_base_only:
+        if not arguments.allow_mismatch:
+            found.collect(check_trained_as, run, recipe)
+        if arguments.checkpoint is not None:
+            found.collect(select_checkpoint, run, recipe, arguments.checkpoint)
     found.raise_problems()
 
 
@@ -124,7 +135,7 @@ def check_pack_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: lists all problems.
     """
-    found = _check_folder_of_checkpoint(arguments, f"{arguments.run.name}-pack")
+    found = _check_folder_of_checkpoint(arguments, "-pack")
     if arguments.input is not None:
         found.collect(read_rows, arguments.input, require_output=False)
     found.collect(_check_url, arguments.url)
@@ -140,17 +151,17 @@ def check_export_arguments(arguments: argparse.Namespace) -> GgufOptions | None:
     Raises:
         UserError: lists all problems.
     """
-    found, run = _check_folder_of_checkpoint(arguments, f"{arguments.run.name}-export"), Run(arguments.run)
+    found, run = _check_folder_of_checkpoint(arguments, "-export"), Run(arguments.run)
     options = found.collect(check_gguf_arguments, run, arguments.format, arguments.quant, arguments.llama_cpp)
     found.raise_problems()
     return options
 
 
-def _check_folder_of_checkpoint(arguments: argparse.Namespace, default: str) -> ProblemCollector:
+def _check_folder_of_checkpoint(arguments: argparse.Namespace, suffix: str) -> ProblemCollector:
     """Return the problems of a command that writes a new folder, beside the run by default, from a checkpoint."""
     found, run = ProblemCollector(), Run(arguments.run)
     found.collect(select_scored_checkpoint, run, arguments.checkpoint)
-    found.collect(check_output_is_new, arguments.output or run.path.with_name(default))
+    found.collect(check_output_is_new, arguments.output or run.folder_beside(suffix))
     return found
 
 

@@ -45,13 +45,16 @@ def run_train(arguments: argparse.Namespace) -> int:
         recipe, run_dir = check_training_arguments(arguments.recipe, arguments.overrides, arguments.run)
 
         from hw3.common.distributed import explain_runtime_errors
+        from hw3.evaluation.during_training import build_checkpoint_scorer
+        from hw3.runs.run import Run
         from hw3.training.train import train
 
+    score_checkpoint = build_checkpoint_scorer(Run(run_dir)) if recipe.evaluation.during_training else None
     with explain_runtime_errors(
         "to use less memory, set speed=lean, or lower training.per_device_train_batch_size and raise "
         "training.gradient_accumulation_steps by the same factor; the run resumes from its last complete checkpoint"
     ):
-        return train(recipe, run_dir, break_lock=arguments.break_lock)
+        return train(recipe, run_dir, break_lock=arguments.break_lock, score_checkpoint=score_checkpoint)
 
 
 def add_eval_command(commands: Commands) -> None:
@@ -73,9 +76,22 @@ def add_eval_command(commands: Commands) -> None:
         "--shots", type=int, nargs="+", default=[0], metavar="N", help="numbers of few-shot examples; default: 0"
     )
     evaluate.add_argument(
-        "--prompt", type=Path, nargs="+", default=[], metavar="FILE", help="prompt files to compare with the recipe's"
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="rank other prompts beside the recipe's: names in recipes/prompts/, all of them (all), or files",
     )
-    evaluate.add_argument("--base-only", action="store_true", help="score only the base model")
+    models = evaluate.add_mutually_exclusive_group()
+    models.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="score only the base model (base), or also one checkpoint: best, last, checkpoint-100, or a path; "
+        "default: all",
+    )
+    models.add_argument(
+        "--base-only", action="store_const", const="base", dest="checkpoint", help="the same as --checkpoint base"
+    )
     evaluate.add_argument(
         "--adapter", type=Path, nargs="+", default=[], metavar="DIR", help="score other PEFT adapters as well"
     )
@@ -88,8 +104,8 @@ def add_eval_command(commands: Commands) -> None:
     evaluate.add_argument(
         "--baseline",
         metavar="NAME",
-        help="compare the other entries with this one row by row; NAME as in the table: base, base+4, checkpoint-100; "
-        "default: the best checkpoint",
+        help="compare the other entries with this one row by row; NAME as in the table: base, base+4, checkpoint-100, "
+        "or with --prompt study, study+4; default: the best",
     )
     evaluate.add_argument("--allow-mismatch", action="store_true", help=_ALLOW_MISMATCH_HELP)
 
@@ -117,8 +133,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
             recipe_path=arguments.recipe,
             data_file=arguments.data,
             shots=arguments.shots,
-            prompt_files=arguments.prompt,
-            base_only=arguments.base_only,
+            prompts=arguments.prompt,
+            checkpoint=arguments.checkpoint,
             adapters=arguments.adapter,
             examples_source=arguments.examples,
             baseline=arguments.baseline,

@@ -20,6 +20,7 @@ from hw3.data.tokenization import EncodedRow, Encoder
 from hw3.evaluation.perplexity import RowScore, summarize
 from hw3.evaluation.results import EvalResults
 from hw3.evaluation.selection import ScoredCheckpoint
+from hw3.modeling.float16_products import get_export_dtype
 
 # Rows that llama.cpp scores, spread over the data file.
 NUM_ROWS = 16
@@ -131,7 +132,7 @@ def compare_scores(file: Path, scored: ScoredCheckpoint, encoder: Encoder, quant
 
 def _select_bound(quantization: str, recipe: Recipe) -> float:
     """Return the bound of the coarsest type: of the file, of the model, or of the checkpoint's computation."""
-    dtypes = {recipe.model.dtype}
+    dtypes = {recipe.model.dtype, get_export_dtype(recipe.model.dtype)}
     if recipe.quantization is not None:
         dtypes.add(recipe.quantization.bnb_4bit_compute_dtype)
     return max(MAX_DIFFERENCE[name] for name in (quantization, *(_TYPE_OF_DTYPE[dtype] for dtype in dtypes)))

@@ -34,6 +34,7 @@ from hw3.generation.batch_generate import build_generation_config, get_stop_toke
 from hw3.modeling.adapter_io import InvalidAdapterError
 from hw3.modeling.adapter_slot import AdapterSlot
 from hw3.modeling.devices import select_device
+from hw3.modeling.float16_products import get_export_dtype
 from hw3.modeling.loading import (
     count_base_parameters,
     load_base_model,
@@ -78,7 +79,7 @@ def export_run(
     """
     scored = select_scored_checkpoint(run, checkpoint)
     recipe = scored.recipe
-    output = output or run.path.with_name(f"{run.path.name}-export")
+    output = output or run.folder_beside("-export")
     check_folder_is_new(output, "OUTPUT= (--output)")
     if (recipe.lora or {}).get("layer_replication"):
         raise UserError(f"{run}: lora.layer_replication: replicated layers share their weights and cannot be merged")
@@ -158,6 +159,8 @@ def _write_merged_model(
             reason = first_line(error)
             raise RunError(f"{scored.checkpoint.path}: the adapter cannot be merged: {reason}") from error
     _restore_conv1d_layers(model)
+    if recipe.model.dtype == "float16":
+        model = model.to(getattr(torch, get_export_dtype(recipe.model.dtype)))
     model.config.use_cache = True  # off in training and scoring
     model.generation_config = build_generation_config(recipe.generation, stop_token_ids)
     set_token_ids(model.config, tokenizer)
@@ -248,10 +251,11 @@ def _check_perplexity(scored: ScoredCheckpoint, merged_perplexity: float) -> Non
         RunError: rounding does not explain the change.
     """
     model, quantization = scored.recipe.model, scored.recipe.quantization
-    dtypes = {model.dtype, model.dtype if quantization is None else quantization.bnb_4bit_compute_dtype}
+    saved_dtype = get_export_dtype(model.dtype)
+    dtypes = {saved_dtype, model.dtype if quantization is None else quantization.bnb_4bit_compute_dtype}
     limit = max(MAX_RELATIVE_PERPLEXITY_CHANGE[dtype] for dtype in dtypes)
     if not abs(merged_perplexity / scored.entry.mean_perplexity - 1) <= limit:  # also true for NaN
         raise RunError(
-            f"{_describe_perplexities(scored, merged_perplexity)}; rounding to {model.dtype} explains at most "
+            f"{_describe_perplexities(scored, merged_perplexity)}; rounding to {saved_dtype} explains at most "
             f"{limit:.1%}, so the merged model was not kept; use the adapter with its base model instead"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from hw3.config.recipe import Recipe
 from hw3.config.yaml_loader import dump_yaml
 from hw3.evaluation.selection import ScoredCheckpoint
+from hw3.modeling.float16_products import get_export_dtype
 
 # Training keys that do not describe the model: names and secrets of services, places of logs.
 _PRIVATE_KEY_PREFIXES = ("report_to", "run_name", "project", "trackio_", "logging_dir", "log_")
@@ -41,7 +42,7 @@ def build_model_card(scored: ScoredCheckpoint, name: str, merged_perplexity: flo
         f"---\n{dump_yaml(_front_matter(recipe)).rstrip()}\n---",
         f"# {name}",
         f"{method} fine-tuning of `{_base_model_name(recipe)}` on `{Path(manifest.data['train'].path).name}`, step "
-        f"{scored.checkpoint.step}. Complete weights in {recipe.model.dtype}.",
+        f"{scored.checkpoint.step}. Complete weights in {get_export_dtype(recipe.model.dtype)}.",
         f"## Use\n\n{_USAGE_CODE}\n\n{_describe_chat_template(recipe)}",
         f"## Scores\n\n{_describe_scores(scored, merged_perplexity)}",
         f"## Data\n\n{_data_table(scored)}",

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hw3.generation.decoder import CACHE_GROWTH_TOKENS
+from hw3.modeling.float16_products import get_activation_dtype
 from hw3.modeling.supported_models import LayerShape
 
 CPU_BATCH_BYTES = 2**28  # about 90 rows of the tiny model, with which a step stays fast
@@ -36,7 +37,7 @@ def estimate_row_bytes(
 
 def estimate_prefill_bytes(model: PreTrainedModel, prefix_length: int, prompt_length: int) -> int:
     """Return the activations of one row in one layer while its prompt is computed, without the shared prefix."""
-    shape, itemsize = LayerShape.from_config(model.config), model.dtype.itemsize
+    shape, itemsize = LayerShape.from_config(model.config), get_activation_dtype(model.dtype).itemsize
     # MLP and residuals in the compute dtype, the adapters' float32 copies, attention scores with a float32 softmax.
     bytes_per_token = (itemsize + 4) * (4 * shape.intermediate_size + 8 * shape.hidden_size)
     bytes_per_token += shape.heads * prompt_length * (2 * itemsize + 4)
@@ -58,5 +59,5 @@ def _estimate_decoding_bytes(model: PreTrainedModel, prompt_length: int, max_new
     """
     config, shape = model.config.get_text_config(), LayerShape.from_config(model.config)
     cached_heads = (config.num_hidden_layers + 1) * shape.key_value_heads + shape.heads
-    bytes_per_token = 2 * shape.head_dim * model.dtype.itemsize * cached_heads
+    bytes_per_token = 2 * shape.head_dim * get_activation_dtype(model.dtype).itemsize * cached_heads
     return bytes_per_token * (prompt_length + max_new_tokens + CACHE_GROWTH_TOKENS) + 3 * 4 * config.vocab_size

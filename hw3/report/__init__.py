@@ -11,6 +11,7 @@ from hw3.report.blocks import Text
 from hw3.report.language import report_language, tr
 from hw3.report.render import render_html, render_markdown
 from hw3.report.run_data import load_run_data
+from hw3.report.search_section import build_search_section, find_search
 from hw3.report.sections import build_sections, build_summary
 from hw3.runs.output_file import check_output_file
 from hw3.runs.run import Run
@@ -30,7 +31,8 @@ def write_report(
     """Write `report.html` and `report.md`. The same result files give the same bytes.
 
     Args:
-        runs: the runs, the main one first. It answers the homework's questions; the others are compared with it.
+        runs: the runs, the main one first. It answers the homework's questions; the others are compared with it. The
+            folder of a search stands for its winner, and the search gets a section.
         output: the folder to write to; by default the first run's.
         title: the title; by default the names of the runs.
         author: who wrote the report.
@@ -44,6 +46,9 @@ def write_report(
         UserError: a run does not exist, is named twice, or holds a file that cannot be read.
     """
     output = output or runs[0].path
+    searches = [search for run in runs if (search := find_search(run)) is not None]
+    winners = {search.folder: search.winner for search in searches}
+    runs = [winners.get(run.path, run) for run in runs]
     _check_arguments(runs, output)
     names = {"--title": title, "--author": author, "--student-id": student_id}
     options = [word for option, value in names.items() if value for word in (option, value)]
@@ -54,7 +59,8 @@ def write_report(
         number = tr("student number {number}", number=student_id) if student_id else None
         byline = " · ".join(filter(None, (author, number)))
         summary = [*([Text(byline)] if byline else []), *build_summary(run_data[0])]
-        sections = build_sections(run_data, output, options)
+        *sections, reproducibility = build_sections(run_data, output, options)
+        sections += [*(build_search_section(search, output) for search in searches), reproducibility]
         pages = {
             output / HTML_PAGE: render_html(heading, summary, sections),
             output / MARKDOWN_PAGE: render_markdown(heading, summary, sections),
@@ -68,6 +74,7 @@ def write_report(
 def _check_arguments(runs: list[Run], output: Path) -> None:
     seen = set()
     for run in runs:
+        run.load_recipe()  # reports a path that holds no run
         if run.path.resolve() in seen:
             raise UserError(f"{run}: the run is named twice; name each run once")
         seen.add(run.path.resolve())

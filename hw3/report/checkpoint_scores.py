@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hw3.evaluation.bootstrap import PairedDifference
 from hw3.evaluation.learning_curve import WIDTH, curve_entries, draw_learning_curve
+from hw3.evaluation.metric_choices import MetricChoice, find_metric_choices
 from hw3.evaluation.results import EvalResults
 from hw3.report.blocks import Block, Curve, Facts, Heading, Missing, Table, Text
 from hw3.report.command_lines import eval_command
@@ -61,6 +62,9 @@ def final_score_blocks(run: RunData) -> list[Block]:
         Text(tr("The confidence interval (CI) is a bootstrap interval over rows."), is_note=True),
         Text(_describe_selection(run.results), is_note=True),
     ]
+    choices = find_metric_choices(run.results, [predictions.record for predictions in run.predictions])
+    if choices:
+        blocks.append(Text(join_sentences(*(_describe_choice(choice, best) for choice in choices)), is_note=True))
     if run.other_results:
         blocks.append(_other_files_table(run.other_results, best))
     if best.unknown_tokens:
@@ -86,15 +90,37 @@ def _describe_token_perplexity(best: ScoreEntry) -> str:
 def _describe_selection(results: EvalResults) -> str:
     selected_on = (results.selector or results).data.path
     if selected_on != results.data.path:
-        return tr(
+        selection = tr(
             "The checkpoint was selected on {selected_on}, so {file} did not influence the choice.",
             selected_on=selected_on,
             file=results.data.path,
         )
-    return tr(
-        "The best checkpoint was selected on the file that its score is reported on, as the course does. This makes "
-        "the score look slightly better than it is."
+    else:
+        selection = tr(
+            "The best checkpoint was selected on the file that its score is reported on, as the course does. This "
+            "makes the score look slightly better than it is."
+        )
+    if results.best_by == "mean_perplexity":
+        return selection
+    return join_sentences(selection, tr("It is the one with the lowest token perplexity."))
+
+
+def _describe_choice(choice: MetricChoice, best: ScoreEntry) -> str:
+    """Return whether a translation metric would have chosen another checkpoint."""
+    values = {"metric": choice.metric, "count": choice.checkpoints, "value": f"{choice.value:.1f}"}
+    if choice.checkpoint == best.checkpoint:
+        return tr(
+            "Of the {count} checkpoints with predictions, {metric} would have chosen the same one ({value}).", **values
+        )
+    text = tr(
+        "Of the {count} checkpoints with predictions, {metric} would have chosen {other} ({value}).",
+        other=choice.checkpoint,
+        **values,
     )
+    if choice.best_value is None:
+        return text
+    own = tr("{checkpoint} has {value}.", checkpoint=best.checkpoint, value=f"{choice.best_value:.1f}")
+    return join_sentences(text, own)
 
 
 def _other_files_table(other_results: list[EvalResults], best: ScoreEntry) -> Table:
@@ -131,7 +157,7 @@ def learning_curve_blocks(run: RunData, output_dir: Path) -> list[Block]:
         best = format_perplexity(run.best.mean_perplexity)
         description += tr(": best {perplexity} at step {step}", perplexity=best, step=run.best.step)
     wide, narrow = (
-        render_figure(draw_learning_curve(results, run.losses, width), "curve", description)
+        render_figure(draw_learning_curve(results, run.losses, width, tr), "curve", description)
         for width in (WIDTH, _NARROW_PIXELS)
     )
     how_to_read = tr(

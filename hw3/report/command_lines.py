@@ -11,7 +11,7 @@ from hw3.evaluation.results import EvalResults
 from hw3.report.run_data import RunData
 from hw3.runs.manifest import Manifest
 from hw3.runs.results_file import ScoreEntry
-from hw3.runs.run import RECIPE_FILE
+from hw3.runs.run import RECIPE_FILE, Run
 
 _SHOTS = (0, 1, 2, 4)
 
@@ -54,9 +54,9 @@ def report_command(runs: list[RunData], output_dir: Path, options: list[str]) ->
 def reproduction_commands(run: RunData) -> list[str]:
     """Return the commands that train and score a run and generate its predictions."""
     commands = [] if run.manifest is None else [_train_command(run, run.manifest)]
-    dev = run.recipe.data.dev
+    dev_file = Run(run.path).dev_file(run.recipe)
     for results in run.all_results:
-        is_dev = dev is not None and results.data.path in (portable_path(Path(dev)), Path(dev).name)
+        is_dev = dev_file is not None and results.data.path in (portable_path(dev_file), dev_file.name)
         if results is run.results:
             commands += _eval_commands(run, results, [])
         elif not is_dev:  # the command without --data scores the dev file too
@@ -78,27 +78,29 @@ def _eval_commands(run: RunData, results: EvalResults, data_option: list[str]) -
     """Return the commands that score the entries of one file.
 
     For each prompt and each source of few-shot examples, there is one command for the checkpoints and one for the base
-    model, where the first does not cover it.
+    model, where the first does not cover it. Prompts that need the same options share a command.
     """
     groups: dict[tuple[str, str, bool], list[ScoreEntry]] = {}
     for entry in results.entries:
         groups.setdefault((entry.prompt.sha256, entry.prompt.name, bool(entry.example_ids)), []).append(entry)
-    commands = []
+    prompts: dict[tuple[bool, tuple[str, ...]], list[str]] = {}  # by the other options
     for key in sorted(groups, key=lambda key: (key[0] != results.prompt_sha256, key[1:])):
         (sha256, name, is_sampled), entries = key, groups[key]
-        words = ["eval", run.name, *data_option]
-        if sha256 != results.prompt_sha256:
-            found = find_prompt_file(sha256)
-            words += ["--prompt", f"{name}.yaml" if found is None else found[0].as_posix()]
-        if is_sampled:
-            words += ["--examples", "train"]
+        is_own, found = sha256 == results.prompt_sha256, find_prompt_file(sha256)
+        files = [] if is_own else [f"{name}.yaml" if found is None else found[0].as_posix()]
+        examples_option = ["--examples", "train"] if is_sampled else []
         finetuned_shots = sorted({entry.shots for entry in entries if not entry.is_base})
         base_shots = sorted({entry.shots for entry in entries if entry.is_base})
         adapters = sorted({entry.checkpoint for entry in entries if entry.checkpoint and not entry.is_run_checkpoint})
         if finetuned_shots:
             adapter_option = ["--adapter", *adapters] if adapters else []
             shots_option = [] if finetuned_shots == [0] else ["--shots", *map(str, finetuned_shots)]
-            commands.append(hw3_command(*words, *adapter_option, *shots_option))
+            options = (*examples_option, *adapter_option, *shots_option)
+            prompts.setdefault((is_own, options), []).extend(files)
         if set(base_shots) - set(finetuned_shots):
-            commands.append(hw3_command(*words, "--base-only", "--shots", *base_shots))
-    return commands
+            options = (*examples_option, "--base-only", "--shots", *map(str, base_shots))
+            prompts.setdefault((is_own, options), []).extend(files)
+    return [
+        hw3_command("eval", run.name, *data_option, *(["--prompt", *files] if files else []), *options)
+        for (_, options), files in prompts.items()
+    ]

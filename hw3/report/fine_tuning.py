@@ -17,6 +17,7 @@ from hw3.report.formatting import CI, format_count, format_difference, format_pe
 from hw3.report.language import join_sentences, tr
 from hw3.report.prompting import prompt_block
 from hw3.report.run_data import RunData, compare_entries, have_same_rows
+from hw3.runs.run import Run
 
 _TRAINING_DEFAULTS = {field.name: field.default for field in fields(SFTConfig)} | {
     "lr_scheduler_type": "linear",
@@ -89,16 +90,15 @@ def _data_blocks(run: RunData) -> list[Block]:
         "dev": tr("selecting the checkpoint"),
         "eval": tr("scoring"),
     }
-    rows = []
+    rows, files = [], Run(run.path).data_files(run.recipe)
     for key, use in uses.items():
-        name = getattr(run.recipe.data, key)
-        if name is None:
+        if key not in files:
             continue
         data = None if run.manifest is None else run.manifest.data.get(key)
         if data is None and key == "eval" and run.results is not None:
             data = run.results.data
         if data is None:
-            rows.append([use, name, "—"])
+            rows.append([use, files[key].as_posix(), "—"])
         else:
             rows.append([use, data.path, f"{data.rows:,}"])
     header = [tr("used for"), tr("file"), tr("rows")]
@@ -118,6 +118,10 @@ def _describe_training_length(run: RunData, training_rows: int) -> str:
         total=format_count(steps * rows_per_step, "row"),
         epochs=epochs,
     )
+    early_stop = None if run.manifest is None else run.manifest.stopped_early
+    if early_stop is not None and early_stop.patience is not None:
+        count = format_count(early_stop.patience, "checkpoint")
+        length = join_sentences(length, tr("It ended early, because {count} in a row did not improve.", count=count))
     if not run.training_tokens:
         return length
     tokens = tr("These rows have {tokens:,} tokens, prompts included.", tokens=run.training_tokens)

@@ -39,12 +39,14 @@ def prompting_blocks(run: RunData) -> list[Block]:
         blocks.append(Missing(tr("The base model has not been scored with few-shot examples yet."), [command]))
     if not entries:
         return blocks
+    own = [entry for entry in entries if entry.prompt.sha256 == run.recipe.prompt.sha256]
     return [
         *blocks,
         *_examples_blocks(run, [entry for entry in entries if entry.is_base]),
         Heading(tr("Scores")),
-        *scores_blocks(run, entries),
-        *_conclusion_blocks(run),
+        *scores_blocks(run, own or entries),
+        *([] if len(own) == len(entries) else _ranking_blocks(run, entries)),
+        *_conclusion_blocks(run, entries),
         Heading(tr("The prompts")),
         *_prompt_blocks(run, entries),
     ]
@@ -116,6 +118,36 @@ def scores_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
     ]
 
 
+def _ranking_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
+    """Return a table of entries under several prompts, the best first, each compared with the best row by row."""
+    ranked = sorted(entries, key=lambda entry: entry.mean_perplexity)
+    draw_interval = interval_drawer(ranked)
+    rows = [
+        [
+            entry.prompt.name,
+            format_model(entry),
+            draw_interval(entry),
+            format_score(entry),
+            *format_comparison(None if entry is ranked[0] else compare_entries(run, ranked[0], entry)),
+            "" if entry.prompt_tokens is None else f"{entry.prompt_tokens / entry.rows:,.0f}",
+        ]
+        for entry in ranked
+    ]
+    header = [tr("prompt"), tr("model"), "", f"{tr('mean perplexity')} {CI}"]
+    header += [f"{tr('difference from {name}', name=ranked[0].prompt_label)} {CI}", tr("rows better / worse")]
+    return [
+        Table(tr("Prompts, the best first"), [*header, tr("tokens per prompt")], rows, {0}, text_columns=3),
+        Text(
+            tr(
+                "Tokens per prompt are a mean over the rows: the prompt's own text, its few-shot examples and the "
+                "instruction. The best of many prompts looks slightly better than it is, because it was selected on "
+                "these rows."
+            ),
+            is_note=True,
+        ),
+    ]
+
+
 def prompt_block(title: str, prompt: Prompt, examples: list[Example], *, is_collapsed: bool = False) -> Code:
     """Return a prompt as the model sees it, with a placeholder for the instruction."""
     if not prompt.chat_template:
@@ -177,7 +209,7 @@ def _describe_sampled_examples(run: RunData, row_ids: list[str]) -> str:
     )
 
 
-def _conclusion_blocks(run: RunData) -> list[Block]:
+def _conclusion_blocks(run: RunData, entries: list[ScoreEntry]) -> list[Block]:
     """Return how much few-shot examples and fine-tuning change the score."""
     zero_shot, few_shot, best = run.zero_shot, run.best_few_shot, run.best
     sentences = []
@@ -200,11 +232,8 @@ def _conclusion_blocks(run: RunData) -> list[Block]:
                 **change,
             )
         sentences.append(sentence)
-    prompted = min(
-        (entry for entry in (zero_shot, few_shot) if entry is not None),
-        key=lambda entry: entry.mean_perplexity,
-        default=None,
-    )
+    base_entries = [entry for entry in entries if entry.is_base]
+    prompted = min(base_entries, key=lambda entry: entry.mean_perplexity, default=None)
     if best is not None and prompted is not None:
         pair = compare_entries(run, prompted, best)
         sentences.append(

@@ -120,10 +120,12 @@ def load_run_data(run: Run) -> RunData:
     """
     recipe, manifest = run.load_recipe(), run.read_manifest()
     started = None if manifest is None else manifest.started
-    all_results = [EvalResults.read(folder, recipe.prompt.sha256, started) for folder in run.read_results()]
+    best_by = recipe.evaluation.best_by
+    all_results = [EvalResults.read(folder, recipe.prompt.sha256, started, best_by) for folder in run.read_results()]
     all_results = [results for results in all_results if results.entries]
     results = _find_results(all_results, recipe.data.eval, manifest, "eval")
-    dev_results = None if recipe.data.dev is None else _find_results(all_results, recipe.data.dev, manifest, "dev")
+    dev_file = run.dev_file(recipe)
+    dev_results = None if dev_file is None else _find_results(all_results, str(dev_file), manifest, "dev")
     for file_results in all_results:
         is_eval = file_results is results
         file_results.select_on(dev_results if is_eval and dev_results is not None else file_results)
@@ -185,10 +187,19 @@ def _find_results(
     """
     path = Path(name)
     recorded = None if manifest is None else manifest.data.get(key)
+    names = (portable_path(path), path.as_posix(), path.name)
+    # The path of a dev file in a run folder changes when the folder is moved.
     found = [
-        results for results in all_results if results.data.path in (portable_path(path), path.as_posix(), path.name)
+        results
+        for results in all_results
+        if results.data.path in names or (recorded is not None and results.data.sha256 == recorded.sha256)
     ]
-    found.sort(key=lambda results: recorded is None or results.data.sha256 != recorded.sha256)
+    found.sort(
+        key=lambda results: (
+            recorded is None or results.data.sha256 != recorded.sha256,
+            results.data.path not in names,
+        )
+    )
     return found[0] if found else None
 
 

@@ -23,13 +23,22 @@ _GRADER_PYTHON = (3, 10)
 def build_utils_constants(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the constants of `utils.py`: the recipe's prompt and quantization."""
     before, after = Encoder(tokenizer, recipe.prompt).turn_prefix_and_suffix()
+    quantization = recipe.quantization
+    if quantization is not None:
+        dtype = _portable_dtype(quantization.bnb_4bit_compute_dtype)
+        quantization = quantization.model_copy(update={"bnb_4bit_compute_dtype": dtype})
     return {
         "BEFORE": before,
         "TURN": recipe.prompt.turn,
         "AFTER": after,
         "CHAT_TEMPLATE": recipe.prompt.chat_template,
-        "QUANTIZATION": None if recipe.quantization is None else recipe.quantization.model_dump(),
+        "QUANTIZATION": None if quantization is None else quantization.model_dump(),
     }
+
+
+def _portable_dtype(dtype: str) -> str:
+    """Return float32 in place of float16, which overflows without this project; every GPU has float32."""
+    return "float32" if dtype == "float16" else dtype
 
 
 def build_predict_constants(generator: RunGenerator) -> dict[str, Any]:
@@ -40,7 +49,7 @@ def build_predict_constants(generator: RunGenerator) -> dict[str, Any]:
     """
     model, generation = generator.recipe.model, generator.recipe.generation
     constants = {
-        "DTYPE": model.dtype,
+        "DTYPE": _portable_dtype(model.dtype),
         "ATTENTION": resolve_attn_implementation(model),
         "GENERATION": generation.model_dump(exclude_none=True, exclude={"max_new_tokens"}),
         "STOPS": generator.generation_config.eos_token_id,

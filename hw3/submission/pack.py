@@ -55,7 +55,7 @@ def pack_run(
         RunError: the folder gives another score or other outputs, or exceeds a limit. Nothing is written.
     """
     scored = select_scored_checkpoint(run, checkpoint)
-    output = output or run.path.with_name(f"{run.path.name}-pack")
+    output = output or run.folder_beside("-pack")
     check_folder_is_new(output, "OUTPUT= (--output)")
     adapter_config = build_adapter_config(scored, grader_year)
     _check_adapter_size(scored)

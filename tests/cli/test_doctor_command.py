@@ -40,7 +40,7 @@ def test_doctor_finds_that_the_model_of_the_repository_can_be_trained(tmp_path: 
     ],
 )
 def test_doctor_reports_a_broken_pytorch_and_goes_on(tmp_path: Path, content: str, error: str) -> None:
-    (tmp_path / "torch.py").write_text(content)
+    (tmp_path / "torch.py").write_text(content, encoding="utf-8")
     done = doctor(module_path=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"PROBLEM  PyTorch        torch cannot be imported: {error}" in done.stdout
@@ -71,8 +71,18 @@ def test_check_torch_tells_a_build_without_cuda_from_a_missing_driver(
     findings = {subject: (status, text) for status, subject, text in doctor_command.check_torch()}
     assert findings["GPU"][0] == "note" and findings["GPU"][1].startswith("no NVIDIA driver")
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho '580.95.05, Tesla T4'\n")
+    program.write_text("#!/bin/sh\necho '580.95.05, Tesla T4'\n", encoding="utf-8")
     program.chmod(0o755)
     findings = {subject: (status, text) for status, subject, text in doctor_command.check_torch()}
     assert findings["GPU"][1].startswith("driver 580.95.05, Tesla T4, but PyTorch ")
     assert findings["4-bit product"][0] == "ok"
+
+
+def test_doctor_notes_systems_other_than_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    ((status, _, text),) = doctor_command.check_python()
+    assert (
+        status == "note"
+        and " on Darwin " in text
+        and text.endswith("hw3 has been tried on Linux only (docs/versions.md)")
+    )

@@ -7,11 +7,13 @@ from pathlib import Path
 import yaml
 from sample_runs import (
     Page,
+    adapter_sha256,
     four_rows,
     make_entry,
     read_json,
     write_and_read_report,
     write_json,
+    write_predictions,
     write_recipe,
     write_run,
 )
@@ -33,6 +35,26 @@ def test_final_score_is_that_of_the_best_checkpoint(page: Page) -> None:
     assert "The best checkpoint is from step 10 of 20. Its scores on the 4 rows of data/eval.json are:" in page.body
     assert page.facts["mean perplexity [95%\u00a0CI]"] == "6.00 [4.00, 8.00]"
     assert page.facts["bits per character"] == "1.500"
+
+
+def test_report_names_the_checkpoint_that_another_metric_would_have_chosen() -> None:
+    run = write_run(Path("outputs/a"))
+    results = read_json(run / "eval/eval/results.json")
+    for entry in results["entries"]:
+        entry["adapter_sha256"] = adapter_sha256(run, entry["step"])
+    write_json(run / "eval/eval/results.json", results)
+    prompt = next(entry["prompt"] for entry in results["entries"])
+    for step, bleu, chrf in ((10, 25.0, 31.0), (20, 26.5, 30.0)):
+        write_predictions(run, f"checkpoint-{step}", ["甲", "乙", "丙", "丁"])
+        file = run / f"predictions/eval/checkpoint-{step}.quality.json"
+        record = read_json(file)
+        record["groups"]["all"] |= {"bleu": bleu, "chrf": chrf}
+        write_json(file, record | {"prompt": prompt})
+    page, _ = write_and_read_report(run)
+    assert (
+        "Of the 2 checkpoints with predictions, BLEU would have chosen checkpoint-20 (26.5). checkpoint-10 has 25.0. "
+        "Of the 2 checkpoints with predictions, chrF would have chosen the same one (31.0)." in page.body
+    )
 
 
 def test_dev_file_selects_the_checkpoint_and_is_drawn() -> None:

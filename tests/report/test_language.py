@@ -27,10 +27,10 @@ DYNAMIC_TEXTS = {
 
 
 def literal_texts() -> set[str]:
-    """Return the texts that the modules and templates of the report pass to `tr`."""
+    """Return the texts that the learning curve and the modules and templates of the report pass to `tr`."""
     calls = [
         node
-        for path in REPORT.glob("*.py")
+        for path in (*REPORT.glob("*.py"), REPOSITORY / "hw3/evaluation/learning_curve.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tr"
     ]
@@ -85,6 +85,17 @@ def test_report_in_chinese_has_the_same_numbers() -> None:
     assert [re.sub(r"\D", "", text) for text in chinese.texts["b"]] == [
         re.sub(r"\D", "", text) for text in english.texts["b"]
     ]
+
+
+def test_learning_curve_in_a_chinese_report_is_chinese() -> None:
+    page, _ = write_and_read_report(write_run(Path("outputs/a")), options=["--lang", "zh-TW"])
+    labels = [text for text in page.texts["text"] if not re.fullmatch(r"[\d.]+", text)]
+    # Twice: for wide and for narrow screens.
+    assert labels[: len(labels) // 2] == labels[len(labels) // 2 :] == [
+        "基礎模型 30.00", "2-shot 12.00", "最佳 6.00，第 10 步", "平均 perplexity（對數刻度）", "訓練步數",
+        "訓練 loss（每 token 的 nat 數）", "outputs/a", "data/eval.json，95% 信賴區間",
+    ]  # fmt: skip
+    assert {"基礎模型：30.000 [28.00, 32.00]", "最佳：第 10 步：6.000 [4.00, 8.00]"} <= set(page.texts["title"])
 
 
 def test_title_and_author_are_escaped() -> None:

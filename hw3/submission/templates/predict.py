@@ -124,7 +124,8 @@ def main() -> None:
         json.dump(pairs, file, ensure_ascii=False, indent=2)
         file.write("\n")
     os.replace(target + ".part", target)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS reports bytes, Linux KiB
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     print(f"{len(rows)} rows in {seconds:.1f} s; peak {memory:.2f} GiB of memory, {gpu:.2f} GiB of GPU memory")
 

@@ -69,7 +69,7 @@ def train_run(run: Path, first: str, second: str | None) -> dict[str, Any]:
         assert train(recipe, run) == 0
     logs = read_loss_logs(run)
     assert evaluate_run(Run(run), shots=[0]) == 0
-    results = json.loads((run / "eval/eval/results.json").read_text())
+    results = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))
     cuda_graphs = Run(run).read_manifest().speed.cuda_graphs
     assert cuda_graphs == (second or first).startswith(CUDA_GRAPHS), "the run did not use the CUDA-graph step"
     return {

@@ -242,7 +242,7 @@ def main() -> int:
     free_gpu_memory()
     rows += measure_dequantized(recipe, rows_by_shots, adapters)
     write_report(arguments.output, "evaluation", describe_machine(), rows + sweep_rows, COLUMNS)
-    print((arguments.output / "evaluation.md").read_text())
+    print((arguments.output / "evaluation.md").read_text(encoding="utf-8"))
     return 0
 
 

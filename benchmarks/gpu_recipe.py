@@ -1,7 +1,7 @@
 """Run recipes/gemma/qlora.yaml on one GPU, on random weights of Gemma-2-2B's shape: 50 steps, 2 checkpoints, scores.
 
 Speed and memory do not depend on the values of the weights; scores do, and mean nothing here. The recipe runs
-unchanged, and with the settings that `hw3` recommends for a GPU without bfloat16.
+unchanged, and in float32.
 
     python benchmarks/gpu_recipe.py --tokenizer DIR     # Gemma's tokenizer, a folder that AutoTokenizer reads
 """
@@ -21,10 +21,9 @@ from benchmark_report import describe_machine, write_report
 from random_models import make_random_base
 from training_logs import read_loss_logs, seconds_per_step
 
-from hw3.modeling.devices import NO_BF16_OVERRIDES
-
 RECIPE = "recipes/gemma/qlora.yaml"
-SETTINGS = {"unchanged recipe": "", "without bfloat16": NO_BF16_OVERRIDES}
+FLOAT32 = "training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32"
+SETTINGS = {"unchanged recipe": "", "without bfloat16": FLOAT32}
 OVERRIDES = (
     "data.train=data/train.json data.eval=data/eval.json training.max_steps=50 training.save_steps=25 "
     "training.logging_steps=1 training.report_to=none"
@@ -50,7 +49,7 @@ def measure(base: Path, setting: str, scratch: Path) -> dict[str, Any]:
     started = time.monotonic()
     assert evaluate_run(Run(run), shots=[0]) == 0
     seconds_scoring = time.monotonic() - started
-    results = json.loads((run / "eval/eval/results.json").read_text())
+    results = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))
     session = Run(run).read_manifest().sessions[-1]
     return {
         "setting": setting,
@@ -83,14 +82,14 @@ def main() -> int:
     base = arguments.scratch / "gemma-2-2b-random"
     if arguments.setting:
         row = measure(base, arguments.setting, arguments.scratch)
-        (arguments.scratch / "row.json").write_text(json.dumps(row))
+        (arguments.scratch / "row.json").write_text(json.dumps(row), encoding="utf-8")
         return 0
     make_random_base(base, arguments.tokenizer)
     rows = []
     for setting in SETTINGS:
         command = [sys.executable, __file__, "--setting", setting, "--tokenizer", str(arguments.tokenizer)]
         subprocess.run([*command, "--scratch", str(arguments.scratch)], check=True)
-        rows.append(json.loads((arguments.scratch / "row.json").read_text()))
+        rows.append(json.loads((arguments.scratch / "row.json").read_text(encoding="utf-8")))
         write_report(arguments.output, "gpu_recipe", describe_machine(), rows, COLUMNS)
     return 0
 

@@ -162,7 +162,7 @@ def sweep(run: Path, report: Path, *, processes: int = 1, **options: Any) -> dic
     started = time.time()
     arguments = [str(Path(__file__).with_name("profile_eval.py")), str(run), str(report), str(started)]
     launch(arguments, report.with_suffix(".log"), processes=processes, **options)
-    return json.loads(report.read_text()) | {"started": started, "finished": time.time()}
+    return json.loads(report.read_text(encoding="utf-8")) | {"started": started, "finished": time.time()}
 
 
 def read_run(run: Path, *, warmup_entries: int) -> dict[str, Any]:

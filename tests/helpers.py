@@ -50,10 +50,10 @@ def character_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
 def copy_run_with_scaled_scores(run: Path, copy: Path, factor: float) -> Path:
     """Copy a scored run and multiply the mean perplexities in its results by a factor; return the copy."""
     file = shutil.copytree(run, copy) / "eval/eval/results.json"
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     for entry in results["entries"]:
         entry["mean_perplexity"] *= factor
-    file.write_text(json.dumps(results))
+    file.write_text(json.dumps(results), encoding="utf-8")
     return copy
 
 
@@ -171,7 +171,8 @@ def make_score_entry(
     )
 
 
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+IMPORT_PATH = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH}
 
 
 def hw3(*arguments: str | Path, expected: int = 0) -> tuple[str, str]:
@@ -210,7 +211,7 @@ def launch(*arguments: str | Path, options: list[str] | None = None, **environme
 
 def read_losses(run: Path) -> dict[int, tuple[float, float]]:
     """Return (loss, number of tokens so far) by step."""
-    state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+    state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text(encoding="utf-8"))
     return {log["step"]: (log["loss"], log["num_tokens"]) for log in state["log_history"] if "loss" in log}
 
 

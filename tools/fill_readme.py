@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from document_blocks import guide, inference, recipes, serving, training, versions
+from document_blocks import guide, inference, recipes, search, serving, study, training, versions
 from document_blocks.sources import REPOSITORY, read_report
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -34,6 +34,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "train_step": training.train_step,
     "scaling": training.scaling,
     "memory": training.memory,
+    "small_gpus": training.small_gpus,
+    "checksums": training.checksums,
     "multi_gpu_equivalence": training.multi_gpu_equivalence,
     "evaluation": inference.evaluation,
     "scoring_precision": inference.scoring_precision,
@@ -43,8 +45,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "smollm2_settings": guide.smollm2_settings,
     "versions": versions.packages,
     "version_tests": versions.tests,
+    "gpu_tests": versions.gpu_tests,
     "step_kernels": lambda: format_table(read_report("step_kernels")).rstrip(),
     "gguf": serving.gguf,
+    "search_tiny": search.search_tiny,
+    "search_speed": search.search_speed,
 }
 for language in ("en", "zh"):
     BLOCKS |= {
@@ -54,6 +59,7 @@ for language in ("en", "zh"):
         f"published_{language}": partial(guide.published, language),
         f"reproducibility_{language}": partial(guide.reproducibility, language),
     }
+    BLOCKS |= study.list_blocks(language)
 DOCUMENTS = {
     "docs/recipe.md": ("recipes", "common_keys", "recipe_keys", "reserved_keys"),
     "README.md": ("scores_en", "gpus_en", "reproducibility_en"),
@@ -63,6 +69,8 @@ DOCUMENTS = {
     "docs/benchmarks.md": (
         "costs",
         "train_step",
+        "small_gpus",
+        "checksums",
         "reproducibility_en",
         "scaling",
         "evaluation",
@@ -73,9 +81,22 @@ DOCUMENTS = {
     ),
     "docs/several-gpus.md": ("multi_gpu_equivalence", "scaling", "parallel_inference", "memory"),
     "docs/homework/README.md": ("homework", "proper"),
-    "docs/versions.md": ("version_tests", "versions"),
+    "docs/versions.md": ("version_tests", "gpu_tests", "versions"),
     "docs/smollm2/README.md": ("smollm2", "smollm2_settings", "step_kernels"),
     "docs/serving.md": ("gguf",),
+    "docs/study.md": (
+        "smollm2",
+        "tiny",
+        "smollm2_settings",
+        *(name for name in BLOCKS if re.fullmatch(r"study_\w+_en", name)),
+    ),
+    "docs/study.zh-TW.md": (
+        "smollm2",
+        "tiny",
+        "smollm2_settings",
+        *(name for name in BLOCKS if re.fullmatch(r"study_\w+_zh", name)),
+    ),
+    "docs/search.md": ("search_tiny", "search_speed"),
 }
 
 

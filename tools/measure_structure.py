@@ -37,6 +37,7 @@ PACKAGES = (
     "report",
     "export",
     "submission",
+    "search",
     "cli",
     "__main__",
 )

@@ -13,7 +13,11 @@ traceback.
 command continues with the first round that is not in the log. It ends with status 1 if a round failed.
 
 Commands run in processes that are forked from this one, which has imported all packages. A full disk needs a file
-system of its own: root mounts one in memory. Others leave that fault out.
+system of its own: root mounts one in memory. Others leave that fault out. With `--gpu`, commands use the first GPU, and
+training uses the CUDA-graph step.
+
+Another seed, or other rounds (`--start 4 --rounds 2` runs rounds 4 and 5), may run at the same time with the same
+`--output`.
 """
 
 from __future__ import annotations
@@ -21,10 +25,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import os
-import pkgutil
 import random
 import shutil
 import signal
@@ -32,13 +34,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from soak_process import Attempt, Command, Fault, Process
+import soak_gpu
+from soak_process import Attempt, Command, Fault, Process, import_packages, in_child, run_in_children
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -58,10 +61,12 @@ class Soak:
         work: the folder, on a file system of its own if the disk can be filled.
         seed: seed of all rounds.
         kinds: kinds of faults.
+        overrides: overrides of the recipe.
     """
 
-    def __init__(self, work: Path, seed: int, kinds: list[str]) -> None:
-        self.work = work
+    def __init__(self, work: Path, seed: int, kinds: list[str], overrides: list[str]) -> None:
+        self.work = self.inputs = work
+        self.overrides = overrides
         self.seed = seed
         self.kinds = kinds
         self.folder = work / "round"
@@ -70,11 +75,12 @@ class Soak:
 
     def _list_commands(self) -> list[Command]:
         run = str(self.folder / "run")
-        last, eval_file = ["--checkpoint", "checkpoint-12"], str(self.work / "eval.json")
-        parts, built = str(self.work / "parts"), str(self.folder / "built")
+        last, eval_file = ["--checkpoint", "checkpoint-12"], str(self.inputs / "eval.json")
+        parts, built = str(self.inputs / "parts"), str(self.folder / "built")
         return [
             Command("data build", ["data", "build", "--corpus", parts, "--output", built, *_small_splits()]),
-            Command("train", ["train", str(self.work / "mini/qlora.yaml"), "--run", run], "run/checkpoint-*/*"),
+            Command("train", ["train", str(self.inputs / "mini/qlora.yaml"), "--run", run, *self.overrides],
+                    "run/checkpoint-*/*"),
             Command("eval", ["eval", run], "run/eval/*/rows.parquet", "run/eval/eval"),
             Command("predict", ["predict", run, eval_file, *last],
                     "run/predictions/eval/*checkpoint-12.[jp]*"),
@@ -84,7 +90,7 @@ class Soak:
 
     def run_reference(self, *, with_pack: bool) -> None:
         """Write the base model and the data, and run all commands without faults."""
-        _in_child(lambda: _write_inputs(self.work))
+        in_child(lambda: _write_inputs(self.inputs))
         self.folder.mkdir()
         for command in self.commands:
             if command.name == "pack" and not with_pack:
@@ -95,9 +101,15 @@ class Soak:
             if attempt.status != 0:
                 raise SystemExit(f"{command.name} failed without faults:\n{attempt.text}")
             command.seconds = time.monotonic() - process.started
-            command.num_events = int(events_file.read_text())
+            command.num_events = int(events_file.read_text(encoding="utf-8"))
         self.reference = _describe_results(self.folder)
         shutil.rmtree(self.folder)
+
+    def move_to(self, work: Path) -> None:
+        """Run the next rounds in another folder. Inputs and reference stay."""
+        self.work, self.folder = work, work / "round"
+        for command, moved in zip(self.commands, self._list_commands(), strict=True):
+            command.arguments = moved.arguments
 
     def run_round(self, number: int) -> dict[str, Any]:
         """Run one round; return its line of the log. The folder of a round that failed is kept."""
@@ -268,32 +280,6 @@ def _small_splits() -> list[str]:
     return list(SMALL_SPLITS)
 
 
-def _in_child(function: Callable[[], None]) -> None:
-    """Call a function in a forked process, because threads that PyTorch starts do not survive a fork."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        except Exception:
-            traceback.print_exc()
-            os._exit(1)
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit("the base model cannot be written")
-
-
-def _import_packages() -> None:
-    """Import what the commands import, so that forked processes start at once."""
-    import rensa  # noqa: F401
-
-    import hw3
-
-    for module in pkgutil.walk_packages(hw3.__path__, "hw3."):
-        if not module.name.endswith("__main__"):  # it would run a command
-            with contextlib.suppress(ImportError):  # an optional package is missing
-                importlib.import_module(module.name)
-
-
 @contextlib.contextmanager
 def _work_folder() -> Iterator[tuple[Path, bool]]:
     """Yield a new folder, and whether it is on a file system of its own."""
@@ -317,6 +303,7 @@ def write_summary(log: Path, summary: Path) -> None:
     commands = sorted({fault["command"] for fault in faults})
     seconds = sum(line["seconds"] for line in lines)
     seeds = ", ".join(map(str, sorted({line["seed"] for line in lines})))
+    devices = sorted({line["device"] for line in lines if "device" in line})
     text = [
         "# Soak test",
         "",
@@ -324,6 +311,7 @@ def write_summary(log: Path, summary: Path) -> None:
         "",
         f"- rounds: {len(lines)}, of which {passed} passed; seed {seeds}; {seconds / max(1, len(lines)):.1f} s each",
         f"- faults: {len(faults)}, of which {not_reached} came after the command had ended",
+        *(f"- on {device}, with CUDA graphs" for device in devices),
         "",
         f"| fault | {' | '.join(commands)} | all |",
         f"|---|{'--:|' * (len(commands) + 1)}",
@@ -343,6 +331,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all faults; default: 0")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="number of rounds; default: 30")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="number of the first round; default: 0")
+    parser.add_argument("--gpu", action="store_true", help="run the commands on the first GPU")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="rounds at the same time; default: 1")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of log.jsonl and summary.md")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is unmounted
@@ -350,40 +341,58 @@ def main(argv: list[str] | None = None) -> int:
     log = arguments.output / "log.jsonl"
     stored = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     done = {line["round"] for line in stored if line["seed"] == arguments.seed}
-    missing = [number for number in range(arguments.rounds) if number not in done]
+    numbers = range(arguments.start, arguments.start + arguments.rounds)
+    missing = [number for number in numbers if number not in done]
     failed = sum(line["outcome"] != "passed" for line in stored)
     if missing:
-        failed += _run_rounds(arguments.seed, missing, log)
+        failed += _run_rounds(arguments.seed, missing, log, gpu=arguments.gpu, processes=arguments.processes)
     write_summary(log, arguments.output / "summary.md")
     print(f"{arguments.output}/summary.md: {arguments.rounds} rounds, {failed} failed")
     return 1 if failed else 0
 
 
-def _run_rounds(seed: int, numbers: list[int], log: Path) -> int:
-    """Run rounds, and append their lines to the log; return how many failed."""
-    failed = 0
+def _run_rounds(seed: int, numbers: list[int], log: Path, *, gpu: bool, processes: int) -> int:
+    """Run a reference without faults, then rounds, some at the same time; return how many failed."""
+    device, capability = soak_gpu.describe_gpu() if gpu else (None, None)
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "GOMP_SPINCOUNT": "20000",
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
     sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/corpus")]
-    _import_packages()
+    with contextlib.nullcontext() if capability is None else soak_gpu.without_cuda_context(capability):
+        import_packages()
     with _work_folder() as (work, is_mounted):
         kinds = ["kill", "kill", "stop", "file_size_limit", "bit_flip", "second_writer"]
-        soak = Soak(work, seed, [*kinds, *["disk_full"] * is_mounted])
+        soak = Soak(work, seed, [*kinds, *["disk_full"] * is_mounted], soak_gpu.TRAINING_OVERRIDES if gpu else [])
         soak.run_reference(with_pack=any(number % ROUNDS_PER_PACK == 0 for number in numbers))
-        for number in numbers:
-            line = soak.run_round(number)
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"round {number}: {line['outcome']}, {len(line['faults'])} faults, {line['seconds']} s", flush=True)
-            if line["outcome"] != "passed":
-                failed += 1
-                print(line["reason"])
-                shutil.copytree(soak.folder, log.parent / f"failed-{seed}-{number}", dirs_exist_ok=True)
-                shutil.rmtree(soak.folder)
+        if processes == 1:
+            return _run_in_order(soak, numbers, log, device)
+        parts = [numbers[first::processes] for first in range(min(processes, len(numbers)))]
+        return run_in_children([partial(_run_elsewhere, soak, part, log, device) for part in parts])
+
+
+def _run_elsewhere(soak: Soak, numbers: list[int], log: Path, device: str | None) -> int:
+    """Run rounds on a file system of their own, which only they can fill; return how many failed."""
+    with _work_folder() as (work, _):
+        soak.move_to(work)
+        return _run_in_order(soak, numbers, log, device)
+
+
+def _run_in_order(soak: Soak, numbers: list[int], log: Path, device: str | None) -> int:
+    """Run rounds, and append their lines to the log; return how many failed."""
+    failed = 0
+    for number in numbers:
+        line = soak.run_round(number) | ({} if device is None else {"device": device})
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"round {number}: {line['outcome']}, {len(line['faults'])} faults, {line['seconds']} s", flush=True)
+        if line["outcome"] != "passed":
+            failed += 1
+            print(line["reason"], flush=True)
+            shutil.copytree(soak.folder, log.parent / f"failed-{soak.seed}-{number}", dirs_exist_ok=True)
+            shutil.rmtree(soak.folder)
     return failed
 
 

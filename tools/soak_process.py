@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import pkgutil
 import random
 import resource
 import select
@@ -10,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +174,7 @@ def _run_child(
     sys.addaudithook(count_access)
     status = main(arguments)
     if events_file is not None:
-        events_file.write_text(str(count))
+        events_file.write_text(str(count), encoding="utf-8")
     sys.stdout.flush()
     os._exit(status)
 
@@ -189,3 +193,51 @@ def _strike(fault: Fault, folder: Path) -> None:
         with (folder.parent / "ballast").open("wb") as file:
             if size > 0:
                 os.posix_fallocate(file.fileno(), 0, size)
+
+
+def in_child(function: Callable[[], None]) -> None:
+    """Call a function in a forked process, because threads that PyTorch starts do not survive a fork."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        raise SystemExit("the base model cannot be written")
+
+
+def import_packages() -> None:
+    """Import what the commands import, so that forked processes start at once."""
+    import rensa  # noqa: F401
+
+    import hw3
+
+    for module in pkgutil.walk_packages(hw3.__path__, "hw3."):
+        if not module.name.endswith("__main__"):  # it would run a command
+            with contextlib.suppress(ImportError):  # an optional package is missing
+                importlib.import_module(module.name)
+
+
+def run_in_children(functions: Sequence[Callable[[], int]]) -> int:
+    """Call functions at the same time, each in a forked process; return the sum of their results."""
+    pids = []
+    try:
+        for function in functions:
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                try:
+                    os._exit(function())
+                except SystemExit as stop:  # a signal
+                    os._exit(int(stop.code or 0))
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+        return sum(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in pids)
+    except SystemExit:  # a signal; the processes leave their folders as this one does
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        raise

@@ -89,6 +89,8 @@ def run_tests(python: Path, folders: list[str], processes: str) -> tuple[int, di
         path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "GOMP_SPINCOUNT": "20000"}  # as in the Makefile
         status = subprocess.run(command, env=environment).returncode
+        if not report.exists():
+            raise SystemExit("pytest has written no report, so nothing is recorded")
         return status, count_outcomes(report)
 
 
@@ -96,7 +98,8 @@ def count_outcomes(report: Path) -> dict[str, dict[str, int]]:
     """Return by package the number of tests with each outcome, from a JUnit file of pytest."""
     counts: dict[str, Counter[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        _, package, *_ = case.get("classname", "").split(".")
+        # A file that cannot be imported has no class name.
+        _, package, *_ = (case.get("classname") or case.get("name", "")).split(".")
         tags = {element.tag for element in case}
         outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
         counts.setdefault(package, Counter(passed=0, failed=0, skipped=0))[outcome] += 1

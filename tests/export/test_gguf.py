@@ -17,7 +17,7 @@ MODEL = ModelSection(pretrained_model_name_or_path="none", dtype="float32")
 def write_llama_cpp(folder: Path, converter: str) -> GgufOptions:
     """Write a folder that has only a converter."""
     folder.mkdir(parents=True)
-    (folder / CONVERTER).write_text(converter)
+    (folder / CONVERTER).write_text(converter, encoding="utf-8")
     return GgufOptions("f16", folder)
 
 
@@ -98,14 +98,15 @@ def test_convert_gives_the_converter_the_setting_that_it_needs_to_write_the_flag
     (tmp_path / "llama.cpp/gguf-py/gguf/scripts/gguf_set_metadata.py").write_text(
         "import sys; open('calls.txt', 'a').write(repr(sys.argv[1:]) + '\\n')".replace(
             "'calls.txt'", repr(str(tmp_path / "calls.txt"))
-        )
+        ),
+        encoding="utf-8",
     )
     tokenizer = character_tokenizer()
     tokenizer.save_pretrained(tmp_path / "model")
     output = convert(tmp_path / "model", tmp_path / "model.gguf", options, tokenizer, MODEL, [])
-    assert json.loads(output.read_text())["add_bos_token"] is False
-    assert "add_bos_token" not in json.loads((tmp_path / "model/tokenizer_config.json").read_text())
-    assert (tmp_path / "calls.txt").read_text().splitlines() == [
+    assert json.loads(output.read_text(encoding="utf-8"))["add_bos_token"] is False
+    assert "add_bos_token" not in json.loads((tmp_path / "model/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "calls.txt").read_text(encoding="utf-8").splitlines() == [
         f"['--force', '{output}', 'tokenizer.ggml.add_bos_token', '1']",
         f"['--force', '{output}', 'tokenizer.ggml.add_eos_token', '']",
     ]

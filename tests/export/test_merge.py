@@ -36,9 +36,9 @@ def test_export_writes_a_model_that_plain_transformers_generates_with(
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    config = json.loads((exported / "config.json").read_text())
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config and config["dtype"] == "float32" and config["use_cache"] is True
-    generation_config = json.loads((exported / "generation_config.json").read_text())
+    generation_config = json.loads((exported / "generation_config.json").read_text(encoding="utf-8"))
     assert [generation_config[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [2, [1], 0]
 
     hw3("predict", shutil.copytree(scored_run, tmp_path / "run"), "--output", tmp_path / "predictions.json")
@@ -60,7 +60,7 @@ def test_export_does_not_change_the_score(scored_run: Path, tmp_path: Path) -> N
     stdout, _ = hw3("export", scored_run, "--checkpoint", "4", "--output", tmp_path / "model")
     before, after = read_perplexities(stdout)
     assert after == pytest.approx(before, rel=1e-4) and "warning" not in stdout
-    entries = json.loads((scored_run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((scored_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     (entry,) = (entry for entry in entries if entry["checkpoint"] == "checkpoint-4")
     assert before == pytest.approx(entry["mean_perplexity"], abs=5e-5)
     _, stderr = hw3("export", scored_run, "--checkpoint", "4", "--output", tmp_path / "model", expected=2)
@@ -122,7 +122,7 @@ def test_export_unties_embeddings_that_an_adapter_made_different(
     hw3("eval", run)
     before, after = read_perplexities(hw3("export", run)[0])
     assert after == pytest.approx(before, rel=1e-4)
-    config = json.loads((tmp_path / "run-export/config.json").read_text())
+    config = json.loads((tmp_path / "run-export/config.json").read_text(encoding="utf-8"))
     weights = load_file(tmp_path / "run-export/model.safetensors")
     assert config["tie_word_embeddings"] is are_tied
     assert ("lm_head.weight" in weights) is not are_tied

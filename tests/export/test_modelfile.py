@@ -83,7 +83,7 @@ def test_build_template_has_no_three_quotes_which_would_end_it() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("go") is None, reason="needs Go, in whose template language Ollama's are written")
 def test_go_renders_the_prompt_of_the_training(tmp_path: Path) -> None:
-    (tmp_path / "main.go").write_text(RENDERER)
+    (tmp_path / "main.go").write_text(RENDERER, encoding="utf-8")
     subprocess.run(["go", "build", "-o", tmp_path / "render", tmp_path / "main.go"], check=True)
     examples = [Example(instruction='甲 }} "q" {{x}}', output="乙")]
     for prompt in (

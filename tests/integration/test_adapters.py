@@ -54,7 +54,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def read_scores(run: Path) -> dict[str | None, float]:
-    entries = json.loads((run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     return {Path(entry["checkpoint"] or "base").name: entry["mean_perplexity"] for entry in entries}
 
 
@@ -126,11 +126,11 @@ def test_eval_scores_entries_of_the_version_that_mixed_adapters_again(run: Path,
     hw3("eval", run, "--adapter", trained / "plain")
     file = run / "eval/eval/results.json"
     right = read_scores(run)
-    results = json.loads(file.read_text())
+    results = json.loads(file.read_text(encoding="utf-8"))
     del results["settings"]["scoring_version"]
     for entry in results["entries"]:
         entry["mean_perplexity"] = 329.061
-    file.write_text(json.dumps(results))
+    file.write_text(json.dumps(results), encoding="utf-8")
     hw3("eval", run, "--adapter", trained / "plain")
     assert read_scores(run) == right
 
@@ -139,9 +139,9 @@ def test_eval_does_not_score_again_if_peft_wrote_its_sets_in_another_order(run: 
     hw3("eval", run, "--adapter", trained / "plain")
     before = (run / "eval/eval/results.json").read_bytes()
     copy = shutil.copytree(trained / "plain", run.parent / "copy")
-    config = json.loads((copy / "adapter_config.json").read_text())
+    config = json.loads((copy / "adapter_config.json").read_text(encoding="utf-8"))
     config["target_modules"].reverse()
-    (copy / "adapter_config.json").write_text(json.dumps(config))
+    (copy / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     hw3("eval", run, "--adapter", copy)
     assert (run / "eval/eval/results.json").read_bytes() == before
 

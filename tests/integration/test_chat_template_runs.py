@@ -63,12 +63,12 @@ def test_a_run_has_one_date_and_typed_tokens_are_text(
     out, err = hw3("train", recipe, "--run", tmp_path / "run", *settings)
     assert NOTE.strip() in out + err
     run = Run(tmp_path / "run")
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text(encoding="utf-8"))
     assert manifest["chat_template_date"] == "2024-07-26"
     out, err = hw3("eval", tmp_path / "run")
     assert NOTE.strip() in out + err
     results = tmp_path / "run/eval/eval/results.json"
-    before = json.loads(results.read_text())["entries"]
+    before = json.loads(results.read_text(encoding="utf-8"))["entries"]
 
     # On another day nothing is scored again, and new scores are the same.
     set_day(monkeypatch, 2040)
@@ -77,7 +77,7 @@ def test_a_run_has_one_date_and_typed_tokens_are_text(
     assert results.read_bytes() == content
     shutil.rmtree(tmp_path / "run/eval")
     hw3("eval", tmp_path / "run")
-    after = json.loads(results.read_text())["entries"]
+    after = json.loads(results.read_text(encoding="utf-8"))["entries"]
     assert [entry | {"seconds": 0} for entry in after] == [entry | {"seconds": 0} for entry in before]
     hw3("train", recipe, "--run", tmp_path / "run", "training.max_steps=5", "data.max_length=100")
 

@@ -224,7 +224,7 @@ def test_optimizer_state_stays_in_the_last_two_checkpoints(finished_run: Path) -
     ]
     names = sorted(file.name for file in (finished_run / "checkpoint-4").iterdir())
     assert names == ["COMPLETE.json", "adapter_config.json", "adapter_model.safetensors", "trainer_state.json"]
-    record = json.loads((finished_run / "checkpoint-12/COMPLETE.json").read_text())
+    record = json.loads((finished_run / "checkpoint-12/COMPLETE.json").read_text(encoding="utf-8"))
     assert set(record["resume_files"]) == {"trainer_accumulators.json", "optimizer.pt", "rng_state.pth", "scheduler.pt"}
 
 
@@ -262,10 +262,10 @@ def test_resume_refuses_a_changed_base_model(mini_recipe: Path, tmp_path: Path, 
 def test_train_refuses_folders_of_other_programs(mini_recipe: Path, tmp_path: Path) -> None:
     other = tmp_path / "other/checkpoint-500"
     other.mkdir(parents=True)
-    (other / "model.bin").write_text("theirs")
+    (other / "model.bin").write_text("theirs", encoding="utf-8")
     assert "was not written by this project" in hw3("train", mini_recipe, "--run", tmp_path / "other", expected=2)[1]
     assert (other / "model.bin").exists() and not (tmp_path / "other/recipe.yaml").exists()
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     assert "is a file" in hw3("train", mini_recipe, "--run", tmp_path / "file/run", expected=2)[1]
 
 
@@ -322,10 +322,10 @@ def test_two_processes_train_like_one(mini_recipe: Path, tmp_path: Path, accumul
         capture_output=True, text=True, env=ENVIRONMENT, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((two / "manifest.json").read_text())["layout"]["processes"] == 2
+    assert json.loads((two / "manifest.json").read_text(encoding="utf-8"))["layout"]["processes"] == 2
     losses = []
     for run in (one, two):
-        state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text())
+        state = json.loads((find_complete_checkpoints(run)[-1].path / "trainer_state.json").read_text(encoding="utf-8"))
         losses.append([(log["step"], log["loss"], log["num_tokens"]) for log in state["log_history"] if "loss" in log])
     assert len(losses[0]) == 12
     for (step, loss, tokens), (other_step, other_loss, other_tokens) in zip(*losses, strict=True):

@@ -45,7 +45,7 @@ def test_eval_scores_only_what_is_new(mini_recipe: Path, tmp_path: Path, finishe
     _, stderr = hw3("eval", finished_run)
     assert "checkpoint-13: incomplete, skipped" in stderr
     folder = finished_run / "eval/eval"
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert [(entry["step"], entry["checkpoint"]) for entry in results["entries"]] == [
         (0, None), (4, "checkpoint-4"), (8, "checkpoint-8"), (12, "checkpoint-12"),
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_eval_drops_the_scores_of_an_earlier_run_in_the_folder(mini_recipe: Path
     hw3("train", mini_recipe, "--run", finished_run, "training.max_steps=4", "training.learning_rate=0.001")
     _, stderr = hw3("eval", finished_run)
     assert "1 of 2 entries to score" in stderr
-    results = json.loads((finished_run / "eval/eval/results.json").read_text())
+    results = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))
     assert [entry["checkpoint"] for entry in results["entries"]] == [None, "checkpoint-4"]
 
 
@@ -92,12 +92,14 @@ def test_killed_eval_scores_only_the_unfinished_entries_again(finished_run: Path
         cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
-    saved = json.loads((killed / "eval/eval/results.json").read_text())["entries"]
+    saved = json.loads((killed / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     assert [entry["checkpoint"] for entry in saved] == [None, "checkpoint-4"]
     _, stderr = hw3("eval", killed)
     assert "2 of 4 entries to score" in stderr
     hw3("eval", finished_run)
-    results = [json.loads((run / "eval/eval/results.json").read_text()) for run in (killed, finished_run)]
+    results = [
+        json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8")) for run in (killed, finished_run)
+    ]
     for result in results:
         del result["run"]
         for entry in result["entries"]:
@@ -107,10 +109,51 @@ def test_killed_eval_scores_only_the_unfinished_entries_again(finished_run: Path
     ]
 
 
+def test_eval_ranks_all_prompts_of_the_base_model_before_training(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "recipes/prompts"
+    prompts.mkdir(parents=True)
+    for name in ("bare", "zh_short", "chat_template"):
+        shutil.copy(REPOSITORY / f"recipes/prompts/{name}.yaml", prompts)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(load_recipe(mini_recipe, ["prompt=recipes/prompts/study.yaml"]).to_yaml(), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    options = ["--recipe", recipe, "--checkpoint", "base", "--shots", "0", "1"]
+    stdout, stderr = hw3("eval", "run", *options, "--prompt", "all")
+    assert stderr.count("skipped prompts: chat_template: prompt.chat_template: the tokenizer of ") == 1
+    assert "6 of 8 entries to score" in stderr
+    entries = json.loads(Path("run/eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
+    ranked = sorted(entries, key=lambda entry: entry["mean_perplexity"])
+    lines = [line.split() for line in stdout.splitlines()[3:-1]]
+    assert [line[:4] for line in lines] == [
+        [entry["prompt"]["name"], str(entry["shots"]), "base", f"{entry['mean_perplexity']:.3f}"] for entry in ranked
+    ]
+    assert {entry["prompt"]["name"] for entry in entries} == {"bare", "zh_short", "recipe"}
+    assert f"compared with {ranked[0]['prompt']['name']}" in stdout
+    assert all(entry["prompt_tokens"] > 10 * entry["rows"] for entry in entries)
+    assert "has no chat template" in hw3("eval", "run", *options, "--prompt", "chat_template", expected=2)[1]
+    assert "; did you mean zh_short?" in hw3("eval", "run", *options, "--prompt", "zhshort", expected=2)[1]
+
+
+def test_eval_scores_only_the_named_checkpoint(finished_run: Path) -> None:
+    hw3("eval", finished_run, "--checkpoint", "checkpoint-8")
+    _, stderr = hw3("eval", finished_run, "--checkpoint", "best", "--prompt", "bare")
+    assert "checkpoint: checkpoint-8, the best of those scored" in stderr
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
+    assert [(entry["checkpoint"], entry["prompt"]["name"]) for entry in entries] == [
+        (None, "bare"), ("checkpoint-8", "bare"), (None, "recipe"), ("checkpoint-8", "recipe"),
+    ]  # fmt: skip
+    assert (
+        "no complete checkpoint checkpoint-5"
+        in hw3("eval", finished_run, "--checkpoint", "checkpoint-5", expected=2)[1]
+    )
+
+
 def test_eval_compares_prompts(finished_run: Path) -> None:
     prompts = [REPOSITORY / f"recipes/prompts/{name}.yaml" for name in ("bare", "course_default")]
     hw3("eval", finished_run, "--base-only", "--prompt", *prompts)
-    entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     assert [entry["prompt"]["name"] for entry in entries] == ["bare", "course_default", "recipe"]
     assert len({entry["mean_perplexity"] for entry in entries}) == 3
     _, stderr = hw3("eval", finished_run, "--base-only", "--prompt", *prompts)
@@ -121,8 +164,8 @@ def test_best_checkpoint_is_selected_on_dev_and_reported_on_eval(mini_recipe: Pa
     dev = write_rows(tmp_path / "dev.json", 6, start=200)
     hw3("train", mini_recipe, "--run", tmp_path / "run", f"data.dev={dev}")
     hw3("eval", tmp_path / "run")
-    chosen = json.loads((tmp_path / "run/eval/dev/results.json").read_text())
-    reported = json.loads((tmp_path / "run/eval/eval/results.json").read_text())
+    chosen = json.loads((tmp_path / "run/eval/dev/results.json").read_text(encoding="utf-8"))
+    reported = json.loads((tmp_path / "run/eval/eval/results.json").read_text(encoding="utf-8"))
     by_checkpoint = {
         entry["checkpoint"]: entry["mean_perplexity"] for entry in chosen["entries"] if entry["checkpoint"]
     }
@@ -146,7 +189,7 @@ def test_eval_scores_other_adapter_folders_and_skips_invalid_ones(finished_run: 
     for name in ("COMPLETE.json", "trainer_state.json"):
         (tmp_path / "theirs" / name).unlink()
     hw3("eval", finished_run, "--adapter", tmp_path / "theirs")
-    entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     scores = {entry["checkpoint"]: entry["mean_perplexity"] for entry in entries}
     # An adapter with the same content is the same entry and is not scored twice.
     assert len(scores) == 4 and scores["checkpoint-8"] != scores["checkpoint-4"]
@@ -165,7 +208,7 @@ def test_eval_refuses_checkpoints_trained_with_another_prompt(finished_run: Path
 
 def test_sampled_few_shot_examples_are_nested(mini_recipe: Path, finished_run: Path) -> None:
     hw3("eval", finished_run, "--base-only", "--shots", "1", "2", "--examples", "train")
-    entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     ids = {entry["shots"]: entry["example_ids"] for entry in entries}
     assert ids[2][:1] == ids[1] and ids[2][1].startswith("row-")
 
@@ -175,7 +218,7 @@ def test_eval_of_the_base_model_creates_the_run_folder(mini_recipe: Path, tmp_pa
     recipe = tmp_path / "shots.yaml"
     recipe.write_text(load_recipe(mini_recipe, [examples]).to_yaml(), encoding="utf-8")
     hw3("eval", run, "--recipe", recipe, "--base-only", "--shots", "0", "1", "2")
-    results = json.loads((run / "eval/eval/results.json").read_text())
+    results = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))
     assert [(entry["shots"], entry["checkpoint"]) for entry in results["entries"]] == [(0, None), (1, None), (2, None)]
     assert results["best"] is None
     assert "--shots 3: the prompt has 2 few-shot examples" in hw3("eval", run, "--shots", "3", expected=2)[1]
@@ -192,7 +235,7 @@ def test_evals_at_the_same_time_keep_all_entries(finished_run: Path) -> None:
         for options in ([], *prompts)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
-    entries = json.loads((finished_run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((finished_run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     assert sorted(entry["step"] for entry in entries) == [0, 0, 0, 4, 8, 12]
     assert {entry["prompt"]["name"] for entry in entries} >= {"bare", "course_default"}
     assert len(pq.read_table(finished_run / "eval/eval/rows.parquet")) == 60

@@ -109,7 +109,7 @@ def test_both_types_have_the_tokens_of_all_wordings_and_scores_within_their_boun
     files = [exported[0] / "run-export-f16.gguf", q8_0_file]
     done = check_gguf(environment, *files, "--run", run, "--output", tmp_path / "report.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    entries = json.loads((tmp_path / "report.json").read_text())["rows"]
+    entries = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"]
     assert [(entry["setting"], entry["wordings"], entry["prompts"]) for entry in entries] == [
         ("f16", 17, 8),
         ("q8_0", 17, 8),
@@ -155,7 +155,7 @@ def test_gemma_gets_the_sentencepiece_file_of_its_base_and_the_same_tokens(
     (tmp_path / "tokenizer.model").rename(base / "tokenizer.model")
     tokens = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
     settings = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, **tokens}
-    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    (base / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(base)
     monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     options = GgufOptions("f16", CACHE / "source/vendor/llama.cpp")

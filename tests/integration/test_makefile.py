@@ -32,12 +32,37 @@ from helpers import ENVIRONMENT, REPOSITORY
         ),
         (["eval", "RUN=my run", "EVAL=a b.json"], "hw3|eval|my run|--data|a b.json|--shots|0"),
         (
+            ["eval", "PROMPTS=all my/own.yaml", "CHECKPOINT=base", "SHOTS=0 4"],
+            "hw3|eval|outputs/tiny-qlora|--recipe|recipes/tiny/qlora.yaml|--checkpoint|base|--shots|0|4|--prompt|all"
+            "|my/own.yaml",
+        ),
+        (["eval", "CHECKPOINT=my adapter"], "hw3|eval|outputs/tiny-qlora|--checkpoint|my adapter|--shots|0"),
+        (
+            ["shots", "SHOTS=0 2", "PROMPTS=bare"],
+            "hw3|eval|outputs/tiny-qlora|--recipe|recipes/tiny/qlora.yaml|--prompt|bare|--base-only|--shots|0|2",
+        ),
+        (
+            ["predict", "INPUT=a.json", "CHECKPOINT=base", "SHOTS=4"],
+            "hw3|predict|outputs/tiny-qlora|a.json|--checkpoint|base|--shots|4",
+        ),
+        (["report", "OUTPUT=my report"], "hw3|report|outputs/tiny-qlora|--output|my report"),
+        (
             ["predict", "RUN=my run", "INPUT=a b.json", "OUTPUT=c d.json"],
             "hw3|predict|my run|a b.json|--checkpoint|best|--output|c d.json",
         ),
         (
             ["data", "CORPUS=my corpus", "OUTPUT=my data", "EXCLUDE=a.json b.json"],
             "hw3|data|build|--corpus|my corpus|--exclude|a.json|b.json|--output|my data",
+        ),
+        (["search"], "hw3|search|recipes/tiny/qlora.yaml|recipes/search/tiny.yaml"),
+        (
+            ["search", "SPACE=my space.yaml", "TRIALS=4", "STORAGE=my.log", "WORKERS=2", "OUTPUT=a b", "SET=lora.r=8"],
+            "hw3|search|recipes/tiny/qlora.yaml|my space.yaml|--trials|4|--output|a b|--storage|my.log|--workers|2"
+            "|lora.r=8",
+        ),
+        (
+            ["train", "RECIPE=recipes/smollm2/qlora.yaml"],
+            "hw3|train|recipes/smollm2/qlora.yaml|--run|outputs/smollm2-qlora",
         ),
         (
             ["pack", "RUN=my run", "URL=https://example.org/?a=1&b=2"],
@@ -95,6 +120,23 @@ def test_make_all_runs_every_stage_in_order() -> None:
     assert [words[3:6] for words in commands[3:5]] == [
         ["generation.num_beams=2", "--checkpoint", "best"],
         ["generation.num_beams=2", "--checkpoint", "base"],
+    ]
+
+
+def test_make_predict_takes_one_number_of_examples() -> None:
+    done = make("-n", "predict", "VENV=", "SHOTS=0 4")
+    assert done.returncode == 2
+    assert "*** SHOTS=0 4: predictions are made with one number of few-shot examples." in done.stderr
+
+
+def test_make_all_scores_with_several_numbers_of_examples_and_predicts_zero_shot() -> None:
+    done = make("-n", "all", "VENV=", "SHOTS=0 4", "CHECKPOINT=last", "RUN=r")
+    commands = [" ".join(line.rstrip("\\").split()) for line in done.stdout.splitlines() if line.startswith("hw3")]
+    assert commands[1:5] == [
+        "hw3 eval r --shots 0 4",
+        "hw3 eval r --recipe recipes/tiny/qlora.yaml --base-only --shots 0 1 2 4",
+        "hw3 predict r --checkpoint last",
+        "hw3 predict r --checkpoint base < /dev/null",
     ]
 
 

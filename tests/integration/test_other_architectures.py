@@ -32,7 +32,7 @@ def test_every_command_works_with_other_architectures(name: str, mini_recipe: Pa
     hw3("export", run, "--checkpoint", "8")
     scores = {
         entry["step"]: entry["mean_perplexity"]
-        for entry in json.loads((run / "eval/eval/results.json").read_text())["entries"]
+        for entry in json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     }
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run-export", dtype=torch.float32).eval()
     encoder = Encoder(character_tokenizer(), load_recipe(mini_recipe).prompt)
@@ -40,7 +40,7 @@ def test_every_command_works_with_other_architectures(name: str, mini_recipe: Pa
     perplexities = [compute_row_perplexity(model, row) for row in rows]
     assert scores[8] == pytest.approx(sum(perplexities) / len(rows), rel=1e-4)
     assert scores[8] < scores[0]
-    assert len(json.loads((tmp_path / "predictions.json").read_text())) == len(rows)
+    assert len(json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))) == len(rows)
 
 
 @pytest.mark.parametrize("kind", ["pad", "eos", "bos", "row"])
@@ -54,9 +54,9 @@ def test_a_token_without_an_embedding_is_refused_by_every_command(kind: str, min
     if kind == "row":
         place = f"row 1 (id row-0): the token {token}"
         for name in ("train", "eval"):
-            rows = json.loads((tmp_path / f"{name}.json").read_text())
+            rows = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
             rows[0] |= {"id": "row-0", "instruction": token}
-            (tmp_path / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False))
+            (tmp_path / f"{name}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     else:
         place = f"the {'padding' if kind == 'pad' else kind.upper()} token {token}"
         setattr(tokenizer, f"{kind}_token", token)
@@ -67,7 +67,7 @@ def test_a_token_without_an_embedding_is_refused_by_every_command(kind: str, min
         assert message in hw3(command, mini_recipe, "--run", run, *settings, expected=2)[1]
         assert not run.exists()
     run.mkdir()
-    (run / "recipe.yaml").write_text(load_recipe(mini_recipe, settings).to_yaml())
+    (run / "recipe.yaml").write_text(load_recipe(mini_recipe, settings).to_yaml(), encoding="utf-8")
     for command in (["eval", run, "--base-only"], ["predict", run, "--checkpoint", "base"]):
         assert message in hw3(*command, expected=2)[1]
     assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
@@ -75,9 +75,9 @@ def test_a_token_without_an_embedding_is_refused_by_every_command(kind: str, min
 
 def test_rows_longer_than_the_position_embeddings_are_refused(mini_recipe: Path, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", OTHER_ARCHITECTURES["gpt2"][0])
-    rows = json.loads((tmp_path / "eval.json").read_text())
+    rows = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
     rows[3]["output"] = "天" * 96
-    (tmp_path / "eval.json").write_text(json.dumps(rows, ensure_ascii=False))
+    (tmp_path / "eval.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     settings = [f"model.pretrained_model_name_or_path={base}", "quantization=null", "lora.target_modules=[c_attn]"]
     for command in ("check", "train"):
         _, stderr = hw3(command, mini_recipe, "--run", tmp_path / "run", *settings, expected=2)

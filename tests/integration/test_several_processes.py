@@ -94,7 +94,7 @@ def test_train_on_two_machines_resumes_a_run_of_one_process(mini_recipe: Path, t
     shown = [node.communicate(timeout=120)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(shown)
     assert f"resuming {run} from step 4 of 12" in shown[0] and "resuming" not in shown[1]
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     assert [session["processes"] for session in manifest["sessions"]] == [1, 2]
     assert_same_run(straight, run)
 
@@ -121,7 +121,7 @@ def test_train_with_one_process_resumes_after_another_was_killed(
     mini_recipe: Path, tmp_path: Path, straight: Path
 ) -> None:
     run = tmp_path / "run"
-    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING)
+    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING, encoding="utf-8")
     started = time.monotonic()
     done = launch(tmp_path / "fail.py", "killed", "train", mini_recipe, "--run", run, *DETERMINISTIC_SETTINGS)
     assert done.returncode == 1 and time.monotonic() - started < 60
@@ -133,8 +133,32 @@ def test_train_with_one_process_resumes_after_another_was_killed(
 
 
 @pytest.mark.slow
+def test_two_processes_score_during_training_and_stop_at_the_same_step(mini_recipe: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = [
+        *DETERMINISTIC_SETTINGS,
+        "evaluation.during_training=true",
+        "evaluation.patience=1",
+        "training.max_steps=40",
+        "training.learning_rate=1e-12",
+    ]
+    outputs = [hw3("train", mini_recipe, "--run", one, *settings)[0]]
+    done = launch("-m", "hw3", "train", mini_recipe, "--run", two, *settings)
+    assert done.returncode == 0, done.stdout
+    outputs.append(done.stdout)
+    for output in outputs:
+        assert "of 40: mean_perplexity has not improved for 1 checkpoint" in output
+    before = [(run / "eval/eval/results.json").read_bytes() for run in (one, two)]
+    scores = [[entry["mean_perplexity"] for entry in json.loads(results)["entries"]] for results in before]
+    count = min(map(len, scores))
+    assert count >= 3 and scores[0][:count] == pytest.approx(scores[1][:count], rel=1e-5)
+    hw3("eval", two)
+    assert (two / "eval/eval/results.json").read_bytes() == before[1]
+
+
+@pytest.mark.slow
 def test_out_of_memory_in_one_process_ends_all_processes(mini_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING)
+    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING, encoding="utf-8")
     started = time.monotonic()
     done = launch(
         tmp_path / "fail.py", "memory", "train", mini_recipe, "--run", tmp_path / "run", *DETERMINISTIC_SETTINGS
@@ -147,7 +171,7 @@ def test_out_of_memory_in_one_process_ends_all_processes(mini_recipe: Path, tmp_
 
 @pytest.mark.slow
 def test_process_that_hangs_ends_all_processes_after_the_timeout(mini_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING)
+    (tmp_path / "fail.py").write_text(FAIL_IN_TRAINING, encoding="utf-8")
     done = launch(
         tmp_path / "fail.py", "hangs", "train", mini_recipe, "--run", tmp_path / "run", *DETERMINISTIC_SETTINGS,
         "training.ddp_timeout=20", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="8",
@@ -206,13 +230,13 @@ def test_scores_and_predictions_of_two_processes_equal_those_of_one(scored_run: 
     one, two = (shutil.copytree(scored_run, tmp_path / name / "run") for name in ("one", "two"))
     shutil.rmtree(two / "eval")
     hw3("predict", one)
-    (tmp_path / "both.py").write_text(EVAL_AND_PREDICT)
+    (tmp_path / "both.py").write_text(EVAL_AND_PREDICT, encoding="utf-8")
     done = launch(tmp_path / "both.py", two)
     assert done.returncode == 0, done.stdout
     # First the rows of the base model are shared; then each process scores one checkpoint, and they share the last.
     assert done.stdout.count("1 of 1 entries to score") == done.stdout.count("3 of 4 entries to score") == 1
     assert done.stdout.count("shared by 2 processes") == 1
-    stored = [json.loads((run / "eval/eval/results.json").read_text()) for run in (one, two)]
+    stored = [json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8")) for run in (one, two)]
     assert [entry["step"] for entry in stored[0]["entries"]] == [0, 4, 8, 12]
     assert stored[0]["best"]["checkpoint"] == stored[1]["best"]["checkpoint"]
     for entry, other in zip(*(results["entries"] for results in stored), strict=True):
@@ -236,7 +260,7 @@ def test_scores_and_predictions_of_two_processes_equal_those_of_one(scored_run: 
 def test_predictions_before_a_process_was_killed_are_reused(scored_run: Path, tmp_path: Path) -> None:
     one, two = (shutil.copytree(scored_run, tmp_path / name / "run") for name in ("one", "two"))
     hw3("predict", one)
-    (tmp_path / "fail.py").write_text(FAIL_IN_PREDICTION)
+    (tmp_path / "fail.py").write_text(FAIL_IN_PREDICTION, encoding="utf-8")
     done = launch(tmp_path / "fail.py", "predict", two)
     assert done.returncode == 1
     assert "hw3, process 0 of 2: another process has ended or does not respond" in done.stdout

@@ -62,7 +62,7 @@ def test_complete_checkpoint_includes_optimizer_state_of_all_processes(tmp_path:
         for name in ("adapter_model.safetensors", "adapter_config.json", "latest", "pytorch_model_fsdp.bin"):
             (folder / name).write_bytes(b"x")
         mark_complete(folder, step)
-    record = json.loads((tmp_path / "checkpoint-3/COMPLETE.json").read_text())
+    record = json.loads((tmp_path / "checkpoint-3/COMPLETE.json").read_text(encoding="utf-8"))
     assert set(record["files"]) == {"adapter_model.safetensors", "adapter_config.json"}
     assert "global_step3/zero_pp_rank_1_mp_rank_00_optim_states.pt" in record["resume_files"]
     prune_optimizer_state(tmp_path)
@@ -84,13 +84,13 @@ def recipe_of_4bit_base(tmp_path: Path, mini_recipe: Path) -> Path:
     """The mini recipe on a base model that is saved in 4 bits, stored as float32."""
     from random_models import make_quantized_base
 
-    recipe = yaml.safe_load(mini_recipe.read_text())
+    recipe = yaml.safe_load(mini_recipe.read_text(encoding="utf-8"))
     shape = Gemma2Config.from_pretrained(recipe["model"]["pretrained_model_name_or_path"])
     make_quantized_base(tmp_path / "4bit", shape, recipe["model"]["pretrained_model_name_or_path"], "float32", "cpu")
     recipe["model"]["pretrained_model_name_or_path"] = str(tmp_path / "4bit")
     recipe["quantization"]["bnb_4bit_quant_storage"] = "float32"
     path = tmp_path / "4bit.yaml"
-    path.write_text(yaml.safe_dump(recipe, allow_unicode=True))
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
     return path
 
 
@@ -156,11 +156,11 @@ def test_fsdp2_gathers_4bit_weights_unchanged(tmp_path: Path) -> None:
 
 def train_with_fsdp2(processes: int, recipe: Path, run: Path, *overrides: str, precision: str = "no") -> str:
     """Train under FSDP2 on CPU processes; return the output."""
-    config = yaml.safe_load((REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text())
+    config = yaml.safe_load((REPOSITORY / "accelerate_configs/fsdp2.yaml").read_text(encoding="utf-8"))
     config |= {"use_cpu": True, "mixed_precision": precision}
     file, script = run.with_name("fsdp2.yaml"), run.with_name("on_cpus.py")
-    file.write_text(yaml.safe_dump(config))
-    script.write_text(FSDP_ON_CPUS)
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    script.write_text(FSDP_ON_CPUS, encoding="utf-8")
     options = ["--config_file", str(file), "--num_processes", str(processes), "--main_process_port", "0"]
     done = launch(script, "train", recipe, "--run", run, *overrides, options=options)
     assert done.returncode == 0, done.stdout
@@ -192,8 +192,10 @@ def test_fsdp2_computes_with_autocast(mini_recipe: Path, tmp_path: Path) -> None
 def test_zero3_trains_as_one_process_does(mini_recipe: Path, tmp_path: Path, checkpointing: bool) -> None:
     """The run is stopped and resumed. DeepSpeed is an optional package, so this runs only if it is installed."""
     pytest.importorskip("deepspeed")
-    config = yaml.safe_load((REPOSITORY / "accelerate_configs/zero3.yaml").read_text()) | {"use_cpu": True}
-    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config))
+    config = yaml.safe_load((REPOSITORY / "accelerate_configs/zero3.yaml").read_text(encoding="utf-8")) | {
+        "use_cpu": True
+    }
+    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     options = ["--config_file", str(tmp_path / "zero3.yaml"), "--num_processes", "2", "--main_process_port", "0"]
     hw3("train", mini_recipe, "--run", tmp_path / "straight", *DETERMINISTIC_SETTINGS)
     settings = [*DETERMINISTIC_SETTINGS, f"training.activation_checkpointing={str(checkpointing).lower()}"]

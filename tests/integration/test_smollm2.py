@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_lowers_loss_and_score_of_real_weights(run: Path) -> None:
     losses = read_losses(run)
     assert list(losses) == [1, 2, 3, 4] and losses[4][0] < losses[1][0]
-    entries = json.loads((run / "eval/eval/results.json").read_text())["entries"]
+    entries = json.loads((run / "eval/eval/results.json").read_text(encoding="utf-8"))["entries"]
     scores = {entry["step"]: entry["mean_perplexity"] for entry in entries}
     assert list(scores) == [0, 2, 4]
     # Random weights would score as many as the vocabulary has tokens, 49,152.

@@ -27,12 +27,12 @@ def flip_bit(file: Path) -> None:
 
 
 def edit_json(file: Path, *keys: str | int, factor: float) -> None:
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     part = content
     for key in keys[:-1]:
         part = part[key]
     part[keys[-1]] *= factor
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_verify_finds_each_kind_of_problem(scored_run: Path, tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_verify_finds_each_kind_of_problem(scored_run: Path, tmp_path: Path) -> 
     assert "checkpoint-4, prompt" in stderr and "mean_perplexity is " in stderr and ", but the rows give " in stderr
 
     (predictions,) = scored_run.glob("predictions/*/checkpoint-8.json")
-    predictions.write_text(predictions.read_text().replace("\n", " \n"))
+    predictions.write_text(predictions.read_text(encoding="utf-8").replace("\n", " \n"), encoding="utf-8")
     flip_bit(scored_run / "checkpoint-12/optimizer.pt")
     flip_bit(scored_run / "checkpoint-4/trainer_state.json")
     rows = tmp_path / "train.json"
-    rows.write_text(rows.read_text() + "\n")
+    rows.write_text(rows.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     stdout, stderr = hw3("verify", scored_run, expected=1)
     assert f"{predictions}: edited since it was generated" in stderr
     assert "checkpoint-12/optimizer.pt: does not have its recorded checksum" in stderr

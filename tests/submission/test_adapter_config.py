@@ -19,7 +19,7 @@ def test_submitted_adapter_config_has_the_24_keys_of_2024(submission_dir: Path) 
 
 def test_reduce_adapter_config_refuses_unknown_keys_unless_at_their_default(scored_run: Path) -> None:
     path = scored_run / "checkpoint-4/adapter_config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     dropped = set(config) - set(reduce_adapter_config(config, "peft-0.13.0", path))
     assert dropped >= {"lora_bias", "peft_version", "use_qalora"}
     changes = {"lora_bias": True, "init_lora_weights": "eva", "made_up": 1}

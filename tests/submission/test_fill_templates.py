@@ -54,3 +54,9 @@ def test_build_utils_constants_returns_the_recipes_prompt(mini_recipe: Path) -> 
         "CHAT_TEMPLATE": False,
         "QUANTIZATION": None,
     }
+
+
+def test_float16_becomes_float32_in_a_submission_which_has_no_safe_float16(mini_recipe: Path) -> None:
+    overrides = ["model.dtype=float16", "quantization.bnb_4bit_compute_dtype=float16"]
+    constants = build_utils_constants(load_recipe(mini_recipe, overrides), character_tokenizer())
+    assert constants["QUANTIZATION"]["bnb_4bit_compute_dtype"] == "float32"

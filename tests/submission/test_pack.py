@@ -25,7 +25,7 @@ def test_pack_writes_only_the_files_of_a_submission(submission_dir: Path, scored
             "utils.py",
         ]
     )
-    best = json.loads((scored_run / "eval/eval/results.json").read_text())["best"]
+    best = json.loads((scored_run / "eval/eval/results.json").read_text(encoding="utf-8"))["best"]
     weights = (scored_run / best["checkpoint"] / "adapter_model.safetensors").read_bytes()
     assert (submission_dir / "adapter_checkpoint/adapter_model.safetensors").read_bytes() == weights
     for file in files:

@@ -27,10 +27,10 @@ def test_rows_that_the_grader_encodes_differently_are_named(scored_run: Path, tm
 
 
 def test_verify_files_refuses_files_that_do_not_belong_to_a_submission(tmp_path: Path) -> None:
-    (tmp_path / "run.sh").write_text("#")
+    (tmp_path / "run.sh").write_text("#", encoding="utf-8")
     assert verify_files(tmp_path) == "size: 1 files, 0.0 MiB; the course allows 3.73 GiB for the adapter"
     (tmp_path / "__pycache__").mkdir()
-    (tmp_path / "__pycache__/utils.pyc").write_text("")
+    (tmp_path / "__pycache__/utils.pyc").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"__pycache__/utils\.pyc: written while verifying"):
         verify_files(tmp_path)
 
@@ -39,7 +39,7 @@ def test_processes_in_the_folder_find_packages_of_a_relative_pythonpath(
     scored_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "packages").mkdir()
-    (tmp_path / "packages/found_there.py").write_text("NAME = 'found'\n")
+    (tmp_path / "packages/found_there.py").write_text("NAME = 'found'\n", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["packages", "", "none"]))

@@ -16,6 +16,7 @@ COMPANIONS = {
     "generation.top_p": ["generation.do_sample=true"],
     "generation.length_penalty": ["generation.num_beams=4"],
     "generation.early_stopping": ["generation.num_beams=4"],
+    "evaluation.patience": ["evaluation.during_training=true"],
 }
 
 

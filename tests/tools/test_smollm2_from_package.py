@@ -57,9 +57,9 @@ def write_gguf(folder: Path) -> Path:
 
 def test_converted_model_is_saved_without_gguf_and_loads_again(tmp_path: Path) -> None:
     gguf_file = write_gguf(tmp_path)
-    (tmp_path / "LICENSE").write_text("Apache License")
+    (tmp_path / "LICENSE").write_text("Apache License", encoding="utf-8")
     build_model_folder(gguf_file, tmp_path / "model")
-    config = json.loads((tmp_path / "model/config.json").read_text())
+    config = json.loads((tmp_path / "model/config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config
     assert (config["dtype"], config["tie_word_embeddings"], config["rms_norm_eps"]) == ("bfloat16", True, 1e-5)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
@@ -69,12 +69,12 @@ def test_converted_model_is_saved_without_gguf_and_loads_again(tmp_path: Path) -
     for name, weight in loaded.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight.bfloat16().float()), name
     assert "rounded" in (tmp_path / "model/README.md").read_text(encoding="utf-8")
-    assert (tmp_path / "model/LICENSE").read_text() == "Apache License"
+    assert (tmp_path / "model/LICENSE").read_text(encoding="utf-8") == "Apache License"
 
 
 def test_converted_tokenizer_separates_digits(tmp_path: Path) -> None:
     gguf_file = write_gguf(tmp_path)
-    (tmp_path / "LICENSE").write_text("Apache License")
+    (tmp_path / "LICENSE").write_text("Apache License", encoding="utf-8")
     build_model_folder(gguf_file, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert tokenizer("ab 12<|im_end|>").tokens() == ["ab", "Ġ", "1", "2", "<|im_end|>"]
@@ -107,10 +107,10 @@ def test_wrong_package_is_refused(content: bytes | None, tmp_path: Path, capsys:
 
 
 def test_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     assert main(["--output", str(tmp_path)]) == 2
     assert "already exists" in capsys.readouterr().err
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_missing_gguf_package_is_named(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import REPOSITORY
 from soak import write_summary
-from soak_process import Command, Fault
+from soak_process import Command, Fault, run_in_children
 
 
 def test_faults_depend_on_the_seed_only() -> None:
@@ -41,6 +41,14 @@ def test_summary_counts_rounds_and_faults(tmp_path: Path) -> None:
         "| fault | eval | train | all |\n|---|--:|--:|--:|\n| disk full | 1 | 0 | 1 |\n| kill | 0 | 1 | 1 |\n\n"
         "Round 1 failed: eval: lost\n"
     )
+
+
+def test_run_in_children_adds_the_results_and_counts_a_child_that_fails() -> None:
+    def fail() -> int:
+        raise ValueError("a child that fails")
+
+    assert run_in_children([lambda: 0, lambda: 0]) == 0
+    assert run_in_children([lambda: 2, fail]) == 3
 
 
 @pytest.mark.slow

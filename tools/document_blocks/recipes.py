@@ -48,7 +48,7 @@ def recipes() -> str:
     """One line per recipe."""
     rows = []
     for path in sorted(REPOSITORY.glob("recipes/*/*.yaml")):
-        if path.parent.name == "prompts":
+        if path.parent.name in ("prompts", "search"):
             continue
         recipe = load_recipe(path)
         lora, training = recipe.lora or {}, recipe.training

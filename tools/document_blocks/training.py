@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import statistics
 
-from document_blocks.sources import Report, Row, describe_measurement, find_row, format_table, read_report
+from document_blocks.sources import (
+    REPOSITORY,
+    Report,
+    Row,
+    describe_measurement,
+    find_row,
+    format_table,
+    read_report,
+)
 
 STEP_HEADINGS = ("s per step", "rows/s", "peak GiB", "MFU")
 
@@ -188,3 +196,47 @@ def multi_gpu_equivalence() -> str:
     )
     headings = ["", *(report["columns"][field] for field in fields)]
     return f"{format_table(headings, rows)}\n\n{about}"
+
+
+def small_gpus() -> str:
+    """Step, memory and seconds per step of each recipe on GPUs of limited memory, and whether `hw3 check` was right."""
+    if not (REPOSITORY / "docs/benchmarks/small_gpus.json").exists():
+        return "Not measured yet."
+    report = read_report("small_gpus")
+    by_case = {(row["recipe"], row["limit_gib"]): row for row in report["rows"]}
+    limits = sorted({limit for _, limit in by_case})
+    recipes = list(dict.fromkeys(row["recipe"] for row in report["rows"]))
+    table = [(f"`{recipe}`", *(_describe_small_gpu(by_case[recipe, limit]) for limit in limits)) for recipe in recipes]
+    rows = report["rows"]
+    as_checked = sum(row.get("check", "").startswith("fits") == (row["train"] == "fits") for row in rows)
+    trained = [row for row in rows if "held_gib" in row]
+    scored = sum(row[command].startswith("fits") for row in trained for command in ("eval", "predict"))
+    errors = [row["estimate_gib"] / row["held_gib"] - 1 for row in trained]
+    return "\n".join(
+        [
+            format_table(["recipe", *(f"{limit} GiB" for limit in limits)], table),
+            "",
+            f"{describe_measurement(report)}; random weights of the real shapes, eight of the longest rows per step. "
+            "Each cell has the step, GiB during the steps, and seconds per step. The seconds are upper bounds, because "
+            "several runs shared the GPU.",
+            "",
+            f"- {as_checked} of {len(rows)} runs did what `hw3 check` reported. Its estimates of the memory are "
+            f"between {min(errors):+.0%} and {max(errors):+.0%} of what was measured.",
+            f"- {scored} of {2 * len(trained)} runs of `hw3 eval` and `hw3 predict` fitted.",
+        ]
+    )
+
+
+def _describe_small_gpu(row: Row) -> str:
+    if "held_gib" not in row:
+        return row["train"]
+    return f"{row['step']}: {row['held_gib']:.1f} GiB, {row['seconds_per_step']:.3f} s"
+
+
+def checksums() -> str:
+    """Share of a resume and of a sweep that is spent on checksums."""
+    if not (REPOSITORY / "docs/benchmarks/checksums.json").exists():
+        return "Not measured yet."
+    report = read_report("checksums")
+    rows = [tuple(row[field] for field in report["columns"]) for row in report["rows"]]
+    return f"{format_table(report['columns'].values(), rows)}\n\n{describe_measurement(report)}."

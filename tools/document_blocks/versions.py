@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from document_blocks.sources import format_table, read_json
+from collections import Counter
+
+from document_blocks.sources import REPOSITORY, format_table, read_json
 
 TITLES = {"pinned": "pinned (`constraints.txt`)", "latest": "newest"}
 
@@ -36,3 +38,21 @@ def _describe_outcomes(outcomes: dict[str, int] | None) -> str:
     if outcomes is None:
         return "not run"
     return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
+
+
+def gpu_tests() -> str:
+    """The tests on a GPU by file, with the machine that they ran on."""
+    if not (REPOSITORY / "docs/gpu-tests.json").exists():
+        return "No complete run is recorded yet."
+    record = read_json("docs/gpu-tests.json")
+    outcomes: dict[str, Counter[str]] = {}
+    for test in record["tests"]:
+        outcomes.setdefault(test["test"].partition("::")[0], Counter(passed=0))[test["outcome"]] += 1
+    rows = [(f"`tests/gpu/{file}.py`", _describe_outcomes(counts)) for file, counts in sorted(outcomes.items())]
+    machine, versions = record["machine"], record["versions"]
+    about = (
+        f"{record['seconds']} s in all, on {record['date']}: one {machine['gpu']} ({machine['gpu_gib']:.0f} GiB), "
+        f"{machine['cpu_cores']} CPU cores, CUDA {machine['cuda']}, Python {record['python']}, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, trl {versions['trl']}."
+    )
+    return f"{format_table(['tests', 'outcomes'], rows)}\n\n{about}"

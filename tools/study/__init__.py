@@ -1,0 +1,1 @@
+"""The study of docs/study.md: its plan, its runs, and its figures."""

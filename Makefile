@@ -122,7 +122,7 @@ report: $(ready)  ## write an HTML page and a Markdown file: RUNS="outputs/a out
 	$(bin)hw3 report $(or $(RUNS),$(RUN)) $(if $(OUTPUT),--output $(OUTPUT)) $(if $(TITLE),--title $(TITLE)) $(if $(AUTHOR),--author $(AUTHOR)) \
 		$(if $(STUDENT_ID),--student-id $(STUDENT_ID)) $(if $(REPORT_LANG),--lang $(REPORT_LANG))
 
-check: $(ready)  ## show what a run would do: recipe, lengths, masks, memory, disk, time: MODEL= RECIPE= BASE= CPU=1 GPUS= ACCELERATE=
+check: $(ready)  ## show what a run would do: recipe, lengths, masks, memory, disk, time: MODEL= RECIPE= TRAIN= EVAL= BASE= CPU=1 GPUS= ACCELERATE= SET="key=value ..."
 	$(bin)hw3 check $(recipe) --run $(RUN) --show-masks 2 $(shared) $(set)
 
 search: $(ready)  ## find the settings and prompts that score best, or resume a search: MODEL= SPACE= TRIALS= GPUS= WORKERS= STORAGE= OUTPUT= SET="key=value ..."

@@ -44,5 +44,5 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 def add_overrides(command: argparse.ArgumentParser) -> None:
     """Let a command accept `section.key=value` assignments that change its recipe."""
     command.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change a value of the recipe for this run"
+        "overrides", nargs="*", metavar="section.key=value", help="change a value of the recipe for this command"
     )

@@ -70,7 +70,7 @@ def add_eval_command(commands: Commands) -> None:
         "--data",
         type=Path,
         metavar="FILE",
-        help="rows to score; default: the recipe's data.dev, if it is set, and data.eval",
+        help="rows to score; default: the recipe's dev rows, if it has them, and data.eval",
     )
     evaluate.add_argument(
         "--shots", type=int, nargs="+", default=[0], metavar="N", help="numbers of few-shot examples; default: 0"

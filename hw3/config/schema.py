@@ -128,7 +128,7 @@ RESERVED_TRAINING_KEYS: dict[str, str] = {
     "include_num_input_tokens_seen": "tokens are always counted, without padding",
     "resume_from_checkpoint": "an interrupted run always resumes from its last complete checkpoint",
     "ignore_data_skip": "a resumed run always continues with the same rows",
-    "restore_callback_states_from_checkpoint": "an interrupted run always resumes exactly",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores the complete training state",
     "save_only_model": "the optimizer state is saved in the last two checkpoints only",
     "dataloader_drop_last": "rows that do not fill a step are left out of an epoch, different ones in each epoch",
     "accelerator_config": "each step sees the same rows with every number of processes",

@@ -80,12 +80,13 @@ def train(
     """
     is_first_process = get_rank() == 0  # if it is refused, the launcher ends the others
     lock = exclusive_lock(run_dir / LOCK_FILE, str(run_dir), break_lock=break_lock)
-    session = session or TrainingSession()
     with lock if is_first_process else contextlib.nullcontext():
         try:
-            return _train(recipe, Run(run_dir), session, score_checkpoint)
+            return _train(recipe, Run(run_dir), session or TrainingSession(), score_checkpoint)
         finally:
-            session.restore()
+            # It takes a second, in which a launcher would end this process before it has reported a failure.
+            if session is not None:
+                session.restore()
 
 
 def _train(recipe: Recipe, run: Run, shared: TrainingSession, score_checkpoint: CheckpointScorer | None) -> int:

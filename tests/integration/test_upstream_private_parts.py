@@ -70,12 +70,22 @@ UPSTREAM: dict[str, dict[str, str | None]] = {
         "bitsandbytes.backends.cpu.ops": None,
         "bitsandbytes.nn.Linear4bit.forward": "self, x",
     },
+    "optuna": {
+        "optuna.samplers.BaseSampler.before_trial": "self, study, trial",
+        "optuna.samplers.BaseSampler.infer_relative_search_space": "self, study, trial",
+        "optuna.samplers.BaseSampler.sample_relative": "self, study, trial, search_space",
+        "optuna.samplers.BaseSampler.sample_independent": "self, study, trial, param_name, param_distribution",
+        "optuna.storages.journal.JournalFileOpenLock.acquire": "self",
+        "optuna.trial.Trial._suggest": "self, name, distribution",
+        "optuna.trial.Trial._trial_id": None,
+    },
     "evaluate": {
         "evaluate.Metric._info": "self",
         "evaluate.Metric._compute": "self, *, predictions, references, **kwargs",
     },
     "torch": {
         "torch.nn.Module.forward": "self, *input",
+        "torch.nn.Module._forward_hooks": None,
         "torch.nn.Module._modules": None,
         "torch.nn.Module._parameters": None,
         "torch.autograd.Function.forward": "*args, **kwargs",

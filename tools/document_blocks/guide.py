@@ -35,8 +35,8 @@ GPU_TEXT = {
         "not measured": "not measured",
         "about": (
             "Measured on {gpu}, with random weights of the same shape (SmolLM2: its own); other GPUs were not tried. "
-            "There, the Gemma recipe takes {gemma:.1f} minutes, and Llama {llama:.1f} (from {steps} steps). The model "
-            "in this repository takes {tiny:.0f} s on 2 CPU cores."
+            "There, the Gemma recipe takes {gemma:.1f} minutes, and the Llama recipe about {llama:.1f} minutes "
+            "(estimated from {steps} steps). The model in this repository takes {tiny:.0f} s on 2 CPU cores."
         ),
     },
     "zh": {
@@ -98,8 +98,8 @@ PUBLISHED_HEADINGS = {
 }
 REPRODUCIBLE_TEXT = {
     "en": (
-        "On one {gpu}, `make train` was run three times with `speed: auto`. In {repeated} of {settings} settings, a "
-        "second run gave an adapter with the same bytes, and in {resumed} a run that was killed twice and resumed."
+        "On one {gpu}, {settings} settings were each trained three times with `speed: auto`. In {repeated} of them, a "
+        "second run gave bitwise the same adapter. In {resumed}, a run that was killed twice and resumed did so too."
     ),
     "zh": (
         "在一張 {gpu} 上，以 `speed: auto` 把同樣的訓練各跑三次。{settings} 種設定中，有 {repeated} 種重跑之後 adapter "

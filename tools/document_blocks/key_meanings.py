@@ -9,7 +9,7 @@ PROJECT_KEYS = {
     "model.revision": ("branch, tag or commit on the hub", "main"),
     "model.dtype": (
         "precision of the weights that are not quantized, and of computations (`float16`: only of matrix products); "
-        "`auto`: `bfloat16`, or `float16` on a GPU without it, also as compute dtype and instead of `training.bf16`",
+        "`auto`: the best that the machine supports ([note](#notes-on-some-keys))",
         "auto",
     ),
     "model.attn_implementation": ("how attention is computed; `null`: what the model supports best", "eager"),

@@ -111,7 +111,7 @@ def _describe_values(properties: dict[str, Any]) -> str:
         return " or ".join(filter(None, map(_describe_values, properties["anyOf"])))
     types = {"string": "text", "integer": "integer", "number": "number", "boolean": "`true`, `false`"}
     described = {**types, "array": "list", "null": "`null`"}.get(properties.get("type", ""), "")
-    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "at most"}
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     bounds = " and ".join(f"{word} {properties[bound]}" for bound, word in words.items() if bound in properties)
     return f"{described} {bounds}".rstrip()
 

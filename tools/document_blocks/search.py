@@ -38,9 +38,9 @@ def search_speed() -> str:
     assert row["same_adapter"] == "bitwise", "the text says so"
     machine, torch = f"{report['machine']['cpu_cores']} busy CPU cores", report["versions"]["torch"].partition("+")[0]
     return (
-        f"With the embedded model on {machine}, torch {torch}, a trial's first step ends {row['next_trials']} s after "
-        f"the trial before, {row['slowest']} s at most. In a new process it ends after {row['new_process']} s. The "
-        "adapters of both are bitwise equal."
+        f"With the model in this repository on {machine}, torch {torch}, a trial's first step ends "
+        f"{row['next_trials']} s after the trial before, {row['slowest']} s at most. In a new process it ends after "
+        f"{row['new_process']} s. The adapters of both are bitwise equal."
     )
 
 

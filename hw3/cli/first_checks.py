@@ -24,6 +24,7 @@ from hw3.runs.eval_rows import read_eval_rows
 from hw3.runs.output_file import check_output_file, list_recipe_inputs
 from hw3.runs.resume import check_trained_as
 from hw3.runs.run import Run
+from hw3.runs.search_record import SEARCH_FILE
 from hw3.runs.staging import check_output_is_new
 
 
@@ -48,6 +49,8 @@ def check_training_arguments(
         run_dir = run_dir or Path("outputs") / recipe.name
     if run_dir is not None:
         found.collect(check_writable, run_dir)
+        if (run_dir / SEARCH_FILE).exists():
+            found.problems.append(f"{run_dir}: holds a search; give a run another folder: --run DIR (make: RUN=DIR)")
     if accelerate is not None and not accelerate.is_file():
         found.problems.append(f"--accelerate {accelerate}: no such file")
     elif accelerate is not None:

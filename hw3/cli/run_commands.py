@@ -87,7 +87,7 @@ def add_eval_command(commands: Commands) -> None:
         "--checkpoint",
         metavar="NAME",
         help="score only the base model (base), or also one checkpoint: best, last, checkpoint-100, or a path; "
-        "default: all",
+        "default: the base model and every complete checkpoint",
     )
     models.add_argument(
         "--base-only", action="store_const", const="base", dest="checkpoint", help="the same as --checkpoint base"

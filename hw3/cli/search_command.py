@@ -73,6 +73,7 @@ def check_search_arguments(arguments: argparse.Namespace) -> tuple[TrialRecipes,
     Raises:
         UserError: lists all problems.
     """
+    from hw3.runs.run import Run
     from hw3.search.space import load_space
     from hw3.search.trial_recipe import TrialRecipes, check_corners
 
@@ -83,6 +84,8 @@ def check_search_arguments(arguments: argparse.Namespace) -> tuple[TrialRecipes,
     recipe_path: Path = arguments.recipe
     folder = arguments.output or Path("outputs") / f"search-{recipe_path.absolute().parent.name}-{recipe_path.stem}"
     found.collect(check_writable, folder, "OUTPUT= (--output)")
+    if Run(folder).exists():
+        found.problems.append(f"{folder}: holds a run; give a search another folder: --output DIR (make: OUTPUT=DIR)")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         found.problems.append("a search starts its own processes; use --workers N (make: GPUS=N) without a launcher")
     found.raise_problems()

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ ALPHA_OVER_R = "lora.alpha_over_r"  # derived: lora.lora_alpha / lora.r
 _KEYS_OF_THE_SCORE = ("data.eval", "data.dev", "data.dev_fraction", "evaluation", "generation", "speed")
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 MAX_GRID_SIZE = 100_000
+# The recipe of every choice is checked before the search.
+MAX_CHOICES = 200
 
 
 class _SearchFile(BaseModel):
@@ -52,7 +56,7 @@ class _SearchFile(BaseModel):
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     fixed: dict[str, Any] = {}
-    space: Annotated[dict[str, Any], Field(min_length=1)]
+    space: dict[str, Any]
 
 
 class _Float(BaseModel):
@@ -105,18 +109,28 @@ class Parameter:
             return [self.distribution.low, self.distribution.high]
         return list(self.choices.values())
 
-    def grid(self) -> list[Any] | None:
-        """Return all values of the distribution; None if it is continuous, or an integer on a log scale."""
+    def count_values(self) -> int | None:
+        """Return the number of values; None if the distribution is continuous, or an integer on a log scale."""
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return len(distribution.choices)
+        if isinstance(distribution, IntDistribution) and not distribution.log:
+            return (distribution.high - distribution.low) // distribution.step + 1
+        if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+            return round((distribution.high - distribution.low) / distribution.step) + 1
+        return None
+
+    def grid(self) -> list[Any]:
+        """Return all values of the distribution, whose number must be known."""
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
             return list(distribution.choices)
-        if isinstance(distribution, IntDistribution) and not distribution.log:
+        if isinstance(distribution, IntDistribution):
             return list(range(distribution.low, distribution.high + 1, distribution.step))
-        if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-            count = round((distribution.high - distribution.low) / distribution.step)
-            # As `FloatDistribution.to_external_repr` of a multiple of the step would print it.
-            return [float(f"{distribution.low + number * distribution.step:.12g}") for number in range(count + 1)]
-        return None
+        assert isinstance(distribution, FloatDistribution) and distribution.step is not None, "the space is checked"
+        count = self.count_values() or 0
+        # As `FloatDistribution.to_external_repr` of a multiple of the step would print it.
+        return [float(f"{distribution.low + number * distribution.step:.12g}") for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -161,14 +175,14 @@ class SearchSpace:
 
     def grid(self) -> dict[str, list[Any]]:
         """Return all values of every distribution. The sampler must be `grid`."""
-        return {key: parameter.grid() or [] for key, parameter in self.parameters.items()}
+        return {key: parameter.grid() for key, parameter in self.parameters.items()}
 
     @property
     def total_trials(self) -> int:
         """Number of trials; a grid has no more than its points."""
         if self.sampler != "grid":
             return self.trials
-        return min(self.trials, math.prod(len(values) for values in self.grid().values()))
+        return min(self.trials, math.prod(parameter.count_values() or 0 for parameter in self.parameters.values()))
 
 
 def load_space(path: Path, trials: int | None = None) -> SearchSpace:
@@ -194,6 +208,8 @@ def load_space(path: Path, trials: int | None = None) -> SearchSpace:
     for section in (space, fixed):
         for key in section if isinstance(section, dict) else ():
             found.collect(_check_key, document, ("space" if section is space else "fixed", key), key)
+    if space == {} and not document.problems:
+        found.problems.append(document.problem(("space",), "found {}, expected the keys that vary"))
     if isinstance(space, dict):
         found.collect(_check_combinations, document, space, fixed if isinstance(fixed, dict) else {})
     if values.get("sampler") == "grid":
@@ -231,15 +247,28 @@ def _read_parameter(document: YamlDocument, key: str, kinds: Any) -> Parameter:
     if values.low > values.high:
         raise UserError(document.problem((*path, kind), f"low is {values.low}, above high, which is {values.high}"))
     try:
-        return Parameter(key, distribution(**values.model_dump()), {})
-    except ValueError as error:
-        raise UserError(document.problem((*path, kind), str(error))) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna lowers `high` to a multiple of the step; see below
+            made = distribution(**values.model_dump())
+    except (ValueError, ArithmeticError) as error:
+        text = str(error) if isinstance(error, ValueError) else f"found step {values.step:g}, expected a larger one"
+        raise UserError(document.problem((*path, kind), text)) from error
+    if made.high != values.high:
+        text = f"high is {values.high}, expected low plus a multiple of the step, such as {made.high}"
+        raise UserError(document.problem((*path, kind), text))
+    return Parameter(key, made, {})
 
 
 def _read_choices(document: YamlDocument, key: str, choices: Any) -> Parameter:
     path: KeyPath = ("space", key, "categorical")
     if not isinstance(choices, list) or not choices:
         raise UserError(document.problem(path, f"{describe_value(choices)}, expected a list of values"))
+    if len(choices) > MAX_CHOICES:
+        raise UserError(document.problem(path, f"found {len(choices):,} values, expected at most {MAX_CHOICES}"))
+    if key == ALPHA_OVER_R:
+        for choice in choices:
+            if isinstance(choice, bool) or not isinstance(choice, int | float) or not 0 < choice < math.inf:
+                raise UserError(document.problem(path, f"{describe_value(choice)}, expected a number above 0"))
     texts = [json.dumps(choice, ensure_ascii=False) for choice in choices]
     repeated = next((text for text in texts if texts.count(text) > 1), None)
     if repeated is not None:
@@ -260,7 +289,7 @@ def _check_key(document: YamlDocument, path: KeyPath, key: str) -> None:
                 "`fixed`, or in the recipe",
             )
         )
-    if not all(key.split(".")):
+    if not all(re.fullmatch(r"[^\s=]+", part) for part in key.split(".")):  # as it would stand in an assignment
         raise UserError(document.problem(path, "expected a recipe's key, such as training.learning_rate"))
 
 
@@ -282,10 +311,10 @@ def _check_grid(document: YamlDocument, parameters: dict[str, Parameter]) -> Non
     problems = [
         document.problem(("space", key), "the sampler is grid, so it needs a step, or a list of values (categorical)")
         for key, parameter in parameters.items()
-        if parameter.grid() is None
+        if parameter.count_values() is None
     ]
     if not problems:
-        size = math.prod(len(parameter.grid() or []) for parameter in parameters.values())
+        size = math.prod(parameter.count_values() or 0 for parameter in parameters.values())
         if size > MAX_GRID_SIZE:
             problems = [
                 document.problem(("space",), f"the grid has {size:,} points, expected at most {MAX_GRID_SIZE:,}")

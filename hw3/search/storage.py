@@ -14,7 +14,6 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from hw3.common.errors import UserError, first_line
 
-STUDY_NAME = "search"
 JOURNAL_FILE = "journal.log"
 # How long a process waits for the lock of the journal, which is held for one write, before it takes it for left over.
 LOCK_SECONDS = 10
@@ -68,7 +67,7 @@ def open_storage(storage: str | None, folder: Path) -> BaseStorage:
         with path.open("rb") as file:
             json.loads(file.readline() or "{}")  # Optuna ignores a last line that is no JSON, and writes after it
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_JournalLock(path)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # Optuna raises errors of many kinds while it reads a damaged journal
         raise UserError(f"{path}: not a journal file of Optuna: {first_line(error)}") from error
 
 

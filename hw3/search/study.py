@@ -116,8 +116,8 @@ def open_study(recipes: TrialRecipes, folder: Path, storage: str | None) -> Sear
     Raises:
         UserError: folder or storage hold another search.
     """
+    optuna_storage = open_storage(storage, folder)  # before the folder: nothing is written if it is wrong
     folder.mkdir(parents=True, exist_ok=True)
-    optuna_storage = open_storage(storage, folder)
     recipe, space = recipes.load_base(), recipes.space
     record_path = folder / SEARCH_FILE
     with writing_lock(folder / LOCK_FILE):
@@ -132,9 +132,11 @@ def open_study(recipes: TrialRecipes, folder: Path, storage: str | None) -> Sear
                 total_trials=space.total_trials,
             ).write(record_path)
         record = SearchRecord.read(record_path)
+        # The journal in the folder has one study, whose name stays when the folder is renamed.
+        names = optuna.get_all_study_names(optuna_storage) if storage is None else []
         study = optuna.create_study(
             storage=optuna_storage,
-            study_name=folder.name,
+            study_name=names[0] if names else folder.name,
             sampler=TrialSeededSampler(space),
             pruner=optuna.pruners.NopPruner(),  # `should_prune` decides
             load_if_exists=True,
@@ -142,6 +144,9 @@ def open_study(recipes: TrialRecipes, folder: Path, storage: str | None) -> Sear
         data = {key: file_sha256(file) for key, file in list_data_files(recipe.data).items()}
         identity = {"folder": record.id, "recipe": recipe.to_dict(), "space": space.identity(), "data": data}
         stored = study.user_attrs.get(IDENTITY)
+        if is_new and stored is not None and storage is None:  # the record was deleted; the journal still has its id
+            identity["folder"] = stored["folder"]
+            record.model_copy(update={"id": stored["folder"]}).write(record_path)
         if stored is None and not record.trials:
             study.set_user_attr(IDENTITY, identity)
         elif stored is None:

@@ -54,8 +54,10 @@ class TrialRecipes:
         values = dict(settings)
         if ALPHA_OVER_R in values:
             r = values["lora.r"] if "lora.r" in values else (self._load([]).lora or {}).get("r", 8)
-            alpha = values.pop(ALPHA_OVER_R) * r
-            values["lora.lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
+            ratio = values.pop(ALPHA_OVER_R)
+            if isinstance(r, int | float):  # else loading the recipe reports r
+                alpha = ratio * r
+                values["lora.lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
         return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
     def all_overrides(self, settings: Mapping[str, Any]) -> list[str]:

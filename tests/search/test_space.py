@@ -71,7 +71,39 @@ def test_every_space_of_the_project_is_valid(path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("space: {}\n", "space.yaml:1: space: found {}, expected"),
+        ("space: {}\n", "space.yaml:1: space: found {}, expected the keys that vary"),
+        (
+            "space:\n  training.learning_rate:\n    float: {low: 0.0001, high: 1, step: 1.0e-300}\n",
+            "space.yaml:3: space.training.learning_rate.float: found step 1e-300, expected a larger one",
+        ),
+        (
+            "space:\n  lora.r:\n    int: {low: 4, high: 9, step: 2}\n",
+            "space.yaml:3: space.lora.r.int: high is 9, expected low plus a multiple of the step, such as 8",
+        ),
+        (
+            f"space:\n  lora.r:\n    categorical: {list(range(1, 20_001))}\n",
+            "space.yaml:3: space.lora.r.categorical: found 20,000 values, expected at most 200",
+        ),
+        (
+            "space:\n  lora.alpha_over_r:\n    categorical: [1, a]\n",
+            'space.yaml:3: space.lora.alpha_over_r.categorical: found "a", expected a number above 0',
+        ),
+        (
+            'space:\n  "data.eval ":\n    categorical: [a.json]\n',
+            "space.yaml:2: space.data.eval : expected a recipe's key",
+        ),
+        (
+            'space:\n  "training.seed=1":\n    categorical: [a.json]\n',
+            "space.yaml:2: space.training.seed=1: expected a recipe's key",
+        ),
+        (
+            "sampler: grid\nspace:\n  lora.r:\n    int: {low: 1, high: 1000000000000}\n",
+            "space.yaml:2: space: the grid has 1,000,000,000,000 points, expected at most 100,000",
+        ),
+        (
+            "sampler: grid\nspace:\n  lora.lora_dropout:\n    float: {low: 0.0, high: 1, step: 1.0e-12}\n",
+            "space.yaml:2: space: the grid has 1,000,000,000,001 points, expected at most 100,000",
+        ),
         (
             "trails: 3\nspace:\n  lora.r: {int: {low: 1, high: 2}}\n",
             "space.yaml:1: trails: no such key; did you mean trials?",

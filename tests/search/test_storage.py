@@ -53,9 +53,10 @@ def test_url_that_cannot_be_opened_is_refused(storage: str, tmp_path: Path) -> N
         open_storage(storage, tmp_path)
 
 
-def test_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["not a journal\n", '{"op_code":99}\n', "[1]\n", '{"op_code":0,"worker_id":"x"}\n'])
+def test_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.txt"
-    path.write_text("not a journal\n")
+    path.write_text(text)
     with pytest.raises(UserError, match="not a journal file of Optuna"):
         open_storage(str(path), tmp_path)
-    assert path.read_text() == "not a journal\n"
+    assert path.read_text() == text

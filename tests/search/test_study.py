@@ -98,6 +98,13 @@ def test_folder_and_storage_belong_together(recipes: TrialRecipes, tmp_path: Pat
     open_study(recipes, tmp_path / "elsewhere" / "other", storage)
 
 
+def test_wrong_storage_leaves_no_folder(recipes: TrialRecipes, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a journal\n")
+    with pytest.raises(UserError, match="not a journal file of Optuna"):
+        open_study(recipes, tmp_path / "search", str(tmp_path / "notes.txt"))
+    assert not (tmp_path / "search").exists()
+
+
 def test_copy_of_a_folder_goes_on(recipes: TrialRecipes, tmp_path: Path) -> None:
     study: SearchStudy = open_study(recipes, tmp_path / "search", None)
     trial, lock = study.take_trial()
@@ -106,6 +113,20 @@ def test_copy_of_a_folder_goes_on(recipes: TrialRecipes, tmp_path: Path) -> None
     copy = open_study(recipes, shutil.copytree(tmp_path / "search", tmp_path / "copy" / "search"), None)
     assert [trial.state for trial in copy.trials()] == [TrialState.COMPLETE]
     assert os.listdir(tmp_path / "copy") == ["search"]
+
+
+def test_renamed_folder_and_deleted_record_go_on(recipes: TrialRecipes, tmp_path: Path) -> None:
+    study = open_study(recipes, tmp_path / "search", None)
+    identity = study.study.user_attrs
+    trial, lock = study.take_trial()
+    study.study.tell(trial, 2.0)
+    lock.release()
+    renamed = (tmp_path / "search").rename(tmp_path / "renamed")
+    assert [trial.value for trial in open_study(recipes, renamed, None).trials()] == [2.0]
+    (renamed / "search.json").unlink()
+    again = open_study(recipes, renamed, None)
+    assert [trial.value for trial in again.trials()] == [2.0]
+    assert again.study.user_attrs == identity == open_study(recipes, renamed, None).study.user_attrs
 
 
 def test_search_whose_rows_have_changed_is_refused(recipes: TrialRecipes, tmp_path: Path) -> None:

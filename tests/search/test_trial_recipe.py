@@ -92,6 +92,11 @@ def test_corners_are_all_ends_of_all_keys(space_file: Path) -> None:
             ":2: space: training.output_dir: cannot be set in a recipe",
         ),
         ("  lora.r: {int: {low: 1, high: 2}}\nfixed:\n  lora.alpha: 3\n", [], ":4: fixed: lora.alpha: no such key"),
+        (
+            "  lora.alpha_over_r: {int: {low: 1, high: 2}}\n  lora.r:\n    categorical: [a, b]\n",
+            [],
+            ':3: space: lora.r: found "a", expected a whole number',
+        ),
         ("  lora.r: {int: {low: 1, high: 2}}\n", ["lora.r=3"], "command line: lora.r: varies in the space, "),
     ],
 )

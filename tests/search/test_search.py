@@ -132,6 +132,7 @@ def test_killed_search_ends_as_one_that_was_not_killed(
     assert comparable(folder) == comparable(searched)
 
 
+@pytest.mark.slow
 def test_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     searched: Path, recipe: Path, space: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def read_entries(run: Path, name: str = "eval") -> list[dict[str, Any]]:
         ["quantization=null", "lora.use_dora=true"],
         ["lora=null", "quantization=null", "training.learning_rate=0.001"],
         ["lora.modules_to_save=[embed_tokens]"],
-        ["lora.target_modules=[q_proj, embed_tokens]"],
+        pytest.param(["lora.target_modules=[q_proj, embed_tokens]"], marks=pytest.mark.slow),
     ],
     ids=["nf4 with dropout", "dora", "full fine-tuning", "trained embeddings", "adapted embeddings"],
 )

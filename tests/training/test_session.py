@@ -25,7 +25,10 @@ def read_adapter(run_dir: Path) -> bytes:
     return (find_complete_checkpoints(run_dir)[-1].path / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("quantization", [[], ["quantization=null"]], ids=["nf4", "float32"])
+@pytest.mark.parametrize(
+    "quantization",
+    [pytest.param([], id="nf4"), pytest.param(["quantization=null"], id="float32", marks=pytest.mark.slow)],
+)
 def test_runs_of_one_session_are_bitwise_runs_of_their_own(
     mini_recipe: Path, tmp_path: Path, quantization: list[str]
 ) -> None:

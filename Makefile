@@ -166,11 +166,11 @@ format: $(dev)  ## fix style
 # processes share the cores here, and OpenMP's threads would burn them while waiting: GOMP_SPINCOUNT bounds that.
 test test-slow: export GOMP_SPINCOUNT := 20000
 
-test: lint  ## lint, then run the tests that need no GPU and no network, and measure their coverage
-	$(bin)python -m pytest -n auto --dist loadfile --cov -m "not slow and not gpu"
+test: lint  ## lint, then run the tests that need no GPU and no network
+	$(bin)python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
-test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs, and 30 rounds of tools/soak.py
-	$(bin)python -m pytest --hypothesis-profile long
+test-slow: lint  ## lint, then run all tests, also the slow ones and those for GPUs, measure their coverage, and 30 rounds of tools/soak.py
+	$(bin)python -m pytest --cov --hypothesis-profile long
 	$(bin)python tools/soak.py --rounds 30 --output outputs/soak
 
 test-gpu: $(dev)  ## run the tests that need a GPU on the first one, and record machine, versions and outcomes in docs/gpu-tests.json

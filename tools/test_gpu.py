@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+
+from junit_report import read_test_cases
 
 REPOSITORY = Path(__file__).parent.parent
 RECORD = REPOSITORY / "docs/gpu-tests.json"
@@ -80,9 +81,7 @@ def describe_machine() -> dict[str, Any]:
 def read_outcomes(report: Path) -> list[dict[str, Any]]:
     """Return name, outcome and seconds of each test, from a JUnit file of pytest."""
     tests = []
-    for case in ElementTree.parse(report).iter("testcase"):
-        tags = {element.tag for element in case}
-        outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
+    for case, outcome in read_test_cases(report):
         file = case.get("classname", "").rpartition(".")[2]
         name, seconds = f"{file}::{case.get('name')}", round(float(case.get("time", "0")), 1)
         tests.append({"test": name, "outcome": outcome, "seconds": seconds})

@@ -20,10 +20,11 @@ import sys
 import tempfile
 import tomllib
 import venv
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from junit_report import read_test_cases
 
 REPOSITORY = Path(__file__).parent.parent
 RECORD = REPOSITORY / "docs/versions.json"
@@ -97,11 +98,9 @@ def run_tests(python: Path, folders: list[str], processes: str) -> tuple[int, di
 def count_outcomes(report: Path) -> dict[str, dict[str, int]]:
     """Return by package the number of tests with each outcome, from a JUnit file of pytest."""
     counts: dict[str, Counter[str]] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case, outcome in read_test_cases(report):
         # A file that cannot be imported has no class name.
         _, package, *_ = (case.get("classname") or case.get("name", "")).split(".")
-        tags = {element.tag for element in case}
-        outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
         counts.setdefault(package, Counter(passed=0, failed=0, skipped=0))[outcome] += 1
     return {package: dict(outcomes) for package, outcomes in counts.items()}
 

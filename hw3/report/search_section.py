@@ -62,7 +62,6 @@ def build_search_section(search: FinishedSearch, output_dir: Path) -> Section:
         output_dir: the folder of the report, for links.
     """
     record, best = search.record, search.best
-    share = 1 - record.steps_done / (record.max_steps * len(record.trials))
     final = best.final
     picture = search.folder / SEARCH_PICTURE
     description = tr("Scores, importances and settings of {count} trials", count=len(record.trials))
@@ -76,7 +75,7 @@ def build_search_section(search: FinishedSearch, output_dir: Path) -> Section:
                 recipe=record.recipe,
                 sampler=record.sampler,
                 pruner=record.pruner,
-                share=f"{share:.0%}",
+                share=f"{record.saved_share:.0%}",
                 chosen_on=best.chosen_on,
             )
         ),

@@ -114,3 +114,8 @@ class SearchRecord(FileModel):
     def steps_done(self) -> int:
         """Optimizer steps of all trials."""
         return sum(trial.steps for trial in self.trials)
+
+    @property
+    def saved_share(self) -> float:
+        """Share of the optimizer steps that were not done, because trials were stopped."""
+        return 1 - self.steps_done / (self.max_steps * len(self.trials))

@@ -72,8 +72,8 @@ def print_summary(search: SearchStudy, record: SearchRecord) -> None:
     )
     if best.chosen_on == final.data_file:
         print("  chosen and scored on the same rows, so the score is too good; set data.dev or data.dev_fraction")
-    share = 1 - record.steps_done / (record.max_steps * len(record.trials))
-    print(f"{record.steps_done} optimizer steps in {len(record.trials)} trials; the pruner saved {share:.0%}")
+    saved = f"the pruner saved {record.saved_share:.0%}"
+    print(f"{record.steps_done} optimizer steps in {len(record.trials)} trials; {saved}")
     print(f"{search.folder}/: {BEST_RECIPE_FILE}, {SEARCH_PICTURE}, and a run folder for each trial")
     print(f"next: {hw3_command('train', search.folder / BEST_RECIPE_FILE)}")
 

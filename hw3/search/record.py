@@ -13,6 +13,7 @@ from hw3.runs.results_file import ScoreEntry, finetuned_entries
 from hw3.runs.run import Run
 from hw3.runs.search_record import SEARCH_FILE, BestTrial, SearchRecord, TrialOutcome, TrialRecord
 from hw3.search.study import DATA_FILE, PROBLEM, SearchStudy, trial_folder
+from hw3.training.checkpoint_scoring import find_best_step
 
 _OUTCOMES: dict[TrialState, TrialOutcome] = {
     TrialState.COMPLETE: "complete",
@@ -61,7 +62,7 @@ def build_trial_record(search: SearchStudy, trial: FrozenTrial) -> TrialRecord:
     # A process that is killed may leave a trial without all of its values.
     settings = recipes.space.decode(trial.params) if set(trial.params) == set(recipes.space.parameters) else {}
     scores = dict(sorted(trial.intermediate_values.items()))
-    step = min(scores, key=lambda step: (scores[step], step)) if scores else None
+    step = find_best_step(scores) if scores else None
     entry = None if step is None else read_entry(run, trial.user_attrs.get(DATA_FILE), step)
     return TrialRecord(
         number=trial.number,

@@ -78,7 +78,7 @@ class SearchStudy:
             trials = self.trials()
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING and (lock := self._try_lock(frozen.number)) is not None:
-                    if self.study.get_trials(deepcopy=False)[frozen.number].state == TrialState.RUNNING:
+                    if self.trials()[frozen.number].state == TrialState.RUNNING:
                         return self._complete(Trial(self.study, frozen._trial_id)), lock
                     lock.release()  # its process has finished it meanwhile
             if len(trials) >= self.total_trials:

@@ -55,7 +55,7 @@ class TrialRunner:
                 lambda recipe: plans.append(plan_run(recipe, folder / "trial", 1, cache=self._session.cache)),
             )
         self.max_steps = max(plan.steps for plan in plans)
-        self._first_score = min(_first_score(plan) for plan in plans)
+        self._first_score = min(plan.save_schedule.steps()[0] for plan in plans)
 
     def make_pruner(self) -> BasePruner:
         """Return Optuna's pruner without state."""
@@ -112,7 +112,7 @@ class TrialRunner:
     def _train(self, search: SearchStudy, trial: Trial) -> int:
         recipe = self._recipes.load(self._recipes.space.decode(trial.params))
         run = Run(trial_folder(self._folder, trial.number))
-        schedule = _schedule(plan_run(recipe, run.path, 1, cache=self._session.cache))
+        schedule = plan_run(recipe, run.path, 1, cache=self._session.cache).save_schedule
         scorer = _PruningScorer(build_checkpoint_scorer(run), trial, search, schedule, self.make_pruner)
         return train(recipe, run.path, session=self._session, score_checkpoint=scorer)
 
@@ -142,16 +142,6 @@ class _PruningScorer:
             self.trial.report(score.history[step], step)
         prune = should_prune(self.search.study, number, self.make_pruner, last_step=step)
         return replace(score, stop="pruned") if prune else score
-
-
-def _schedule(plan: Plan) -> SaveSchedule:
-    return SaveSchedule(plan.config, plan.steps, len(plan.rows) // plan.workload.recipe.rows_per_step)
-
-
-def _first_score(plan: Plan) -> int:
-    """Return the optimizer steps before a run's first score."""
-    schedule = _schedule(plan)
-    return next(step for step in range(1, plan.steps + 1) if step in schedule)
 
 
 @contextlib.contextmanager

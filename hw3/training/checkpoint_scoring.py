@@ -80,7 +80,8 @@ def count_without_improvement(scores: Mapping[int, float]) -> int:
     Args:
         scores: scores by step; lower is better.
     """
-    return sum(step > find_best_step(scores) for step in scores)
+    best_step = find_best_step(scores)
+    return sum(step > best_step for step in scores)
 
 
 def find_early_stop(recipe: Recipe, previous: Manifest | None, resume_from: Checkpoint | None) -> EarlyStop | None:

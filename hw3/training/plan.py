@@ -114,6 +114,11 @@ class Plan:
         has_all_steps = self.resume_from is not None and self.resume_from.step >= self.steps
         return has_all_steps or self.stopped_early is not None
 
+    @property
+    def save_schedule(self) -> SaveSchedule:
+        """The steps at which the complete run saves checkpoints."""
+        return SaveSchedule(self.config, self.steps, len(self.rows) // self.workload.recipe.rows_per_step)
+
     def without_cuda_graphs(self, run_dir: Path, failure: str) -> Plan:
         """Return the plan with TRL's step, with notes only on this change.
 
@@ -381,7 +386,6 @@ def _describe_run(plan: Plan, run_dir: Path) -> list[str]:
     processes = "one process" if layout.processes == 1 else f"each of {layout.processes} processes"
     remaining = max(0, plan.steps - plan.first_step)
     limit = recipe.training.get("save_total_limit")
-    schedule = SaveSchedule(plan.config, plan.steps, steps_per_epoch)
     if limit is not None and recipe.evaluation.during_training:
         limit += 1  # the best one
     needed = estimate_checkpoint_bytes(plan.config, limit, trained_parameters, remaining, steps_per_epoch)
@@ -389,6 +393,6 @@ def _describe_run(plan: Plan, run_dir: Path) -> list[str]:
         f"{trained_parameters:,} parameters are trained; the base model has {plan.total_parameters:,}",
         f"{plan.steps} steps of {recipe.rows_per_step} rows, {plan.steps / steps_per_epoch:.2g} epochs; {processes} "
         f"takes {layout.rows_per_device} rows x {layout.accumulation}",
-        *describe_scoring(recipe, schedule, plan.data),
+        *describe_scoring(recipe, plan.save_schedule, plan.data),
         check_disk_space(run_dir, needed),
     ]

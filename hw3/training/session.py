@@ -86,7 +86,7 @@ class ModuleSnapshot:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._modules = [(module, type(module), _copy_attributes(module)) for module in model.modules()]
+        self._modules = [(module, type(module), _copy_tables(module.__dict__)) for module in model.modules()]
         self._requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         configs = (model.config, model.generation_config)
         self._configs = [(config, copy.deepcopy(config.__dict__)) for config in configs if config is not None]
@@ -96,8 +96,7 @@ class ModuleSnapshot:
         for module, module_class, attributes in self._modules:
             module.__class__ = module_class
             module.__dict__.clear()
-            module.__dict__.update({name: copy.copy(value) for name, value in attributes.items() if _is_table(value)})
-            module.__dict__.update({name: value for name, value in attributes.items() if not _is_table(value)})
+            module.__dict__.update(_copy_tables(attributes))
         for parameter, requires_grad in self._requires_grad:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
@@ -106,13 +105,9 @@ class ModuleSnapshot:
             config.__dict__.update(copy.deepcopy(values))
 
 
-def _copy_attributes(module: torch.nn.Module) -> dict[str, Any]:
-    return {name: copy.copy(value) if _is_table(value) else value for name, value in module.__dict__.items()}
-
-
-def _is_table(value: Any) -> bool:
-    """Return whether an attribute of a module is one of its tables of submodules, parameters, buffers or hooks."""
-    return isinstance(value, dict | set)
+def _copy_tables(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return a module's attributes, with copies of its tables of submodules, parameters, buffers and hooks."""
+    return {name: copy.copy(value) if isinstance(value, dict | set) else value for name, value in attributes.items()}
 
 
 def _leaves_base_unchanged(plan: Plan) -> bool:

@@ -39,7 +39,6 @@ from hw3.runs.run import Run
 from hw3.training.checkpoint_scoring import (
     CheckpointScorer,
     CheckpointScoringCallback,
-    SaveSchedule,
     build_scoring_slot,
     describe_early_stop,
 )
@@ -242,7 +241,7 @@ def _add_scoring(trainer: CompletionTrainer, plan: Plan, score: CheckpointScorer
         score,
         slot,
         recipe,
-        SaveSchedule(plan.config, plan.steps, len(plan.rows) // recipe.rows_per_step),
+        plan.save_schedule,
         checkpoints=trainer.checkpoints,
         signals=trainer.stop,
         progress=trainer.progress,

@@ -20,15 +20,18 @@ def read_scores(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_captured"),
+    ("shape_recipe", "settings", "is_captured"),
     [
-        ([], True),
-        (["lora.lora_dropout=0.1"], True),
-        (["speed=plain", "lora.lora_dropout=0.1"], False),
-        (["speed=lean"], False),
-        (["lora.modules_to_save=[embed_tokens]"], False),
+        ("gemma", [], True),
+        ("llama", [], True),
+        ("qwen", [], True),
+        ("gemma", ["lora.lora_dropout=0.1"], True),
+        ("gemma", ["speed=plain", "lora.lora_dropout=0.1"], False),
+        ("gemma", ["speed=lean"], False),
+        ("gemma", ["lora.modules_to_save=[embed_tokens]"], False),
     ],
-    ids=["captured", "captured with dropout", "plain with dropout", "lean", "trained embeddings"],
+    ids=["gemma", "llama", "qwen", "dropout", "plain with dropout", "lean", "trained embeddings"],
+    indirect=["shape_recipe"],
 )
 def test_scoring_during_training_changes_neither_weights_nor_scores(
     shape_recipe: Path, tmp_path: Path, settings: list[str], is_captured: bool

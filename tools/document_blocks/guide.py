@@ -98,12 +98,13 @@ PUBLISHED_HEADINGS = {
 }
 REPRODUCIBLE_TEXT = {
     "en": (
-        "On one {gpu}, {settings} settings were each trained three times with `speed: auto`: once, once more in another "
-        "process, and once in a process that was killed twice and resumed. All three adapters are bitwise equal in each."
+        "On one {gpu}, {settings} settings were each trained three times with `speed: auto`: once, once more in "
+        "another process, and once in a process that was killed twice and resumed. All three adapters are bitwise "
+        "equal in each."
     ),
     "zh": (
-        "在一張 {gpu} 上，以 `speed: auto` 把 {settings} 種設定各訓練三次：跑一次、另開一個行程再跑一次、中途強制結束兩次再接著跑一次。"
-        "每種設定的三個 adapter，每個位元組都相同。"
+        "在一張 {gpu} 上，以 `speed: auto` 把 {settings} 種設定各訓練三次：跑一次、另開一個行程再跑一次、"
+        "中途強制結束兩次再接著跑一次。每種設定的三個 adapter，每個位元組都相同。"
     ),
 }
 

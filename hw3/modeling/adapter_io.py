@@ -18,7 +18,14 @@ from peft import PeftConfig
 from hw3.common.errors import first_line
 from hw3.modeling.fingerprint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, combine_weight_hashes, hash_adapter_config
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,  # indices, in sparse adapters
+    "I32": torch.int32,
+}
 
 
 class InvalidAdapterError(Exception):
@@ -65,7 +72,8 @@ def read_adapter(folder: Path, *, pin_memory: bool = False) -> AdapterFiles:
         _check_kind(folder, config)
         weight_bytes = _read_bytes(folder / ADAPTER_WEIGHTS, pin_memory)
         weights = parse_safetensors(weight_bytes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    # PEFT imports the packages that some kinds need when it reads their configuration.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ImportError) as error:
         raise InvalidAdapterError(f"{folder}: cannot be read: {first_line(error)}") from error
     check_finite(folder, weights)
     hashes = {

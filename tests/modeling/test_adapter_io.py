@@ -119,6 +119,15 @@ def test_read_adapter_names_kinds_that_cannot_be_scored(
         read_adapter(folder)
 
 
+def test_read_adapter_names_the_package_that_a_kind_needs(scored_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(scored_run / "checkpoint-4", tmp_path / "theirs")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    loftq = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    (folder / "adapter_config.json").write_text(json.dumps(config | loftq), encoding="utf-8")
+    with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: .*'scipy' is not installed"):
+        read_adapter(folder)
+
+
 def test_adapter_prefetcher_gives_the_hash_of_the_checkpoint(scored_run: Path) -> None:
     checkpoints = find_complete_checkpoints(scored_run)
     prefetcher = AdapterPrefetcher([checkpoint.path for checkpoint in checkpoints], pin_memory=False)

@@ -21,6 +21,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    ShiraConfig,
     TrainableTokensConfig,
     VeraConfig,
 )
@@ -57,9 +58,10 @@ KINDS: dict[str, Callable[[], PeftConfig]] = {
     "LoKr": lambda: LoKrConfig(**TASK, r=4),
     "BOFT": lambda: BOFTConfig(**TASK, boft_block_size=8),
     "VeRA": lambda: VeraConfig(**TASK, r=4),
+    "SHiRA": lambda: ShiraConfig(**TASK, r=2),
 }
 # PEFT 0.21.2 cannot load these into 4-bit layers.
-NOT_IN_4_BITS = {"PiSSA", "orthogonal", "LoHa", "LoKr"}
+NOT_IN_4_BITS = {"PiSSA", "orthogonal", "LoHa", "LoKr", "SHiRA"}
 MAX_ERROR = 1e-5  # in nats per row
 ROWS = [
     EncodedRow("a", [2, 30, 31, 32, 5, 6, 7], [9, 10, 1], 2),

@@ -124,7 +124,7 @@ def test_read_adapter_names_the_package_that_a_kind_needs(scored_run: Path, tmp_
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     loftq = {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
     (folder / "adapter_config.json").write_text(json.dumps(config | loftq), encoding="utf-8")
-    with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: .*'scipy' is not installed"):
+    with pytest.raises(InvalidAdapterError, match=r"theirs: cannot be read: .*'scipy' is not installed"):
         read_adapter(folder)
 
 

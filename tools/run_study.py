@@ -38,6 +38,7 @@ from study.plan import (
 )
 
 from hw3.config.recipe import load_recipe
+from hw3.modeling.devices import visible_gpus
 
 OUTPUT = Path("outputs/study")
 # A process that has imported and captured before its first run; docs/benchmarks/train_step.json measures 25 s and more.
@@ -62,9 +63,9 @@ def main() -> int:
     arguments = parser.parse_args()
     deadline = time.time() + 60 * arguments.minutes
     plan = read_plan(arguments.plan)
-    gpus = count_gpus()
+    gpus = visible_gpus()
     write_data(arguments.output / "data", plan)
-    print(describe_cost(plan, arguments.output, gpus > 0), flush=True)
+    print(describe_cost(plan, arguments.output, bool(gpus)), flush=True)
     for model in plan.models.values():
         if reason := why_skipped(model, arguments.output):
             print(f"{model.name}: skipped, because {reason}")
@@ -87,13 +88,6 @@ def why_skipped(model: StudyModel, output: Path) -> str | None:
     if model.base is not None and not Path(model.base).is_dir():
         return f"{model.base} is missing"
     return None
-
-
-def count_gpus() -> int:
-    """Return the number of GPUs; no CUDA context is created in this process."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 # --- cost -----------------------------------------------------------------------------------------------------------
@@ -161,23 +155,23 @@ def list_tasks(plan: StudyPlan, output: Path, only: list[str]) -> list[list[Stud
 
 
 def run_tasks(
-    tasks: list[list[StudyRun]], output: Path, deadline: float, workers: int, gpus: int, extra: list[str]
+    tasks: list[list[StudyRun]], output: Path, deadline: float, workers: int, gpus: list[str], extra: list[str]
 ) -> None:
     """Run the tasks in several processes until the deadline; report each finished run."""
     (output / "runs").mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     numbers = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, initializer=_use_one_gpu, initargs=(numbers, gpus)) as pool:
-        futures = [pool.submit(run_task, task, output, deadline, gpus > 0, extra) for task in tasks]
+        futures = [pool.submit(run_task, task, output, deadline, bool(gpus), extra) for task in tasks]
         for future in as_completed(futures):
             print(future.result(), flush=True)
 
 
-def _use_one_gpu(numbers: Any, gpus: int) -> None:
-    """Give each worker one of the GPUs in turn, before it imports PyTorch."""
+def _use_one_gpu(numbers: Any, gpus: list[str]) -> None:
+    """Give each worker one of the GPUs in turn, before it initializes CUDA."""
     if gpus:
         with numbers.get_lock():
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(numbers.value % gpus)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[numbers.value % len(gpus)]
             numbers.value += 1
 
 

@@ -130,3 +130,10 @@ def find_device_problems(recipe: Recipe, num_processes: int) -> list[str]:
             "model.device_map=null or run without a launcher (GPUS=1)"
         )
     return problems
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]

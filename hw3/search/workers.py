@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from hw3.common.errors import RunError
 from hw3.common.signals import StoppedBySignal
+from hw3.modeling.devices import visible_gpus
 from hw3.search.search import TrialReporter, close_search
 from hw3.search.study import open_study
 from hw3.search.trial_recipe import TrialRecipes
@@ -80,7 +79,7 @@ def _hw3(command: Sequence[str]) -> list[str]:
 def _start(command: Sequence[str], log: Path, number: int, workers: int) -> subprocess.Popen[bytes]:
     """Start a process on a GPU of its own; on a CPU, with its share of the cores."""
     environment = dict(os.environ)
-    if devices := _visible_gpus():
+    if devices := visible_gpus():
         environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     else:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
@@ -94,13 +93,6 @@ def _start(command: Sequence[str], log: Path, number: int, workers: int) -> subp
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process only, which passes it on
         )
-
-
-def _visible_gpus() -> list[str]:
-    """Return the GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them."""
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
 
 
 def stop_with_parent() -> None:

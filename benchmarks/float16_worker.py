@@ -113,22 +113,26 @@ def wait_for_all(barrier: Any) -> None:
 def enlarge_activations(model: PreTrainedModel) -> None:
     """Give a random Gemma-2 the activations of a published one: hidden states with a few very large channels.
 
-    Norms behind attention and MLP write the large channels, as in published models, and norms before them scale them
-    down again. The largest channel of a hidden state exceeds 65504, and so do sums inside of the MLP.
+    The embeddings write the large channels, beyond 65504. The norms remove them again and scale the rest to about 1.
+    Sums inside of the MLP are large too. Norms behind attention and MLP must not write the large channels here: in
+    bfloat16 the gradient of a random model would then be mostly rounding error, with TRL's step too.
     """
-    large = torch.arange(0, model.config.hidden_size, model.config.hidden_size // 4)
+    hidden_size, value, rest = model.config.hidden_size, 4000.0, 20.0
+    large = torch.arange(0, hidden_size, hidden_size // 4)[:4]
     with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        embeddings[:, large] = value * embeddings[:, large].sign()  # multiplied by the root of the hidden size
         for layer in model.model.layers:
             layer.mlp.up_proj.weight.mul_(200)
             for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
-                norm.weight.fill_(20.0)
-                norm.weight[large] = 3e4
+                norm.weight.fill_(rest - 1)  # the norm multiplies by 1 plus its weight
+                norm.weight[large] = -1
         norms = [
             norm for layer in model.model.layers for norm in (layer.input_layernorm, layer.pre_feedforward_layernorm)
         ]
         for norm in (*norms, model.model.norm):
-            norm.weight.fill_(200.0)
-            norm.weight[large] = -0.8  # the norm multiplies by 1 plus its weight
+            norm.weight.fill_(value * len(large) ** 0.5 / rest)  # the root mean square, divided by the rest's size
+            norm.weight[large] = -1
 
 
 def make_base(folder: Path, shape: str, layers: int, tokenizer: Path) -> None:

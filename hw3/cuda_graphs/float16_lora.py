@@ -148,7 +148,7 @@ class Float16LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         """Return y in float32, shape (N, O)."""
         rounded, scale = round_to_float16(x)
-        a16, b16 = a.half(), (b * B_SCALE).half()
+        a16, b16 = a.half(), (b * 2.0**8).half()  # `B_SCALE` as a literal, for the reason in `round_to_float16`
         y, h = torch.ops.hw3.float16_lora_linear(rounded, weight, absmax, a16, b16, *settings)
         ctx.settings = settings
         ctx.save_for_backward(rounded, scale, h, weight, absmax, a16, b16)

@@ -16,13 +16,6 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-# The largest element of a rounded tensor is at least 2**14 and below 2**15.
-_LARGEST_EXPONENT = 14
-# Bits of a float32's exponent: a number with all other bits cleared is the largest power of two that is not above it.
-_EXPONENT_BITS = 0x7F800000
-# Smallest power of two that is used as a scale, so that its inverse is finite. A tensor of zeros gets it.
-_SMALLEST_SCALE = 2.0**-100
-
 
 def round_to_float16(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a tensor to float16 after dividing it by a power of two, without reading a value on the CPU.
@@ -35,8 +28,13 @@ def round_to_float16(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         element is NaN or infinite, the scale is 1, so that rows without such an element can still be computed.
     """
     least, greatest = torch.aminmax(x.detach())
-    power = (torch.maximum(greatest, -least).view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
-    scale = torch.where(power.isfinite(), power.clamp(min=_SMALLEST_SCALE) * 2.0**-_LARGEST_EXPONENT, 1.0)
+    # Clearing all bits but a float32's exponent leaves the largest power of two that is not above it. A tensor of zeros
+    # gets 2**-100: its inverse must be finite. The largest rounded element is at least 2**14 and below 2**15.
+    #
+    # These numbers are literals. PyTorch 2.11 and 2.13 compile a module's constant as a variable if shapes are dynamic,
+    # and then fail where a second `autograd.Function` of the compiled code reads it.
+    power = (torch.maximum(greatest, -least).view(torch.int32) & 0x7F800000).view(torch.float32)
+    scale = torch.where(power.isfinite(), power.clamp(min=2.0**-100) * 2.0**-14, 1.0)
     return (x * (1 / scale)).to(torch.float16), scale
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from trl import SFTConfig
 
@@ -28,8 +32,28 @@ from hw3.training.step_strategy import HEADROOM_FRACTION, StepStrategy
 MAX_LOSS_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 0.02, 0.15
 # With dropout the two steps draw different numbers: only the loss and the gradient's norm can be compared, roughly.
 MAX_LOSS_DIFFERENCE_WITH_DROPOUT, MAX_NORM_DIFFERENCE_WITH_DROPOUT = 0.05, 0.5
+# Largest relative differences of loss and gradient norm when the same graphs compute the same step again: sums that are
+# added in another order.
+MAX_REUSE_DIFFERENCE = 1e-3
 # Standard deviation of the random adapters that are used for the comparison.
 ADAPTER_STD = 0.02
+
+
+@dataclass(frozen=True)
+class VerifiedStep:
+    """A CUDA-graph step that agrees with TRL's step, and what it computed in the comparison.
+
+    Attributes:
+        step: the step.
+        batch: the rows of the comparison, as `CudaGraphStep.accumulate` takes them.
+        loss: their loss with the random adapters.
+        gradient_norm: the norm of their gradient.
+    """
+
+    step: CudaGraphStep
+    batch: dict[str, Any]
+    loss: float
+    gradient_norm: float
 
 
 @dataclass(frozen=True)
@@ -37,12 +61,12 @@ class CaptureResult:
     """The CUDA-graph step, or why it cannot be used.
 
     Attributes:
-        step: the step; None if it cannot be used.
+        verified: the step; None if it cannot be used.
         failure: the reason, as the end of a sentence about the step; None if it can be used.
         seconds: time to compile, capture and run the step once.
     """
 
-    step: CudaGraphStep | None = None
+    verified: VerifiedStep | None = None
     failure: str | None = None
     seconds: float = 0.0
 
@@ -53,9 +77,12 @@ def capture_verified_step(
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
     args: SFTConfig,
-    captured: CudaGraphStep | None = None,
+    captured: VerifiedStep | None = None,
 ) -> CaptureResult:
     """Capture the CUDA-graph step, and compare it with TRL's step. All processes get the same decision.
+
+    A step that was captured and compared for another run is only checked: with the adapters of the comparison, it must
+    compute the same loss and gradient again.
 
     Args:
         model: the model with its adapters, which are unchanged afterwards.
@@ -63,15 +90,45 @@ def capture_verified_step(
         rows: the rows of the first optimizer step, over all processes, each with `input_ids` and `labels`.
         strategy: how steps are computed.
         args: the Trainer's arguments.
-        captured: a step that was captured for another run with the same base model, shapes and constants.
+        captured: a step of another run with the same base model, shapes and constants.
     """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        result = _capture_and_compare(model, collator, rows, strategy, args, captured)
+        with _random_adapters(parameters, keep_on_device=captured is not None):
+            if captured is None:
+                result = _capture_and_compare(model, collator, rows, strategy, args)
+            else:
+                result = _reuse(captured, model)
+        failure = result.failure or _describe_memory_shortage(strategy, args.device)
     except Exception as error:  # a failure of compiler, driver or memory must not end the run: TRL's step works
         logging.getLogger(__name__).debug("capturing the step failed", exc_info=True)
-        result = CaptureResult(failure=f"failed here: {type(error).__name__}: {first_line(error)[:200]}")
-    failure = next((failure for failure in gather_objects(result.failure) if failure is not None), None)
+        failure = f"failed here: {type(error).__name__}: {first_line(error)[:200]}"
+    failure = next((failure for failure in gather_objects(failure) if failure is not None), None)
     return result if failure is None else CaptureResult(failure=failure)
+
+
+@contextmanager
+def _random_adapters(parameters: list[torch.nn.Parameter], *, keep_on_device: bool) -> Iterator[None]:
+    """Give the adapters random values inside the block, which are the same for every run, and no gradient afterwards.
+
+    The B of a new adapter is zero, so its A would get no gradient.
+
+    Args:
+        parameters: the adapters.
+        keep_on_device: copy the adapters on their device; on the CPU, they need no GPU memory that a capture may need.
+    """
+    device = parameters[0].device
+    generator = torch.Generator(device).manual_seed(0)
+    saved = [parameter.detach().to(device if keep_on_device else "cpu", copy=True) for parameter in parameters]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws from it
+        try:
+            for parameter in parameters:
+                parameter.data.normal_(std=ADAPTER_STD, generator=generator)
+            yield
+        finally:
+            for parameter, values in zip(parameters, saved, strict=True):
+                parameter.data.copy_(values)
+                parameter.grad = None
 
 
 def _capture_and_compare(
@@ -80,39 +137,50 @@ def _capture_and_compare(
     rows: list[dict[str, Any]],
     strategy: StepStrategy,
     args: SFTConfig,
-    captured: CudaGraphStep | None,
 ) -> CaptureResult:
+    """Capture the step, and compare it with TRL's step for the present values of the adapters."""
     device, rows_per_device = args.device, strategy.layout.rows_per_device
     first_row = args.process_index * rows_per_device
     own_rows = rows[first_row : first_row + rows_per_device]
     output_tokens = sum(label != IGNORE_INDEX for row in rows for label in row["labels"])
+    expected = _reference_loss_and_grad(model, collator, own_rows, output_tokens, device)
+    start = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
+        step = CudaGraphStep(model, rows_per_device, strategy.bucket_lengths, strategy.tokens_per_replay)
+        batch = cuda_graph_inputs(send_to_device(collator(own_rows), device))
+        batch["tokens"] = torch.tensor(output_tokens, device=device)
+        step.start_step()
+        step.accumulate(**batch)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    saved = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # The B of a new adapter is zero, so its A would get no gradient.
-        for parameter in parameters:
-            parameter.data.normal_(std=ADAPTER_STD)
-        try:
-            expected = _reference_loss_and_grad(model, collator, own_rows, output_tokens, device)
-            start = time.monotonic()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=UserWarning, module="torch._inductor")
-                step = captured or CudaGraphStep(
-                    model, rows_per_device, strategy.bucket_lengths, strategy.tokens_per_replay
-                )
-                if captured is not None:
-                    step.train_adapters(model)
-                step.start_step()
-                batch = send_to_device(collator(own_rows), device)
-                step.accumulate(**cuda_graph_inputs(batch), tokens=torch.tensor(output_tokens, device=device))
-            found = step.buffer[-NUM_METRICS].item(), _flatten_gradients(parameters)
-            seconds = time.monotonic() - start
-        finally:
-            for parameter, values in zip(parameters, saved, strict=True):
-                parameter.data.copy_(values)
-                parameter.grad = None
-    failure = _describe_difference(found, expected, _has_dropout(model)) or _describe_memory_shortage(strategy, device)
-    return CaptureResult(step if failure is None else None, failure, seconds)
+    found = step.buffer[-NUM_METRICS].item(), _flatten_gradients(parameters)
+    seconds = time.monotonic() - start
+    failure = _describe_difference(found, expected, _has_dropout(model))
+    if failure is not None:
+        exact = _float32_loss_and_grad(model, collator, own_rows, output_tokens, device)
+        if exact is not None and _describe_difference(found, exact, _has_dropout(model)) is None:
+            failure = None
+    verified = VerifiedStep(step, batch, found[0], found[1].norm().item())
+    return CaptureResult(verified, failure, seconds)
+
+
+def _reuse(captured: VerifiedStep, model: PeftModel) -> CaptureResult:
+    """Let a step train other adapters, and check that it computes with them what it has computed before."""
+    start, step = time.monotonic(), captured.step
+    step.train_adapters(model)
+    step.start_step()
+    step.accumulate(**captured.batch)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    loss, norm = step.buffer[-NUM_METRICS].item(), torch.nn.utils.get_total_norm(gradients).item()
+    has_dropout = _has_dropout(model)
+    max_loss = MAX_LOSS_DIFFERENCE_WITH_DROPOUT if has_dropout else MAX_REUSE_DIFFERENCE
+    max_norm = MAX_NORM_DIFFERENCE_WITH_DROPOUT if has_dropout else MAX_REUSE_DIFFERENCE
+    failure = None
+    if not abs(loss - captured.loss) <= max_loss * captured.loss:
+        failure = f"has a loss of {loss:.5f} when it is reused, and {captured.loss:.5f} before"
+    elif not abs(norm - captured.gradient_norm) <= max_norm * captured.gradient_norm:
+        failure = f"has a gradient norm of {norm:.5f} when it is reused, and {captured.gradient_norm:.5f} before"
+    return CaptureResult(captured, failure, time.monotonic() - start)
 
 
 def cuda_graph_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +218,28 @@ def _reference_loss_and_grad(
     gc.collect()  # reference cycles of the forward would keep its memory while the graphs are captured
     torch.cuda.empty_cache()
     return total_loss, gradient
+
+
+def _float32_loss_and_grad(
+    model: PeftModel,
+    collator: CompletionOnlyCollator,
+    rows: list[dict[str, Any]],
+    output_tokens: int,
+    device: torch.device,
+) -> tuple[float, torch.Tensor] | None:
+    """Return what `_reference_loss_and_grad` returns for a bfloat16 model whose weights are made float32.
+
+    In bfloat16, rounding alone may move TRL's gradient further than the allowed difference.
+
+    Returns:
+        None for a model of another dtype or with 4-bit weights, or if the GPU has no memory for a copy.
+    """
+    if model.dtype != torch.bfloat16 or any(isinstance(module, Linear4bit) for module in model.modules()):
+        return None
+    try:
+        return _reference_loss_and_grad(copy.deepcopy(model).float(), collator, rows, output_tokens, device)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _flatten_gradients(parameters: list[torch.nn.Parameter]) -> torch.Tensor:

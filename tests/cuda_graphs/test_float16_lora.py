@@ -89,3 +89,31 @@ def test_step_in_float16_equals_autograd_in_float32(name: str) -> None:
     computed = torch.cat([weight.grad.flatten() for weight in models[1].parameters() if weight.requires_grad])
     assert step.buffer[-NUM_METRICS].item() == pytest.approx((loss / tokens).item(), rel=1e-4)
     assert (computed - expected).norm() <= 0.03 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["fused layers", "layers of PEFT"])
+def test_compiled_step_in_float16_has_the_gradient_of_an_eager_one(dropout: float) -> None:
+    """The CUDA-graph step compiles decoder layers, each with several products in float16, for any length."""
+    torch.manual_seed(0)
+    base = use_float16_products(TRAINING_MODELS["llama"]().half())
+    lora = LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, lora).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = 0.2 * torch.randn_like(parameter)
+    assert bool(find_fusable_layers(model)) == (dropout == 0)
+    rows = [{"input_ids": [*range(2, 2 + length), 1], "labels": [*range(2, 2 + length), 1]} for length in (9, 14, 30)]
+    step, gradients = EagerCudaGraphStep(model, 2, (16, 32), 32), []
+    for is_compiled in (False, True):
+        if is_compiled:
+            for layer in base.model.layers:
+                layer.compile(backend="aot_eager", fullgraph=True, dynamic=True)
+        step.start_step()
+        for part in (rows[:2], rows[2:]):  # of different lengths
+            batch = CompletionOnlyCollator(0, 1, (16, 32), return_output_positions=True)(part)
+            del batch["labels"]
+            step.accumulate(**batch, tokens=torch.tensor(53))
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained]))
+    assert gradients[0].norm() > 0
+    assert (gradients[1] - gradients[0]).norm() <= 1e-3 * gradients[0].norm()

@@ -1,17 +1,26 @@
 """Training with the CUDA-graph step, without its graphs on a CPU: it equals TRL's step, or it is not used."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_cuda_graphs import EagerCudaGraphStep
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from tiny_models import TRAINING_MODELS
+from trl import SFTConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from hw3.config.recipe import load_recipe
 from hw3.cuda_graphs.training_step import NUM_METRICS, compute_bucket_lengths
+from hw3.data.collator import CompletionOnlyCollator
 from hw3.runs.checkpoints import find_complete_checkpoints
+from hw3.training import graph_verification
+from hw3.training.batch_layout import BatchLayout
+from hw3.training.session import TrainingSession
 from hw3.training.step_strategy import StepStrategy, Workload, choose_step_strategy
 from hw3.training.train import train
 from hw3.training.trainer import CompletionTrainer, NonFiniteLossError
@@ -88,8 +97,87 @@ def test_cuda_graph_step_with_a_wrong_gradient_is_not_used(
     assert find_complete_checkpoints(tmp_path / "run")[-1].step == 12
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("factor", "failure"),
+    [(1.0, None), (0.8, "has a gradient in the first step that differs by 38")],
+    ids=["equal to float32", "equal to neither"],
+)
+def test_cuda_graph_step_that_differs_from_trls_must_agree_with_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, failure: str | None
+) -> None:
+    """In bfloat16, TRL's gradient may have the larger rounding error; here it is made 30% too large."""
+
+    class ScaledStep(EagerCudaGraphStep):
+        def backward(self, hidden: torch.Tensor) -> None:
+            super().backward(hidden)
+            self.buffer[:-NUM_METRICS] *= factor
+
+    reference = graph_verification._reference_loss_and_grad
+
+    def inexact_reference(model: torch.nn.Module, *rest: Any) -> tuple[float, torch.Tensor]:
+        loss, gradient = reference(model, *rest)
+        return loss, gradient * (1.3 if model.dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr("hw3.training.graph_verification.CudaGraphStep", ScaledStep)
+    monkeypatch.setattr("hw3.training.graph_verification._reference_loss_and_grad", inexact_reference)
+    torch.manual_seed(0)
+    base = TRAINING_MODELS["qwen3"]().bfloat16()
+    add_fused_lm_head(base)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    rows = [{"input_ids": [*range(2, 2 + length), 1], "labels": [*range(2, 2 + length), 1]} for length in (9, 14)]
+    strategy = StepStrategy(
+        BatchLayout(1, 2, 1), True, False, False, "adamw_torch", bucket_lengths=(16,), tokens_per_replay=32
+    )
+    collator = CompletionOnlyCollator(0, 1, (16,), return_output_positions=True)
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    result = graph_verification.capture_verified_step(model, collator, rows, strategy, config)
+    if failure is None:
+        assert result.failure is None and result.verified is not None
+    else:
+        assert result.failure is not None and result.failure.startswith(failure) and result.verified is None
+
+
 def test_step_with_a_non_finite_gradient_is_never_saved(mini_recipe: Path, tmp_path: Path) -> None:
     overrides = [*OVERRIDES, "training.learning_rate=1e30", "training.save_steps=1"]
     with pytest.raises(NonFiniteLossError, match="of step 2 is"):
         train(load_recipe(mini_recipe, overrides), tmp_path / "run")
     assert [checkpoint.step for checkpoint in find_complete_checkpoints(tmp_path / "run")] == [1]
+
+
+SESSION_SETTINGS = (["training.learning_rate=0.003"], ["training.seed=7"], ["training.weight_decay=0.1"])
+
+
+def test_step_is_compared_with_trls_once_in_a_session(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that reuse the step train as in a process of their own; TRL's step is computed for the first one only."""
+    references = []
+    reference = graph_verification._reference_loss_and_grad
+    monkeypatch.setattr(
+        graph_verification, "_reference_loss_and_grad", lambda *values: references.append(1) or reference(*values)
+    )
+    session = TrainingSession()
+    recipes = [load_recipe(mini_recipe, [*OVERRIDES, "training.max_steps=2", *own]) for own in SESSION_SETTINGS]
+    for number, recipe in enumerate(recipes):
+        assert train(recipe, tmp_path / f"session-{number}", session=session) == 0
+    assert len(references) == 1
+    for number, recipe in enumerate(recipes):
+        assert train(recipe, tmp_path / f"alone-{number}") == 0
+        pair = [find_complete_checkpoints(tmp_path / f"{kind}-{number}")[-1] for kind in ("session", "alone")]
+        assert uses_cuda_graphs(tmp_path / f"session-{number}")
+        assert len({(one.path / "adapter_model.safetensors").read_bytes() for one in pair}) == 1
+
+
+def test_step_that_still_trains_the_adapters_of_another_run_is_not_reused(
+    mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EagerCudaGraphStep, "train_adapters", lambda step, model: None)
+    session = TrainingSession()
+    for number in range(2):
+        recipe = load_recipe(mini_recipe, [*OVERRIDES, "training.max_steps=2", f"training.seed={number}"])
+        assert train(recipe, tmp_path / f"run-{number}", session=session) == 0
+    assert re.search(
+        r"the CUDA-graph step has a (loss|gradient norm) of \S+ when it is reused", capsys.readouterr().out
+    )
+    assert [uses_cuda_graphs(tmp_path / f"run-{number}") for number in range(2)] == [True, False]

@@ -10,7 +10,8 @@ without faults, `hw3 verify` must end with 0, and no temporary file or process m
 traceback.
 
 `OUTPUT/log.jsonl` gets one line per round, and `OUTPUT/summary.md` is made from it. If the program is stopped, the same
-command continues with the first round that is not in the log. It ends with status 1 if a round failed.
+command runs the rounds that are not in the log. It repeats those that failed, and the log keeps both lines. The program
+ends with status 1 if a round failed when it was run last.
 
 Commands run in processes that are forked from this one, which has imported all packages. A full disk needs a file
 system of its own: root mounts one in memory. Others leave that fault out. With `--gpu`, commands use the first GPU, and
@@ -34,13 +35,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import soak_gpu
+from soak_log import find_last_lines, read_log, write_summary
 from soak_process import Attempt, Command, Fault, Process, import_packages, in_child, run_in_children
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -129,7 +130,8 @@ class Soak:
                 self._run_to_the_end(command)
             self._check_results()
         except RoundFailedError as error:
-            return line | {"seconds": round(time.monotonic() - started, 1), "outcome": "failed", "reason": str(error)}
+            reason = str(error).replace(f"{self.folder}/", "").replace(f"{REPOSITORY}/", "")
+            return line | {"seconds": round(time.monotonic() - started, 1), "outcome": "failed", "reason": reason}
         shutil.rmtree(self.folder)
         return line | {"seconds": round(time.monotonic() - started, 1), "outcome": "passed"}
 
@@ -294,38 +296,6 @@ def _work_folder() -> Iterator[tuple[Path, bool]]:
         shutil.rmtree(folder)
 
 
-def write_summary(log: Path, summary: Path) -> None:
-    """Write a Markdown page with the counts of a log."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    passed = sum(line["outcome"] == "passed" for line in lines)
-    faults = [fault for line in lines for fault in line["faults"]]
-    not_reached = sum(fault.get("outcome") == "not reached" for fault in faults)
-    commands = sorted({fault["command"] for fault in faults})
-    seconds = sum(line["seconds"] for line in lines)
-    seeds = ", ".join(map(str, sorted({line["seed"] for line in lines})))
-    devices = sorted({line["device"] for line in lines if "device" in line})
-    text = [
-        "# Soak test",
-        "",
-        f"`python tools/soak.py` wrote this page from `{log.name}`.",
-        "",
-        f"- rounds: {len(lines)}, of which {passed} passed; seed {seeds}; {seconds / max(1, len(lines)):.1f} s each",
-        f"- faults: {len(faults)}, of which {not_reached} came after the command had ended",
-        *(f"- on {device}, with CUDA graphs" for device in devices),
-        "",
-        f"| fault | {' | '.join(commands)} | all |",
-        f"|---|{'--:|' * (len(commands) + 1)}",
-    ]
-    counts = Counter((fault["kind"], fault["command"]) for fault in faults)
-    for kind in sorted({fault["kind"] for fault in faults}):
-        row = [counts[kind, command] for command in commands]
-        text.append(f"| {kind.replace('_', ' ')} | {' | '.join(map(str, row))} | {sum(row)} |")
-    for line in lines:
-        if line["outcome"] != "passed":
-            text += ["", f"Round {line['round']} failed: {line['reason'].splitlines()[0]}"]
-    summary.write_text("\n".join(text) + "\n", encoding="utf-8")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the rounds that are not in the log yet; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -339,16 +309,17 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is unmounted
     arguments.output.mkdir(parents=True, exist_ok=True)
     log = arguments.output / "log.jsonl"
-    stored = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    done = {line["round"] for line in stored if line["seed"] == arguments.seed}
+    passed = {(line["seed"], line["round"]) for line in read_log(log) if line["outcome"] == "passed"}
     numbers = range(arguments.start, arguments.start + arguments.rounds)
-    missing = [number for number in numbers if number not in done]
-    failed = sum(line["outcome"] != "passed" for line in stored)
+    missing = [number for number in numbers if (arguments.seed, number) not in passed]
+    failed_now = 0
     if missing:
-        failed += _run_rounds(arguments.seed, missing, log, gpu=arguments.gpu, processes=arguments.processes)
+        failed_now = _run_rounds(arguments.seed, missing, log, gpu=arguments.gpu, processes=arguments.processes)
     write_summary(log, arguments.output / "summary.md")
-    print(f"{arguments.output}/summary.md: {arguments.rounds} rounds, {failed} failed")
-    return 1 if failed else 0
+    lines = find_last_lines(read_log(log))
+    failed = sum(line["outcome"] != "passed" for line in lines)
+    print(f"{arguments.output}/summary.md: {len(lines)} rounds, {failed} failed")
+    return 1 if failed or failed_now else 0  # a process that ends early has no line
 
 
 def _run_rounds(seed: int, numbers: list[int], log: Path, *, gpu: bool, processes: int) -> int:

@@ -30,8 +30,12 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # of safetensors and tokenizers
-# PyTorch does not report why `torch.save` cannot write. Nearly always the disk is full.
-_TORCH_ERROR = re.compile(r"PytorchStreamWriter failed|inline_container\.cc.*unexpected pos|open file failed")
+# PyTorch does not report why `torch.save` cannot write. Nearly always the disk is full. If the last bytes of a file are
+# the first ones that fail, the error is that of the C++ library: libstdc++ (Linux) or libc++ (macOS).
+_TORCH_ERROR = re.compile(
+    r"PytorchStreamWriter failed|inline_container\.cc.*unexpected pos|open file failed|(basic_ios|ios_base)::clear"
+)
+_TORCH_FOLDER_ERROR = re.compile(r"Parent directory (.+) does not exist")
 
 
 def explain_os_error(error: OSError) -> str:
@@ -73,6 +77,8 @@ def _find_os_error(error: BaseException | None) -> OSError | None:
             return OSError(int(match[1]), os.strerror(int(match[1])))
         if isinstance(error, RuntimeError) and _TORCH_ERROR.search(str(error)):
             return OSError(errno.ENOSPC, "a file cannot be written")
+        if isinstance(error, RuntimeError) and (match := _TORCH_FOLDER_ERROR.search(str(error))):
+            return OSError(errno.ENOENT, os.strerror(errno.ENOENT), match[1])
         error = error.__cause__
     return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from hw3.common.atomic_io import write_atomically
 from hw3.common.disk import check_writable
 from hw3.common.distributed import gather_objects, get_rank
-from hw3.common.paths import portable_path
+from hw3.common.paths import shown_path
 from hw3.config.recipe import Recipe, load_recipe
 from hw3.data.chat_rendering import FIXED_DATE_NOTE, get_chat_template_date
 from hw3.evaluation.metric_choices import find_metric_choices
@@ -149,7 +149,7 @@ def _report(
         # The curve also shows the scores on the dev file, if a dev file selects the best checkpoint.
         has_changed = dataset.results.changed or selecting_dataset.results.changed
         _draw_learning_curve(run, dataset, redraw=has_changed)
-        print(f"{portable_path(dataset.results.folder)}/: {RESULTS_FILE}, {ROWS_FILE}, {CURVE_FILE}")
+        print(f"{shown_path(dataset.results.folder)}/: {RESULTS_FILE}, {ROWS_FILE}, {CURVE_FILE}")
 
 
 def _draw_learning_curve(run: Run, dataset: EvalDataset, *, redraw: bool) -> None:

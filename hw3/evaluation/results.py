@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hw3.common.errors import UserError, first_line
 from hw3.common.text import escape_invisible
 from hw3.config.schema import BestBy
 from hw3.data.fingerprint import DatasetFingerprint
-from hw3.evaluation.perplexity import RowScore
+from hw3.evaluation.perplexity import MAX_NLL_PER_TOKEN, RowScore, summarize
 from hw3.runs.lock import LOCK_FILE, writing_lock
 from hw3.runs.results_file import (
     BestCheckpoint,
@@ -28,6 +30,8 @@ from hw3.runs.results_file import (
     select_best_entry,
 )
 from hw3.runs.run import RESULTS_FILE, ROWS_FILE
+
+logger = logging.getLogger(__name__)
 
 _ROWS_SCHEMA = pa.schema(
     [
@@ -57,7 +61,7 @@ class EvalResults:
         row_scores: scores of the rows by the entry's key.
         selector: the results that select the best checkpoint: these, or those on a dev file.
         changed: whether the files were written since loading.
-        dropped_keys: keys of entries that `drop_stale` has dropped.
+        dropped_keys: keys of entries that `drop_damaged` and `drop_stale` have dropped.
     """
 
     folder: Path
@@ -107,6 +111,7 @@ class EvalResults:
             row_scores = _read_rows(folder)
         except FileNotFoundError:
             return results
+        _check_row_counts(folder, stored.entries, row_scores)
         if stored.data.sha256 != data.sha256 or stored.settings != settings:
             return results
         results.row_scores = row_scores
@@ -144,6 +149,21 @@ class EvalResults:
             prompt_sha256=prompt_sha256,
             best_by=best_by,
         )
+
+    def drop_damaged(self) -> None:
+        """Drop entries whose main figures do not follow from their rows, so that they are scored again."""
+        damaged = []
+        for entry in self.entries:
+            figures = asdict(summarize(self.row_scores[entry.key]))
+            # Another machine's exponential function may round differently.
+            if not all(math.isclose(getattr(entry, name), value) for name, value in figures.items()):
+                damaged.append(entry.key)
+                logger.warning(
+                    f"{self.folder / RESULTS_FILE}: the figures of {entry.label} are not those of its rows, so it is "
+                    "scored again"
+                )
+        self._set_entries(entry for entry in self.entries if entry.key not in damaged)
+        self.dropped_keys.update(damaged)
 
     def drop_stale(self, checkpoints: Mapping[str, str]) -> None:
         """Drop entries of checkpoints that have been trained again.
@@ -271,11 +291,13 @@ def _read_rows(folder: Path) -> dict[str, list[RowScore]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the file cannot be read, or its checksums are wrong.
+        UserError: the file cannot be read, or its checksums, columns or values are wrong.
     """
     try:
-        table = pq.read_table(folder / ROWS_FILE, schema=_ROWS_SCHEMA, page_checksum_verification=True)
+        with pq.ParquetFile(folder / ROWS_FILE, page_checksum_verification=True) as file:
+            table = file.read()
         records = table.to_pylist()
+        _check_rows(table.schema, records)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -286,6 +308,40 @@ def _read_rows(folder: Path) -> dict[str, list[RowScore]]:
         score = RowScore(record["id"], record["nll"], record["tokens"], record["characters"])
         row_scores.setdefault(record["entry"], []).append(score)
     return row_scores
+
+
+def _check_rows(schema: pa.Schema, records: Sequence[Mapping[str, Any]]) -> None:
+    """Check columns and values; Parquet's checksums do not cover the names of columns.
+
+    Raises:
+        ValueError: a column has another name or type, a value is missing, or a row's perplexity is not defined.
+    """
+    if not schema.equals(_ROWS_SCHEMA):
+        found, expected = (", ".join(f"{column.name} {column.type}" for column in s) for s in (schema, _ROWS_SCHEMA))
+        raise ValueError(f"columns are {found}; expected {expected}")
+    for record in records:
+        if None in record.values():
+            raise ValueError("a value is missing")
+        nll, tokens, characters = record["nll"], record["tokens"], record["characters"]
+        if min(tokens, characters) < 1 or not abs(nll) <= MAX_NLL_PER_TOKEN * tokens:  # also for NaN
+            raise ValueError(f"row {record['id']} has nll {nll}, {tokens} tokens, {characters} characters")
+
+
+def _check_row_counts(
+    folder: Path, entries: Sequence[ScoreEntry], row_scores: Mapping[str, Sequence[RowScore]]
+) -> None:
+    """Check that no rows of an entry are missing. An entry without any rows is scored again.
+
+    Raises:
+        UserError: some rows of an entry are missing.
+    """
+    for entry in entries:
+        rows = len(row_scores.get(entry.key, ()))
+        if 0 < rows < entry.rows:
+            raise UserError(
+                f"{folder / ROWS_FILE}: has {rows} rows of {entry.label}, expected {entry.rows}; delete the folder to "
+                "score again"
+            )
 
 
 def arrow_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -110,6 +110,7 @@ def load_eval_datasets(run: Run, recipe: Recipe, identity: ModelIdentity, data_f
             prompt_sha256=recipe.prompt.sha256,
             best_by=recipe.evaluation.best_by,
         )
+        results.drop_damaged()
         results.drop_stale(present)
         datasets.append(EvalDataset(path, rows, results))
     selecting_dataset = datasets[0]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from hw3.common.hashing import file_sha256
-from hw3.common.paths import portable_path
+from hw3.common.paths import shown_path
 from hw3.common.shell_commands import hw3_command
 from hw3.config.recipe import Recipe
 from hw3.data.rows import Row, read_rows
@@ -187,7 +187,7 @@ def _score_again(run: Run, recipe: Recipe, all_results: list[EvalResults]) -> li
     print(f"{checkpoint.name}: {len(rows)} rows scored again; the largest difference of a perplexity is {largest:.2g}")
     if not largest <= limit:  # also true for NaN
         return [
-            f"{portable_path(checkpoint.path)}: row {row_id} has another perplexity than the saved one, by "
+            f"{shown_path(checkpoint.path)}: row {row_id} has another perplexity than the saved one, by "
             f"{largest:.1%}; rounding explains {limit:.1%}"
         ]
     return []

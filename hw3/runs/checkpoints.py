@@ -254,6 +254,35 @@ def remove_incomplete_checkpoints(run_dir: Path) -> list[Path]:
     return incomplete
 
 
+def remove_damaged_files(run_dir: Path, after: int) -> list[Path]:
+    """Remove damage from checkpoints that a run, resumed from an earlier step, may not write again. Links stay.
+
+    A checkpoint with a damaged file that scoring needs is deleted. From others, damaged resume files are deleted, with
+    those that belong to them.
+
+    Args:
+        run_dir: the run folder.
+        after: the step that the run is resumed from.
+
+    Returns:
+        The deleted folders, and the damaged files in folders that stay.
+    """
+    removed = []
+    for checkpoint in find_complete_checkpoints(run_dir):
+        damaged = (
+            checkpoint.find_damaged_files(only_weights=not checkpoint.resumable) if checkpoint.step > after else []
+        )
+        if not damaged or not _is_own(checkpoint.path):
+            continue
+        if checkpoint.find_damaged_files(only_weights=True):
+            _delete_checkpoint(checkpoint.path)
+            removed.append(checkpoint.path)
+        else:
+            _delete_resume_files(checkpoint.path)
+            removed += [checkpoint.path / name for name in damaged]
+    return removed
+
+
 def prune_checkpoints(run_dir: Path, limit: int, best_step: int | None = None) -> None:
     """Delete the oldest complete checkpoints, by step, until `limit` are left. Links to folders stay.
 
@@ -271,13 +300,16 @@ def prune_optimizer_state(run_dir: Path) -> None:
     """Delete the resume files of all but the newest `CHECKPOINTS_WITH_OPTIMIZER_STATE` checkpoints. Links stay."""
     resumable = [checkpoint for checkpoint in find_complete_checkpoints(run_dir) if checkpoint.resumable]
     for checkpoint in resumable[:-CHECKPOINTS_WITH_OPTIMIZER_STATE]:
-        if not _is_own(checkpoint.path):
-            continue
-        for file in list(checkpoint.path.rglob("*")):
-            if RESUME_FILE_PATTERN.fullmatch(file.relative_to(checkpoint.path).as_posix()):
-                file.unlink()
-        for folder in checkpoint.path.glob("global_step*"):
-            folder.rmdir()
+        if _is_own(checkpoint.path):
+            _delete_resume_files(checkpoint.path)
+
+
+def _delete_resume_files(checkpoint: Path) -> None:
+    for file in list(checkpoint.rglob("*")):
+        if RESUME_FILE_PATTERN.fullmatch(file.relative_to(checkpoint).as_posix()):
+            file.unlink()
+    for folder in checkpoint.glob("global_step*"):
+        folder.rmdir()
 
 
 def _sizes_match(folder: Path, files: dict[str, FileRecord]) -> bool:

@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from hw3.common.storage_errors import explain_os_error, is_disk_full
 LOCK_FILE = ".lock"
 LEASE_SECONDS = 60.0
 WAIT_SECONDS = 600.0  # for a lock that others hold only while they write a file
+_PROBE_BYTES = 4096  # as many as a file system gives to a lock's file, which has 200
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +92,18 @@ def writing_lock(path: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process has held the lock for `WAIT_SECONDS`.
+        OSError: the lock's file cannot be written, for example because the disk is full.
     """
     lock = SoftFileLease(path, lease_duration=LEASE_SECONDS, thread_local=False)
-    try:
-        lock.acquire(timeout=WAIT_SECONDS)
-    except Timeout as error:
-        raise UserError(f"{path}: locked for {WAIT_SECONDS:.0f} s by {_describe_holder(lock, None)}") from error
+    started = time.monotonic()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=min(1.0, WAIT_SECONDS))
+        except Timeout as error:
+            _check_disk(path.parent)
+            if time.monotonic() - started >= WAIT_SECONDS:
+                message = f"{path}: locked for {WAIT_SECONDS:.0f} s by {_describe_holder(lock, None)}"
+                raise UserError(message) from error
     try:
         yield
     finally:
@@ -113,10 +122,24 @@ def _acquire(lock: SoftFileLease, details: Path, subject: str, advice: str) -> N
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=1.25 * LEASE_SECONDS)
             return
+    _check_disk(details.parent)
     raise UserError(
         f"{subject}: {_describe_holder(lock, details)} is writing to it. Wait until it has ended, or stop it. If it "
         f"has ended, {advice}"
     )
+
+
+def _check_disk(folder: Path) -> None:
+    """Check that a file can be written, when a lock could not be acquired.
+
+    A lock of a process that has ended is taken over with a new file. filelock (4.3.1, `_try_break_stale_lock`) ignores
+    that this file cannot be written, so the lock looks as if the process still ran.
+
+    Raises:
+        OSError: the disk is full, or the size of files is limited.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_PROBE_BYTES))
 
 
 def _describe_holder(lock: SoftFileLease, details: Path | None) -> str:

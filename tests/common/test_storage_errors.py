@@ -20,6 +20,7 @@ from hw3.common.storage_errors import explain_storage_error
 WRITES: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("x" * 10_000, encoding="utf-8"),
     "torch": lambda path: torch.save({"a": torch.zeros(10_000)}, path),
+    "torch, the last bytes": lambda path: torch.save({"a": torch.zeros(10)}, path),
     "safetensors": lambda path: save_file({"a": torch.zeros(10_000)}, path),
     "tokenizers": lambda path: character_tokenizer().backend_tokenizer.save(str(path)),
     "pyarrow": lambda path: pq.write_table(pa.table({"a": list(range(10_000))}), path),
@@ -68,6 +69,15 @@ def test_explain_storage_error_finds_the_cause() -> None:
     except RuntimeError as error:
         message = explain_storage_error(error, [])
     assert message is not None and message.startswith("/proc/1/none/gone: No such file or directory; if it was moved")
+
+
+def test_explain_storage_error_names_a_folder_that_is_gone_when_pytorch_writes(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({}, tmp_path / "gone" / "optimizer.pt")
+    assert explain_storage_error(caught.value, []) == (
+        f"{tmp_path}/gone: No such file or directory; if it was moved or deleted while the command ran, run the same "
+        "command again"
+    )
 
 
 def test_a_name_that_is_too_long_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

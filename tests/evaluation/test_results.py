@@ -1,13 +1,16 @@
 """Results are written and loaded without loss, stale entries are dropped, and a dev file can select the best."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import make_score_entry
 
 from hw3.common.errors import UserError
-from hw3.evaluation.perplexity import RowScore
+from hw3.evaluation.perplexity import RowScore, summarize
 from hw3.evaluation.results import EvalResults
 from hw3.runs.results_file import BestCheckpoint
 
@@ -58,6 +61,24 @@ def test_load_drops_entries_of_other_rows_and_settings(written: EvalResults) -> 
 def test_load_drops_checkpoints_of_an_earlier_run(written: EvalResults) -> None:
     loaded = load(written, started="2026-02-02T00:00:00+00:00")
     assert [entry.label for entry in loaded.entries] == ["base"] == [key.split("+")[0] for key in loaded.row_scores]
+
+
+@pytest.mark.parametrize("field", ["mean_perplexity", "token_perplexity", "median_perplexity", "bits_per_character"])
+def test_drop_damaged_drops_entries_whose_figures_are_not_those_of_their_rows(
+    make_results: MakeResults, caplog: pytest.LogCaptureFixture, field: str
+) -> None:
+    right = asdict(summarize(ROWS))
+    base, checkpoint = (make_score_entry(step).model_copy(update=right) for step in (0, 10))
+    results = make_results("eval.json")
+    results.add(base, ROWS)
+    results.add(checkpoint.model_copy(update={field: right[field] + 0.25}), ROWS)
+    loaded = load(results)
+    loaded.drop_damaged()
+    assert loaded.entries == [base] and list(loaded.row_scores) == [base.key]
+    file = results.folder / "results.json"
+    assert caplog.messages == [f"{file}: the figures of checkpoint-10 are not those of its rows, so it is scored again"]
+    loaded.add(checkpoint, ROWS)
+    assert load(loaded).entries == [base, checkpoint]
 
 
 def test_drop_stale_drops_only_checkpoints_that_were_trained_again(written: EvalResults) -> None:
@@ -111,6 +132,54 @@ def test_load_reports_files_that_cannot_be_read(written: EvalResults) -> None:
     (written.folder / "rows.parquet").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"cannot be read: .*; delete the folder to score again"):
         load(written)
+
+
+def test_no_flipped_bit_of_the_column_names_changes_what_is_read(written: EvalResults) -> None:
+    """Parquet's checksums do not cover the names: a column with another name was read as a column without values."""
+    file = written.folder / "rows.parquet"
+    content = file.read_bytes()
+    places = [
+        place + bit for name in (b"nll", b"tokens") for place in find_all(content, name) for bit in range(len(name))
+    ]
+    assert len(places) >= 18
+    for place in places:
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert load(written).row_scores == written.row_scores
+        except UserError as error:
+            assert str(error).startswith(f"{file}: ") and "delete the folder to score again" in str(error)
+
+
+def find_all(content: bytes, part: bytes) -> list[int]:
+    return [place for place in range(len(content)) if content.startswith(part, place)]
+
+
+ROW = {"entry": "base+0 own", "id": "a", "nll": 2.25, "tokens": 1, "characters": 1, "perplexity": 9.49}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tokens": None}, "a value is missing"),
+        ({"tokens": 0}, "row a has nll 2.25, 0 tokens, 1 characters"),
+        ({"nll": float("nan")}, "row a has nll nan, 1 tokens, 1 characters"),
+        ({"nll": 701.0}, "row a has nll 701.0, 1 tokens, 1 characters"),
+        ({"characters": 0}, "row a has nll 2.25, 1 tokens, 0 characters"),
+        ({"id": 7}, "columns are entry string, id int64, nll double, "),
+        ({}, "has 1 rows of base, expected 2"),
+    ],
+)
+def test_load_refuses_rows_whose_values_are_wrong(
+    written: EvalResults, changes: dict[str, object], problem: str
+) -> None:
+    file = written.folder / "rows.parquet"
+    schema = pq.read_schema(file)
+    if "id" in changes:
+        schema = schema.set(schema.get_field_index("id"), pa.field("id", pa.int64()))
+    pq.write_table(pa.Table.from_pylist([ROW | changes], schema=schema), file)
+    with pytest.raises(UserError) as caught:
+        load(written)
+    assert str(caught.value).startswith(f"{file}: ") and problem in str(caught.value)
 
 
 def test_read_reports_a_missing_file(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hw3.runs.checkpoints import (
     mark_complete,
     prune_checkpoints,
     prune_optimizer_state,
+    remove_damaged_files,
     remove_incomplete_checkpoints,
     start_checkpoint,
 )
@@ -214,6 +215,33 @@ def test_find_damaged_files_names_a_file_with_one_other_bit(tmp_path: Path, name
     assert checkpoint.find_damaged_files() == [name]
     (folder / name).unlink()
     assert checkpoint.find_damaged_files() == [name]
+
+
+def test_remove_damaged_files_deletes_what_a_resumed_run_does_not_write_again(tmp_path: Path) -> None:
+    """Checkpoints 4 and 9 cannot be resumed; of 7 only that is damaged which a resumed run reads; 8 is intact."""
+    damaged = {4: "trainer_state.json", 5: "trainer_state.json", 6: "adapter_model.safetensors", 7: "optimizer.pt"}
+    for step in range(4, 10):
+        folder = write_checkpoint(tmp_path, step)
+        if step in damaged:
+            file = folder / damaged[step]
+            file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    (tmp_path / "checkpoint-9/optimizer.pt").unlink()
+    removed = remove_damaged_files(tmp_path, after=4)
+    assert removed == [tmp_path / name for name in ("checkpoint-5", "checkpoint-6", "checkpoint-7/optimizer.pt")]
+    left = find_complete_checkpoints(tmp_path)
+    assert [(checkpoint.step, checkpoint.resumable) for checkpoint in left] == [
+        (4, True),
+        (7, False),
+        (8, True),
+        (9, False),
+    ]
+    assert sorted(path.name for path in (tmp_path / "checkpoint-7").iterdir()) == [
+        "COMPLETE.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "trainer_state.json",
+    ]
+    assert remove_damaged_files(tmp_path, after=4) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -1,6 +1,7 @@
 """Locks of run folders: one writer; processes that have ended; other hosts; the message to a second writer."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import hw3.runs.lock
-from hw3.common.errors import UserError
+from hw3.common.errors import RunError, UserError
 from hw3.runs.lock import exclusive_lock, writing_lock
 
 HOLD = """
@@ -57,6 +58,29 @@ def test_exclusive_lock_is_taken_from_a_process_that_has_ended(
     with exclusive_lock(lock_file, "run"):
         assert f"pid={os.getpid()}" in lock_file.read_text(encoding="utf-8")
     assert sorted(lock_file.parent.iterdir()) == []
+
+
+@pytest.fixture
+def one_byte_files() -> Iterator[None]:
+    """Let every write beyond the first byte of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_locks_report_that_an_ended_process_cannot_be_replaced_on_a_full_disk(
+    lock_file: Path, holder: subprocess.Popen, one_byte_files: None
+) -> None:
+    """A lock of a running process would be waited for. The message is about the disk, not about that process."""
+    holder.kill()
+    holder.wait()
+    with pytest.raises(RunError, match="cannot be written: File too large; raise the limit"):  # noqa: SIM117
+        with exclusive_lock(lock_file, "outputs/run", break_lock=False):
+            pytest.fail("the lock cannot be held")
+    with pytest.raises(OSError, match="File too large"), writing_lock(lock_file):
+        pytest.fail("the lock cannot be held")
+    assert sorted(path.name for path in lock_file.parent.iterdir()) == [".lock", ".lock.json"]  # of the ended process
 
 
 def test_exclusive_lock_leaves_no_folder(tmp_path: Path, lock_file: Path) -> None:

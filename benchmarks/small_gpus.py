@@ -84,8 +84,8 @@ def limit_gpu(limit_bytes: int) -> None:
 
 def run_command(*arguments: str | Path) -> dict[str, Any]:
     """Run `hw3` in this process; return its exit status, output, seconds and peak memory in GiB."""
+    torch._dynamo.reset()  # compiled layers refer to the model
     gc.collect()
-    torch._dynamo.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     held_before, output, started = torch.cuda.memory_reserved(), io.StringIO(), time.monotonic()

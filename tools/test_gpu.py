@@ -24,10 +24,11 @@ from junit_report import read_test_cases
 
 REPOSITORY = Path(__file__).parent.parent
 RECORD = REPOSITORY / "docs/gpu-tests.json"
-SMALL_CARD_TESTS = "tests/gpu/test_small_card.py"
+# These tests occupy the GPU's memory, so nothing runs beside them.
+OCCUPIED_CARD_TESTS = "tests/gpu/test_occupied_card.py"
 NO_TESTS_COLLECTED = 5  # exit status of pytest
 # What each of several processes that run tests at the same time needs.
-CORES_PER_PROCESS, GIB_PER_PROCESS = 4, 16
+CORES_PER_PROCESS, GIB_PER_PROCESS = 3, 10
 
 
 def main() -> int:
@@ -43,11 +44,8 @@ def main() -> int:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(CORES_PER_PROCESS))
     started, statuses, tests = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as scratch:
-        # These tests occupy the GPU's memory, so nothing runs beside them.
-        for options in (
-            [SMALL_CARD_TESTS],
-            ["tests/gpu", f"--ignore={SMALL_CARD_TESTS}", "-n", str(processes), "--dist", "loadgroup"],
-        ):
+        parallel = ["-n", str(processes), "--dist", "loadgroup", f"--ignore={OCCUPIED_CARD_TESTS}"]
+        for options in ([OCCUPIED_CARD_TESTS], ["tests/gpu", *parallel]):
             report = Path(scratch, f"{len(statuses)}.xml")
             command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", f"--junitxml={report}", *options]
             statuses.append(subprocess.run([*command, *sys.argv[1:]]).returncode)

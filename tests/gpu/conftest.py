@@ -10,6 +10,11 @@ from gpu_runs import write_gpu_recipe, write_shape_base
 from helpers import hw3
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest test, so that other processes do not wait for it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_resumed_run.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def device() -> torch.device:
     """The GPU; without one, every test of this folder is skipped."""
@@ -22,8 +27,8 @@ def device() -> torch.device:
 def free_memory() -> Iterator[None]:
     """Free a test's GPU memory and compiled layers at its end."""
     yield
+    torch._dynamo.reset()  # compiled layers refer to the model
     gc.collect()
-    torch._dynamo.reset()
     torch.cuda.empty_cache()
 
 

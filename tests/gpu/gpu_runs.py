@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from helpers import character_tokenizer, write_recipe
+from helpers import character_tokenizer, read_losses, write_recipe
 from random_models import SHAPES
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from hw3.config.recipe import load_recipe
+from hw3.training.plan import plan_run
+from hw3.training.step_strategy import choose_step_strategy
 
 
 def write_shape_base(folder: Path, shape: str, device: torch.device) -> Path:
@@ -57,3 +62,24 @@ def write_gpu_recipe(folder: Path, base: Path) -> Path:
 def read_manifest(run: Path) -> dict[str, Any]:
     """Return the manifest of a run."""
     return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+
+
+def find_memory(
+    recipe_file: Path, run: Path, device: torch.device, settings: tuple[bool, bool], sizes: Iterable[tuple[int, int]]
+) -> tuple[int, int]:
+    """Return the first (free, total) bytes of `sizes` with which `speed: auto` plans (CUDA graphs, dequantized)."""
+    workload = plan_run(load_recipe(recipe_file), run, 1).workload
+    for memory in sizes:
+        strategy = choose_step_strategy(workload, device, memory)
+        if (strategy.cuda_graphs, strategy.dequantized) == settings:
+            return memory
+    raise AssertionError(f"no amount of memory lets `speed: auto` choose {settings}")
+
+
+def assert_trained(run: Path, *, cuda_graphs: bool, dequantized: bool) -> dict[str, Any]:
+    """Assert that a run of the mini recipe is complete, and how its steps were computed; return its only session."""
+    manifest = read_manifest(run)
+    assert (manifest["speed"]["cuda_graphs"], manifest["speed"]["dequantized"]) == (cuda_graphs, dequantized)
+    (session,) = manifest["sessions"]
+    assert session["to_step"] == 12 and len(read_losses(run)) == 12
+    return session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_runs import read_manifest
+from gpu_runs import assert_trained
 from helpers import hw3, read_losses
 from peft import PeftModel
 from torch.nn import functional as F
@@ -96,8 +96,8 @@ def test_captured_run_has_the_losses_of_trls_own_step(shape_recipe: Path, tmp_pa
     """QLoRA in bfloat16: both see the same rows in the same steps, and the losses differ by rounding."""
     for speed in ("auto", "plain"):
         hw3("train", shape_recipe, "--run", tmp_path / speed, f"speed={speed}")
-    assert read_manifest(tmp_path / "auto")["speed"]["cuda_graphs"]
-    assert not read_manifest(tmp_path / "plain")["speed"]["cuda_graphs"]
+    assert_trained(tmp_path / "auto", cuda_graphs=True, dequantized=True)
+    assert_trained(tmp_path / "plain", cuda_graphs=False, dequantized=False)
     auto, plain = read_losses(tmp_path / "auto"), read_losses(tmp_path / "plain")
     assert list(auto) == list(plain) == list(range(1, 13))
     for step, (loss, tokens) in auto.items():

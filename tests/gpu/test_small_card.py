@@ -1,4 +1,4 @@
-"""Runs on a GPU whose memory is occupied or limited: `speed: auto` takes what fits, and every failure has a message."""
+"""Runs with little GPU memory: `speed: auto` takes what fits, and every failure has a message."""
 
 from __future__ import annotations
 
@@ -12,40 +12,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_runs import read_manifest
+from gpu_runs import assert_trained, find_memory, read_manifest
 from helpers import CHARACTERS, ENVIRONMENT, hw3, read_losses
 
-from hw3.config.recipe import load_recipe
 from hw3.training.memory_estimate import GIB
-from hw3.training.plan import plan_run
-from hw3.training.step_strategy import StepStrategy, choose_step_strategy
+from hw3.training.step_strategy import CUDA_CONTEXT_BYTES
 
 pytestmark = pytest.mark.gpu
 
-SEARCH_STEP_BYTES = 2**26
-
-
-# Occupies the GPU until its standard input is closed.
-OCCUPY = """
+# Runs `hw3` with as much memory as a smaller GPU has. PyTorch reports this memory, and allocates no more.
+RUN_ON_SMALL_GPU = """
 import sys, torch
-occupied = torch.empty(torch.cuda.mem_get_info()[0] - int(sys.argv[1]), dtype=torch.uint8, device="cuda")
-print("occupied", flush=True)
-sys.stdin.read()
+from hw3.cli import main
+free, total = map(int, sys.argv[1:3])
+torch.cuda.set_per_process_memory_fraction(free / torch.cuda.mem_get_info()[1])
+torch.cuda.mem_get_info = lambda device=None: (free - torch.cuda.memory_reserved(device), total)
+sys.exit(main(sys.argv[3:]))
 """
 
 
-@contextlib.contextmanager
-def occupied_gpu(free_bytes: int) -> Iterator[None]:
-    """Let another process occupy the GPU inside the block, so that only `free_bytes` are free."""
-    torch.cuda.empty_cache()
-    command = [sys.executable, "-c", OCCUPY, str(free_bytes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stdout.readline() == b"occupied\n"
-        try:
-            yield
-        finally:
-            process.stdin.close()
+@pytest.mark.parametrize("uses_cuda_graphs", [True, False])
+def test_auto_takes_what_fits_into_a_small_gpu(
+    shape_recipe: Path, device: torch.device, tmp_path: Path, uses_cuda_graphs: bool
+) -> None:
+    """With too little memory for the dequantized base: the CUDA-graph step in 4 bits. With less: TRL's step."""
+    context, run = int(CUDA_CONTEXT_BYTES), tmp_path / "run"
+    sizes = [(total - context, total) for total in range(4 * GIB, context, -(2**26))]
+    free, total = find_memory(shape_recipe, run, device, (uses_cuda_graphs, False), sizes)
+    command = [sys.executable, "-c", RUN_ON_SMALL_GPU, str(free), str(total), "train", shape_recipe, "--run", run]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    session = assert_trained(run, cuda_graphs=uses_cuda_graphs, dequantized=False)
+    assert session["peak_reserved_gib"] <= free / GIB
 
 
 @contextlib.contextmanager
@@ -58,35 +56,6 @@ def limited_gpu(device: torch.device, limit_bytes: float) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-
-
-def find_free_bytes(recipe_file: Path, run: Path, device: torch.device, settings: tuple[bool, bool]) -> int:
-    """Return the most free memory with which `speed: auto` chooses (CUDA graphs, dequantized)."""
-    workload = plan_run(load_recipe(recipe_file), run, 1).workload
-    total = torch.cuda.mem_get_info(device)[1]
-
-    def choose(free: int) -> StepStrategy:
-        return choose_step_strategy(workload, device, (free, total))
-
-    for free in range(total // 4, 0, -SEARCH_STEP_BYTES):
-        strategy = choose(free)
-        if (strategy.cuda_graphs, strategy.dequantized) == settings:
-            return free
-    raise AssertionError(f"no amount of free memory lets `speed: auto` choose {settings}")
-
-
-@pytest.mark.parametrize("uses_cuda_graphs", [True, False])
-def test_auto_takes_what_fits_into_the_free_memory(
-    shape_recipe: Path, device: torch.device, tmp_path: Path, uses_cuda_graphs: bool
-) -> None:
-    """With too little memory for the dequantized base: the CUDA-graph step in 4 bits. With less: TRL's step."""
-    free_bytes = find_free_bytes(shape_recipe, tmp_path / "run", device, (uses_cuda_graphs, False))
-    with occupied_gpu(free_bytes):
-        hw3("train", shape_recipe, "--run", tmp_path / "run")
-    manifest = read_manifest(tmp_path / "run")
-    assert (manifest["speed"]["cuda_graphs"], manifest["speed"]["dequantized"]) == (uses_cuda_graphs, False)
-    (session,) = manifest["sessions"]
-    assert session["to_step"] == 12 and len(read_losses(tmp_path / "run")) == 12
 
 
 def write_long_rows(path: Path, count: int) -> Path:
@@ -121,6 +90,7 @@ def test_step_that_runs_out_of_memory_continues_with_smaller_micro_batches(
         assert (loss, tokens) == (pytest.approx(expected[step][0], rel=0.02), expected[step][1]), step
 
 
+@pytest.mark.xdist_group("finished run")  # the tests share a run, so one process runs all of them
 @pytest.mark.parametrize("command", ["train", "check", "eval", "predict", "predict --text", "export", "pack", "verify"])
 def test_command_without_enough_memory_reports_it_in_one_message(
     gemma_recipe: Path, finished_gpu_run: Path, device: torch.device, tmp_path: Path, command: str

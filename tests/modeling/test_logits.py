@@ -31,6 +31,13 @@ def test_verify_output_head_refuses_a_model_that_scales_its_logits(
         verify_output_head(mini_model, encoded_rows[0])
 
 
+def test_verify_output_head_compares_few_positions_of_a_long_row(mini_model: PreTrainedModel) -> None:
+    computed = []
+    mini_model.lm_head.register_forward_hook(lambda head, inputs, logits: computed.append(logits.shape[-2]))
+    verify_output_head(mini_model, EncodedRow("row", [2, *range(5, 30)] * 4, [9, 10, 1], 3))
+    assert computed == [64, 64]
+
+
 ROWS = [
     EncodedRow("long", [2, 5, 6, 7, 8], [9, 10, 11, 12, 1], 4),
     EncodedRow("short", [2, 5, 6, 13], [14, 1], 1),

@@ -13,6 +13,7 @@ compiles and captures the CUDA-graph step.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,21 @@ COLUMNS = {
     "other_shapes": "trial with another r, s",
     "new_process": "new process, s",
     "same_adapter": "same adapter as in a new process",
+    "trial": "a whole trial, s (median)",
     "trials_per_hour": "trials per hour",
+    "trials_per_hour_later": "trials per hour, after the first of each process",
+}
+# What a trial does, in this order: module, class if it is a method, and function.
+STAGES = {
+    "read and check the recipe, plan": ("hw3.training.train", "", "plan_run"),
+    "collect garbage": ("hw3.training.session", "TrainingSession", "take_base"),
+    "copy the modules for scoring": ("hw3.training.train", "", "build_scoring_slot"),
+    "build the trainer, with its adapters": ("hw3.training.train", "", "build_trainer"),
+    "check the captured step": ("hw3.training.train", "", "_capture_cuda_graph_step"),
+    "write recipe, manifest and tokenizer": ("hw3.training.train", "", "_write_run_files"),
+    "the training loop": ("hw3.training.trainer", "CompletionTrainer", "train"),
+    "  of which scoring": ("hw3.evaluation.during_training", "_DuringTrainingScorer", "__call__"),
+    "restore the base model": ("hw3.training.session", "TrainingSession", "restore"),
 }
 
 
@@ -73,11 +89,33 @@ def start_clock(first_steps: list[float]) -> None:
     CompletionTrainer.training_step = timed_step
 
 
+def time_stages() -> list[tuple[str, float]]:
+    """Record the seconds of each call of the functions in `STAGES`, in the list that is returned."""
+    calls: list[tuple[str, float]] = []
+
+    def timed(stage: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                calls.append((stage, time.time() - started))
+
+        return call
+
+    for stage, (module, owner, name) in STAGES.items():
+        place: Any = importlib.import_module(module)
+        place = getattr(place, owner) if owner else place
+        setattr(place, name, timed(stage, getattr(place, name)))
+    return calls
+
+
 def measure_one_process(recipe: Path, overrides: list[str], scratch: Path) -> dict[str, Any]:
     """Train trials one after the other in this process; return the seconds until the first step of each."""
     first_steps: list[float] = []
     started = [time.time()]
     start_clock(first_steps)
+    calls = time_stages()
 
     from hw3.search.search import open_study
     from hw3.search.space import load_space
@@ -88,12 +126,17 @@ def measure_one_process(recipe: Path, overrides: list[str], scratch: Path) -> di
     recipes = TrialRecipes(recipe, load_space(write_space(scratch, TRIALS)), overrides)
     runner = TrialRunner(recipes, folder)
     search = open_study(recipes, folder, None)
+    calls_by_trial: list[list[tuple[str, float]]] = []
     while (taken := search.take_trial()) is not None:
         trial, lock = taken
         assert runner.run(search, trial) == 0
         lock.release()
         started.append(time.time())
+        # Of the first trial, and before it, only its seconds to the first step are reported.
+        calls_by_trial.append(calls.copy())
+        calls.clear()
     assert len(first_steps) == TRIALS, [trial.user_attrs for trial in search.trials()]
+    trial_seconds = [end - start for start, end in pairwise(started[1:])]
     # Other shapes: the base model stays, and the step is captured again.
     other = TrialRunner(TrialRecipes(recipe, recipes.space, [*overrides, "lora.r=8"]), scratch / "other-shapes")
     other._session = runner._session
@@ -111,7 +154,15 @@ def measure_one_process(recipe: Path, overrides: list[str], scratch: Path) -> di
         "slowest": round(max(seconds[1:TRIALS]), 2),
         "seconds": [round(second, 2) for second in seconds[:TRIALS]],
         "other_shapes": round(seconds[TRIALS], 1),
+        "trial": round(statistics.median(trial_seconds), 1),
+        "stages": {stage: _median_sum(calls_by_trial[1:], stage) for stage in STAGES},
     }
+
+
+def _median_sum(calls_by_trial: list[list[tuple[str, float]]], stage: str) -> float:
+    """Return the seconds of a stage: the median over trials of the sum over its calls."""
+    sums = [sum(seconds for name, seconds in calls if name == stage) for calls in calls_by_trial]
+    return round(statistics.median(sums), 3)
 
 
 def run_single(recipe: Path, run: Path) -> None:
@@ -152,7 +203,24 @@ def measure_gpus(recipe: Path, overrides: list[str], scratch: Path, gpus: int) -
     seconds = time.monotonic() - started
     if completed.returncode:
         raise SystemExit(completed.stderr[-3000:])
-    return {"trials": trials, "seconds": round(seconds, 1), "trials_per_hour": round(3600 * trials / seconds)}
+    ended = sorted(trial.datetime_complete for trial in _read_trials(folder))
+    # All processes have started when as many trials have ended.
+    later = (ended[-1] - ended[gpus - 1]).total_seconds()
+    return {
+        "trials": trials,
+        "seconds": round(seconds, 1),
+        "trials_per_hour": round(3600 * trials / seconds),
+        "trials_per_hour_later": round(3600 * (trials - gpus) / later),
+    }
+
+
+def _read_trials(folder: Path) -> list[Any]:
+    import optuna
+
+    from hw3.search.storage import open_storage
+
+    storage = open_storage(None, folder)
+    return optuna.load_study(study_name=None, storage=storage).get_trials()
 
 
 def write_space(scratch: Path, trials: int) -> Path:
@@ -199,6 +267,7 @@ def main() -> int:
             setting = f"{arguments.model}, {gpus} GPU{'s' if gpus > 1 else ''}"
             rows[setting] = {"setting": setting, **measure_gpus(recipe, overrides, scratch, gpus)}
             print(json.dumps(rows[setting]), flush=True)
+            write_report(arguments.output, name, describe_machine(), list(rows.values()), COLUMNS)
     else:
         setting = f"{arguments.model}, one process"
         row = {"setting": setting, **measure_one_process(recipe, overrides, scratch)}

@@ -25,7 +25,7 @@ class TrialRecord(FileModel):
         settings: the recipe's values by key.
         overrides: the assignments with which `hw3 train` trains the same run.
         outcome: how it ended.
-        problem: why it failed, or why it was stopped other than by the pruner.
+        problem: why it failed; None if it has not.
         steps: optimizer steps of its last score; 0 without one.
         scores: what the search minimizes, by optimizer step.
         score: the lowest of them; None without one.

@@ -64,13 +64,14 @@ def build_trial_record(search: SearchStudy, trial: FrozenTrial) -> TrialRecord:
     scores = dict(sorted(trial.intermediate_values.items()))
     step = find_best_step(scores) if scores else None
     entry = None if step is None else read_entry(run, trial.user_attrs.get(DATA_FILE), step)
+    problem = trial.user_attrs.get(PROBLEM)
     return TrialRecord(
         number=trial.number,
         run=run.path.name,
         settings=settings,
         overrides=recipes.all_overrides(settings) if settings else [],
-        outcome=_OUTCOMES[trial.state],
-        problem=trial.user_attrs.get(PROBLEM),
+        outcome="failed" if problem and trial.state == TrialState.PRUNED else _OUTCOMES[trial.state],
+        problem=problem,
         steps=max(scores, default=0),
         scores=scores,
         score=None if step is None else scores[step],

@@ -7,6 +7,7 @@ trial's number and the key; everything else is read from the storage.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,9 @@ def build_pruner(space: SearchSpace, first_score: int, max_steps: int) -> BasePr
 def should_prune(study: optuna.Study, number: int, make_pruner: Callable[[], BasePruner], last_step: int) -> bool:
     """Return whether a pruner stops a trial after a score.
 
+    The pruner compares the trials' best scores so far, because a trial is judged by its best checkpoint. With the
+    latest scores, it stops trials that have their best checkpoint early and score worse later.
+
     Optuna's pruners store what they have compared beside the trial. If a process is killed between that and the end of
     the trial, the pruner would compare another rung when the trial goes on. Here all scores are therefore reported
     again, to a copy of the study in memory.
@@ -96,9 +100,11 @@ def should_prune(study: optuna.Study, number: int, make_pruner: Callable[[], Bas
     trials = [copy.ask() for _ in stored]
     decision = False
     for trial in sorted(stored, key=lambda trial: trial.number == number):  # its own scores at the end
+        best = math.inf
         for step, score in sorted(trial.intermediate_values.items()):
             if trial.number == number and step > last_step:
                 break
-            trials[trial.number].report(score, step)
+            best = min(best, score)
+            trials[trial.number].report(best, step)
             decision = trials[trial.number].should_prune()
     return decision

@@ -6,6 +6,7 @@ import logging
 import time
 from pathlib import Path
 
+from optuna.trial import TrialState
 from tqdm import tqdm
 
 from hw3.common.progress import can_show_live_progress
@@ -37,7 +38,7 @@ def run_search(recipes: TrialRecipes, folder: Path, storage: str | None, *, is_w
         is_worker: leave it to the process that started this one to report, and to choose the winner.
 
     Returns:
-        0; 1 if a trial failed; 128 plus a signal's number if the signal stopped the search.
+        0; 1 if a trial failed, as from `close_search`; 128 plus a signal's number if the signal stopped the search.
 
     Raises:
         UserError: recipe, space, folder or storage are wrong.
@@ -52,6 +53,7 @@ def run_search(recipes: TrialRecipes, folder: Path, storage: str | None, *, is_w
         if status := _train_trials(search, runner, reporter):
             return status
         if search.is_finished():
+            runner.close()  # the winner is scored with a base model of its own
             return 0 if is_worker else close_search(search)
         if not is_waiting:
             logger.info("all trials are taken; waiting for those of other processes")
@@ -86,7 +88,7 @@ def close_search(search: SearchStudy) -> int:
     """Choose and score the winner, and print the ranking.
 
     Returns:
-        0; 1 if a trial failed.
+        0; 1 if a trial failed, unless its settings made the loss infinite or NaN.
     """
     with writing_lock(search.folder / LOCKS_FOLDER / f"finish{LOCK_FILE}"):
         record = finish_search(search)
@@ -94,7 +96,7 @@ def close_search(search: SearchStudy) -> int:
     failed = [trial for trial in record.trials if trial.outcome == "failed"]
     for trial in failed:
         logger.error(f"trial {trial.number} failed: {trial.problem}")
-    return 1 if failed else 0
+    return int(any(trial.state == TrialState.FAIL for trial in search.trials()))
 
 
 class TrialReporter:

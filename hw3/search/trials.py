@@ -21,7 +21,7 @@ from hw3.runs.run import Run
 from hw3.search.sampling import build_pruner, should_prune
 from hw3.search.study import DATA_FILE, PROBLEM, SearchStudy, trial_folder
 from hw3.search.trial_recipe import TrialRecipes, check_corners
-from hw3.training.checkpoint_scoring import CheckpointScore, CheckpointScorer, SaveSchedule
+from hw3.training.checkpoint_scoring import CheckpointScore, CheckpointScorer
 from hw3.training.plan import Plan, plan_run
 from hw3.training.session import TrainingSession
 from hw3.training.train import train
@@ -84,7 +84,7 @@ class TrialRunner:
             return 0
         except NonFiniteLossError as error:
             trial.set_user_attr(PROBLEM, first_line(error))
-            study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)  # Optuna's samplers learn nothing from failed trials
             return 0
         if status:
             return status
@@ -100,6 +100,10 @@ class TrialRunner:
             study.tell(trial, state=TrialState.FAIL)
         return 0
 
+    def close(self) -> None:
+        """Free the memory of base model and captured step."""
+        self._session.discard()
+
     def _check_base(self) -> None:
         """Check the recipe without a trial's settings, to find what is wrong for every trial, such as a full disk.
 
@@ -112,8 +116,8 @@ class TrialRunner:
     def _train(self, search: SearchStudy, trial: Trial) -> int:
         recipe = self._recipes.load(self._recipes.space.decode(trial.params))
         run = Run(trial_folder(self._folder, trial.number))
-        schedule = plan_run(recipe, run.path, 1, cache=self._session.cache).save_schedule
-        scorer = _PruningScorer(build_checkpoint_scorer(run), trial, search, schedule, self.make_pruner)
+        score = build_checkpoint_scorer(run, self._session.cache)
+        scorer = _PruningScorer(score, trial, search, self._session, self.make_pruner)
         return train(recipe, run.path, session=self._session, score_checkpoint=scorer)
 
 
@@ -124,14 +128,15 @@ class _PruningScorer:
     score: CheckpointScorer
     trial: Trial
     search: SearchStudy
-    schedule: SaveSchedule
+    session: TrainingSession
     make_pruner: Callable[[], BasePruner]
 
     def __call__(self, slot: AdapterSlot, checkpoint: Checkpoint | None) -> CheckpointScore | None:
         """See `CheckpointScorer`."""
         # The base model's score does not depend on the trial. A checkpoint that a signal saved between two others
         # must not count: the search ends as if it had not been interrupted.
-        if checkpoint is None or checkpoint.step not in self.schedule:
+        assert self.session.plan is not None, "the run has taken the base model"
+        if checkpoint is None or checkpoint.step not in self.session.plan.save_schedule:
             return None
         score = self.score(slot, checkpoint)
         if score is None:

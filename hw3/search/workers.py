@@ -77,12 +77,10 @@ def _hw3(command: Sequence[str]) -> list[str]:
 
 
 def _start(command: Sequence[str], log: Path, number: int, workers: int) -> subprocess.Popen[bytes]:
-    """Start a process on a GPU of its own; on a CPU, with its share of the cores."""
-    environment = dict(os.environ)
+    """Start a process with its share of the cores, on a GPU of its own if there is one."""
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), **os.environ}
     if devices := visible_gpus():
         environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    else:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     with log.open("ab") as output:
         # A process stops when its standard input ends, which is when this process ends for any reason.
         return subprocess.Popen(

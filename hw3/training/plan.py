@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class PlanCache:
-    """What planning a run takes longest to compute, for the next runs in the same process."""
+    """What is computed longest before a run and its scoring, for the next runs in the same process."""
 
     def __init__(self) -> None:
         self._values: dict[str, object] = {}
@@ -260,7 +260,7 @@ def _check_inputs(
     if config is not None:  # without the configuration the tokenizer fails too, and one message is enough
         tokenizer = found.collect(cache.get, lambda: load_tokenizer(recipe.model), ("tokenizer", recipe.model))
         found.problems += find_quantization_problems(recipe, config)
-        if (problem := find_loss_problem(config)) is not None:
+        if (problem := cache.get(lambda: find_loss_problem(config), ("loss", recipe.model))) is not None:
             base = recipe.model.pretrained_model_name_or_path
             found.problems.append(f"model.pretrained_model_name_or_path: {base}: {config.model_type} {problem}")
         if not lora_problems:

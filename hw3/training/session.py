@@ -15,7 +15,7 @@ from hw3.modeling.adapter_slot import build_lora_config, uses_only_own_tensors
 from hw3.modeling.devices import select_device
 from hw3.modeling.loading import load_base_model
 from hw3.modeling.quantization import dequantize
-from hw3.training.cuda_graph_support import CudaGraphStep
+from hw3.training.graph_verification import VerifiedStep
 from hw3.training.plan import Plan, PlanCache
 
 
@@ -29,11 +29,13 @@ class TrainingSession:
     Attributes:
         cache: results of the runs' checks.
         captured_step: the step that was captured last; None if it cannot be used for the present run.
+        plan: the plan of the run that has taken the base model last; None before the first.
     """
 
     def __init__(self) -> None:
         self.cache = PlanCache()
-        self.captured_step: CudaGraphStep | None = None
+        self.captured_step: VerifiedStep | None = None
+        self.plan: Plan | None = None
         self._base: PreTrainedModel | None = None
         self._snapshot: ModuleSnapshot | None = None
         self._base_key = self._step_key = ""
@@ -47,13 +49,19 @@ class TrainingSession:
             self._base = dequantize(base) if plan.strategy.dequantized else base
             self._base_key = _base_key(plan)
             self._snapshot = ModuleSnapshot(self._base) if _leaves_base_unchanged(plan) else None
-        elif self._step_key not in ("", _step_key(plan)):
-            self._drop_step()
+        else:
+            if self._step_key not in ("", _step_key(plan)):
+                self._drop_step()
+            # What is left of earlier runs stays until step or base are dropped. Frozen, these million objects are not
+            # visited by every later collection, such as accelerate's at the start of training.
+            gc.collect()
+            gc.freeze()
+        self.plan = plan
         if self._base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         return self._base
 
-    def keep_step(self, plan: Plan, step: CudaGraphStep | None) -> None:
+    def keep_step(self, plan: Plan, step: VerifiedStep | None) -> None:
         """Keep a captured step for runs whose steps have the same shapes and constants."""
         self.captured_step, self._step_key = step, _step_key(plan)
 
@@ -73,6 +81,7 @@ class TrainingSession:
 
     def _drop_step(self) -> None:
         self.captured_step, self._step_key = None, ""
+        gc.unfreeze()
         gc.collect()
         torch._dynamo.reset()
         torch.cuda.empty_cache()

@@ -31,7 +31,7 @@ from hw3.data.sampler import StepSampler
 from hw3.data.tokenization import EncodedRow
 from hw3.modeling.adapter_slot import AdapterSlot, build_lora_config
 from hw3.modeling.devices import select_device
-from hw3.runs.checkpoints import Checkpoint, remove_incomplete_checkpoints
+from hw3.runs.checkpoints import Checkpoint, remove_damaged_files, remove_incomplete_checkpoints
 from hw3.runs.eval_rows import write_dev_rows
 from hw3.runs.lock import LOCK_FILE, exclusive_lock
 from hw3.runs.manifest import EarlyStop
@@ -42,7 +42,7 @@ from hw3.training.checkpoint_scoring import (
     build_scoring_slot,
     describe_early_stop,
 )
-from hw3.training.plan import Plan, plan_run
+from hw3.training.plan import Plan, PlanCache, plan_run
 from hw3.training.run_manifest import build_manifest, build_session
 from hw3.training.session import TrainingSession
 from hw3.training.sharding import sharding_from_env
@@ -111,7 +111,7 @@ def _train(recipe: Recipe, run: Run, shared: TrainingSession, score_checkpoint: 
         trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- write and train --------------------------------------------------------------------------------------------
-    while (smaller := _train_until_out_of_memory(trainer, plan, run)) is not None:
+    while (smaller := _train_until_out_of_memory(trainer, plan, run, shared.cache)) is not None:
         del trainer
         shared.discard()
         plan = smaller
@@ -143,14 +143,14 @@ def _describe_end(plan: Plan, early_stop: EarlyStop | None) -> str:
     return f"done at step {early_stop.step} of {plan.steps}: {describe_early_stop(early_stop)}"
 
 
-def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run) -> Plan | None:
+def _train_until_out_of_memory(trainer: CompletionTrainer, plan: Plan, run: Run, cache: PlanCache) -> Plan | None:
     """Write recipe, manifest and tokenizer, and train.
 
     Returns:
         None after training; after a step that ran out of memory, the plan for the rest of the run.
     """
     if trainer.args.should_save:
-        _write_run_files(run, plan)
+        _write_run_files(run, plan, cache)
     if plan.resume_from is not None:
         logger.info(f"resuming {run} from step {plan.first_step} of {plan.steps}")
     try:
@@ -256,33 +256,46 @@ def _capture_cuda_graph_step(trainer: CompletionTrainer, plan: Plan, shared: Tra
         logger.info(f"capturing {len(trainer.strategy.bucket_lengths)} bucket lengths; the layers are compiled first")
     failure = trainer.capture(shared.captured_step)
     if failure is None:
-        verb = "captured" if shared.captured_step is None else "reused the captured step"
-        logger.info(f"{verb} in {trainer.capture_seconds:.0f} s; the first step's loss and gradient agree with TRL's")
-        shared.keep_step(plan, trainer.cuda_graph_step)
+        if shared.captured_step is None:
+            agreement = "the first step's loss and gradient agree with TRL's"
+            logger.info(f"captured in {trainer.capture_seconds:.0f} s; {agreement}")
+        else:
+            logger.info("reused the captured step; it computes loss and gradient as when it was captured")
+        shared.keep_step(plan, trainer.verified_step)
     return failure
 
 
-def _write_run_files(run: Run, plan: Plan) -> None:
-    """Write manifest, recipe and tokenizer; delete incomplete checkpoints."""
+def _write_run_files(run: Run, plan: Plan, cache: PlanCache) -> None:
+    """Write manifest, recipe and tokenizer; delete incomplete and damaged checkpoints."""
     previous = None if plan.resume_from is None else run.read_manifest()
     for folder in remove_incomplete_checkpoints(run.path):
         logger.info(f"{folder}: not complete, removed")
+    for path in remove_damaged_files(run.path, after=plan.first_step):
+        logger.info(f"{path}: damaged, removed")
     manifest = build_manifest(plan, previous)
     manifest.write(run.manifest_path)
     write_atomically(run.recipe_path, plan.workload.recipe.to_yaml())
     write_dev_rows(run, plan.workload.recipe)
-    _save_tokenizer(plan.tokenizer, run.tokenizer_path)
+    _save_tokenizer(plan, run.tokenizer_path, cache)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_tokenizer(plan: Plan, folder: Path, cache: PlanCache) -> None:
     """Save a tokenizer file by file, so that an earlier session's files stay intact if the disk is full."""
     staging = folder.with_name(f".{folder.name}")
+
+    def serialize() -> dict[str, bytes]:  # takes a second for a large vocabulary
+        plan.tokenizer.save_pretrained(staging)
+        return {path.name: path.read_bytes() for path in staging.iterdir()}
+
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        tokenizer.save_pretrained(staging)
+        key = ("tokenizer files", plan.workload.recipe.model, plan.content["tokenizer"])
+        files = cache.get(serialize, key)
+        staging.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
-        for path in staging.iterdir():
-            path.replace(folder / path.name)
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
+            (staging / name).replace(folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -35,7 +35,7 @@ from hw3.training.callbacks import (
 )
 from hw3.training.checkpoint_scoring import CheckpointScoringCallback
 from hw3.training.cuda_graph_support import NUM_METRICS, CudaGraphStep
-from hw3.training.graph_verification import capture_verified_step, cuda_graph_inputs
+from hw3.training.graph_verification import VerifiedStep, capture_verified_step, cuda_graph_inputs
 from hw3.training.optimizer_state import convert_optimizer_state
 from hw3.training.sharding import sharding_from_env
 from hw3.training.step_strategy import StepStrategy
@@ -117,6 +117,7 @@ class CompletionTrainer(SFTTrainer):
     ) -> None:
         self.sampler, self.row_ids, self.strategy = sampler, row_ids, strategy
         self.cuda_graph_step: CudaGraphStep | None = None
+        self.verified_step: VerifiedStep | None = None
         self.capture_seconds = 0.0
         self._parameter_count: int | None = None
         self._pending_values: deque[_PendingValue] = deque()
@@ -165,11 +166,11 @@ class CompletionTrainer(SFTTrainer):
 
     # --- CUDA-graph step --------------------------------------------------------------------------------------------
 
-    def capture(self, captured: CudaGraphStep | None = None) -> str | None:
+    def capture(self, captured: VerifiedStep | None = None) -> str | None:
         """Capture the CUDA-graph step, and use it if it agrees with TRL's on the rows of the first step.
 
         Args:
-            captured: a step that was captured for another run with the same base model, shapes and constants.
+            captured: a step of another run with the same base model, shapes and constants.
 
         Returns:
             None, or why the step is not used; the run then needs a new trainer, because the model's layers have been
@@ -178,7 +179,8 @@ class CompletionTrainer(SFTTrainer):
         rows = [self.train_dataset[row] for row in self.sampler.steps_in_epoch(0)[0]]
         assert isinstance(self.model, PeftModel), "the CUDA-graph step trains adapters"
         result = capture_verified_step(self.model, self.data_collator, rows, self.strategy, self.args, captured)
-        self.cuda_graph_step, self.capture_seconds = result.step, result.seconds
+        self.verified_step, self.capture_seconds = result.verified, result.seconds
+        self.cuda_graph_step = None if result.verified is None else result.verified.step
         return result.failure
 
     def training_step(

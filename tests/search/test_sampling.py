@@ -121,3 +121,18 @@ def test_later_scores_of_the_trial_do_not_count() -> None:
 
     assert should_prune(study, 1, make_pruner, last_step=1)
     assert not should_prune(study, 0, make_pruner, last_step=1)
+
+
+def test_pruner_compares_the_best_scores_so_far() -> None:
+    """The second trial has the best checkpoint of all at step 2; its score at step 3 is the worst of all."""
+    study = optuna.create_study(study_name="s")
+    for scores in ((5.0, 4.8, 4.7), (4.9, 4.5, 5.5), (5.0, 4.7, 4.8)):
+        trial = study.ask()
+        for step, score in enumerate(scores, 1):
+            trial.report(score, step)
+
+    def make_pruner() -> SuccessiveHalvingPruner:
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+
+    stops = [should_prune(study, number, make_pruner, last_step=3) for number in range(3)]
+    assert stops == [True, False, True]

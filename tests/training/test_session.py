@@ -1,5 +1,6 @@
 """Several runs in one process: each is bitwise the run of a process of its own, and leaves the base model as it was."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def read_adapter(run_dir: Path) -> bytes:
     return (find_complete_checkpoints(run_dir)[-1].path / "adapter_model.safetensors").read_bytes()
 
 
+def read_tokenizer(run_dir: Path) -> dict[str, bytes]:
+    files = {path.name: path.read_bytes() for path in (run_dir / "tokenizer").iterdir()}
+    assert "tokenizer.json" in files
+    return files
+
+
 @pytest.mark.parametrize(
     "quantization",
     [pytest.param([], id="nf4"), pytest.param(["quantization=null"], id="float32", marks=pytest.mark.slow)],
@@ -37,10 +44,14 @@ def test_runs_of_one_session_are_bitwise_runs_of_their_own(
     for number, overrides in enumerate(SETTINGS):
         recipe = load_recipe(mini_recipe, [*quantization, *overrides])
         assert train(recipe, tmp_path / f"session-{number}", session=session) == 0
+        assert (gc.get_freeze_count() > 0) == (number > 0)
         assert train(recipe, tmp_path / f"alone-{number}") == 0
         assert read_adapter(tmp_path / f"session-{number}") == read_adapter(tmp_path / f"alone-{number}")
+        assert read_tokenizer(tmp_path / f"session-{number}") == read_tokenizer(tmp_path / f"alone-{number}")
         bases.add(id(session._base))
     assert len(bases) == 1 and session._base is not None
+    session.discard()
+    assert not gc.get_freeze_count()
 
 
 def test_base_is_loaded_again_after_a_run_that_changes_it(mini_recipe: Path, tmp_path: Path) -> None:

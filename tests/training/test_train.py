@@ -102,6 +102,21 @@ def test_train_resumes_from_the_checkpoint_before_a_damaged_one(
     assert all(not checkpoint.find_damaged_files() for checkpoint in run.complete_checkpoints())
 
 
+def test_train_removes_a_damaged_checkpoint_that_it_does_not_write_again(
+    mini_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run ended at step 6, and is resumed to step 8 with a checkpoint at every fourth step."""
+    run = Run(tmp_path / "run")
+    train_run(mini_recipe, run.path, "training.max_steps=6")
+    file = run.path / "checkpoint-6/trainer_state.json"
+    file.write_bytes(bytes(file.stat().st_size))
+    with caplog.at_level("INFO"):
+        train_run(mini_recipe, run.path, "training.max_steps=8")
+    assert f"{run}/checkpoint-6: damaged, removed" in caplog.text
+    assert [checkpoint.step for checkpoint in run.complete_checkpoints()] == [4, 8]
+    assert all(not checkpoint.find_damaged_files() for checkpoint in run.complete_checkpoints())
+
+
 def test_train_continues_with_half_the_rows_after_a_step_ran_out_of_memory(
     mini_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

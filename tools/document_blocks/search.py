@@ -1,8 +1,8 @@
-"""Blocks about `hw3 search`: the trials of the embedded model, and the time between trials."""
+"""Blocks about `hw3 search`: the trials of the embedded model, pruners, and the time between trials."""
 
 from __future__ import annotations
 
-from document_blocks.sources import format_table, read_json, read_report
+from document_blocks.sources import Row, format_table, read_json, read_report
 
 MAX_TRIALS_SHOWN = 5
 
@@ -29,6 +29,37 @@ def search_tiny() -> str:
         f"base model {final['base_mean_perplexity']:.2f}."
     )
     return "\n".join([format_table(["trial", *(f"`{key}`" for key in keys), "dev rows"], rows), "", text])
+
+
+def search_pruning() -> str:
+    """Return how often the best setting survives pruning, and how many steps it saves."""
+    rows = read_report("pruning")["rows"]
+    default = _find_pruner(rows, "successive halving", 3, 20)
+    shown = {
+        "**the default**": default,
+        "reduction factor 2": _find_pruner(rows, "successive halving", 2, 20),
+        "reduction factor 4": _find_pruner(rows, "successive halving", 4, 20),
+        "first decision at the second score": _find_pruner(rows, "successive halving", 3, 40),
+        "Hyperband": _find_pruner(rows, "hyperband", 3, 20),
+        "Hyperband, reduction factor 4": _find_pruner(rows, "hyperband", 4, 20),
+        "the default, if it compared the latest scores": _find_pruner(
+            rows, "successive halving", 3, 20, "latest score"
+        ),
+    }
+    fields = ("kept_best", "not_worse", "steps_saved", "worst_loss")
+    headings = ("pruner", "best setting wins", "winner not significantly worse", "steps saved", "score lost, at most")
+    table = format_table(headings, [(name, *(row[field] for field in fields)) for name, row in shown.items()])
+    text = (
+        f"{default['searches']} searches for each pruner. The winner's score is always inside the bootstrap interval "
+        "of the best setting's, which is wide. The third column compares both row by row."
+    )
+    assert all(row["within_interval"] == "100%" for row in shown.values()), "the text says so"
+    return f"{table}\n\n{text}"
+
+
+def _find_pruner(rows: list[Row], name: str, factor: int, step: int, compares: str = "best score so far") -> Row:
+    keys = ("setting", "reduction_factor", "min_resource", "compares")
+    return next(row for row in rows if tuple(row[key] for key in keys) == (name, factor, step, compares))
 
 
 def search_speed() -> str:

@@ -1,9 +1,8 @@
 """Draw a picture for each question of a study, from its runs.json and rows.npz.
 
     python tools/draw_study.py --folder outputs/study
-    python tools/draw_study.py --page                    # the picture of docs/study.md, from docs/study/results.json
 
-The pictures are written to the same folder.
+The pictures are written to the same folder. `--folder docs/study` draws those of docs/study.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from document_blocks.study import draw_prompting_figure
 from study.analysis import Study
 from study.figures import DPI, draw_all
 
@@ -25,12 +23,7 @@ def main() -> int:
     """Write a PNG file for each picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("outputs/study"), help="folder of runs.json")
-    parser.add_argument("--page", action="store_true", help="draw the picture of docs/study.md")
-    arguments = parser.parse_args()
-    if arguments.page:
-        save_figure(draw_prompting_figure(), Path("docs/study/prompting.png"), DPI)
-        return 0
-    folder = arguments.folder
+    folder = parser.parse_args().folder
     for name, figure in draw_all(Study(folder)).items():
         save_figure(figure, folder / f"{name}.png", DPI)
     return 0

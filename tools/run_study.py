@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ KEPT_SCORES = ("mean_perplexity", "token_perplexity", "eval_loss")
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the study; both times are those of `time.time`.
+
+    Attributes:
+        start: when it started.
+        end: start no run that would end later.
+    """
+
+    start: float
+    end: float
+
+    def has_time(self, seconds: float) -> bool:
+        """Return whether a run that takes so long may start now.
+
+        A run that is longer than the whole part would never start; the first half of a part may start it.
+        """
+        now, length = time.time(), self.end - self.start
+        return now + seconds <= self.end or (seconds > length and now < self.start + length / 2)
+
+
 def main() -> int:
     """Print the cost, run a part, and write what is finished."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
@@ -61,7 +83,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="models or experiments to run")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="overrides of all recipes")
     arguments = parser.parse_args()
-    deadline = time.time() + 60 * arguments.minutes
+    start = time.time()
+    part = Part(start, start + 60 * arguments.minutes)
     plan = read_plan(arguments.plan)
     gpus = visible_gpus()
     write_data(arguments.output / "data", plan)
@@ -71,7 +94,7 @@ def main() -> int:
             print(f"{model.name}: skipped, because {reason}")
     if arguments.minutes > 0:
         tasks = list_tasks(plan, arguments.output, arguments.only)
-        run_tasks(tasks, arguments.output, deadline, arguments.workers, gpus, arguments.set)
+        run_tasks(tasks, arguments.output, part, arguments.workers, gpus, arguments.set)
         folder = arguments.keep or arguments.output
         count = collect(plan, arguments.output, folder)
         if list_tasks(plan, arguments.output, arguments.only):
@@ -94,8 +117,13 @@ def why_skipped(model: StudyModel, output: Path) -> str | None:
 
 
 def describe_cost(plan: StudyPlan, output: Path, on_gpu: bool) -> str:
-    """Return a table of the experiments: runs, finished runs, steps, and estimated minutes of one process."""
+    """Return a table of the experiments: runs, finished runs, steps, and estimated minutes of one process.
+
+    If no run of a model has finished on this kind of device, the estimate is of the other kind.
+    """
     seconds = {name: seconds_per_step(name, output, on_gpu) for name in plan.models}
+    unknown = [name for name, cost in seconds.items() if cost is None]
+    seconds |= {name: seconds_per_step(name, output, not on_gpu) for name in unknown}
     experiments: dict[tuple[str, str], list[StudyRun]] = {}
     for run in plan.runs:
         experiments.setdefault((run.model.name, run.experiments[0]), []).append(run)
@@ -103,14 +131,18 @@ def describe_cost(plan: StudyPlan, output: Path, on_gpu: bool) -> str:
     total = 0.0
     for (model, experiment), runs in experiments.items():
         missing = [run for run in runs if not record_file(output, run).exists()]
-        steps = sum(run.steps for run in missing)
-        minutes = None if seconds[model] is None else steps * seconds[model] / 60
+        step_seconds = seconds[model]
+        minutes = None if step_seconds is None else sum(run.steps for run in missing) * step_seconds / 60
         total += minutes or 0.0
         cost = "unknown" if minutes is None else f"{minutes:.1f}"
         all_steps = sum(run.steps for run in runs)
         finished = len(runs) - len(missing)
         lines.append(f"{model:<9}{experiment:<15}{len(runs):>5}{finished:>9}{all_steps:>9,}{cost:>9}")
     lines.append(f"about {total:.0f} minutes of one process are left; several processes share a GPU well")
+    if unknown:
+        here, elsewhere = ("a GPU", "a CPU") if on_gpu else ("a CPU", "a GPU")
+        names = " and ".join(unknown)
+        lines.append(f"no run of {names} has finished on {here}: minutes are those on {elsewhere}, where known")
     return "\n".join(lines)
 
 
@@ -155,14 +187,14 @@ def list_tasks(plan: StudyPlan, output: Path, only: list[str]) -> list[list[Stud
 
 
 def run_tasks(
-    tasks: list[list[StudyRun]], output: Path, deadline: float, workers: int, gpus: list[str], extra: list[str]
+    tasks: list[list[StudyRun]], output: Path, part: Part, workers: int, gpus: list[str], extra: list[str]
 ) -> None:
-    """Run the tasks in several processes until the deadline; report each finished run."""
+    """Run the tasks in several processes until the part ends; report each finished task."""
     (output / "runs").mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     numbers = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, initializer=_use_one_gpu, initargs=(numbers, gpus)) as pool:
-        futures = [pool.submit(run_task, task, output, deadline, bool(gpus), extra) for task in tasks]
+        futures = [pool.submit(run_task, task, output, part, bool(gpus), extra) for task in tasks]
         for future in as_completed(futures):
             print(future.result(), flush=True)
 
@@ -175,9 +207,9 @@ def _use_one_gpu(numbers: Any, gpus: list[str]) -> None:
             numbers.value += 1
 
 
-def run_task(task: list[StudyRun], output: Path, deadline: float, on_gpu: bool, extra: list[str]) -> str:
+def run_task(task: list[StudyRun], output: Path, part: Part, on_gpu: bool, extra: list[str]) -> str:
     """Train and score the runs of one group, as long as there is time; return a line for the user."""
-    if time.time() + START_SECONDS > deadline:
+    if not part.has_time(START_SECONDS):
         return f"{task[0].id}: no time left for it and {len(task) - 1} more"
     import numpy as np
     from study.session import Session
@@ -190,7 +222,7 @@ def run_task(task: list[StudyRun], output: Path, deadline: float, on_gpu: bool, 
         session = Session(task[0], output / "data", on_gpu=on_gpu, extra=extra)
         for run in task:
             began = time.time()
-            if began + step_seconds * run.steps > deadline:
+            if not part.has_time(step_seconds * run.steps):
                 break
             record, row_perplexities = session.train(run)
             arrays = {name: np.array(values, dtype=np.float32) for name, values in row_perplexities.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY, hw3
-from run_study import collect, describe_cost, list_tasks, record_file, run_task
+from run_study import Part, collect, describe_cost, list_tasks, record_file, run_task
 from study.plan import StudyPlan, divide_into_tasks, held_out_file, read_plan, train_file, write_data
 
 from hw3.config.recipe import load_recipe
@@ -97,7 +97,7 @@ def test_a_run_of_the_study_is_that_of_hw3_train_and_hw3_eval(tmp_path: Path, mi
     (tmp_path / "runs").mkdir()
     [run] = [run for run in mini_plan.runs if run.settings == {"train_share": "1/2"} and run.seed == 8]
     first = mini_plan.runs[0]  # another run before it, in the same session
-    assert "2 of 2 runs" in run_task([first, run], tmp_path, time.time() + 1000, False, [])
+    assert "2 of 2 runs" in run_task([first, run], tmp_path, Part(time.time(), time.time() + 1000), False, [])
     record = json.loads(record_file(tmp_path, run).read_text(encoding="utf-8"))
 
     recipe = run.load_recipe(tmp_path / "data", on_gpu=False)
@@ -119,7 +119,7 @@ def test_a_run_of_the_study_is_that_of_hw3_train_and_hw3_eval(tmp_path: Path, mi
 def test_a_stopped_study_resumes_with_the_missing_runs(tmp_path: Path, mini_plan: StudyPlan) -> None:
     write_data(tmp_path / "data", mini_plan)
     (tmp_path / "runs").mkdir()
-    assert "no time left" in run_task(mini_plan.runs, tmp_path, time.time(), False, [])
+    assert "no time left" in run_task(mini_plan.runs, tmp_path, Part(time.time() - 600, time.time()), False, [])
     done, *missing = mini_plan.runs
     point = {"step": 4, "eval": {}, "held_out": {}}
     record = {"seconds": {"train": 30.0}, "steps": 12, "device": "CPU", "curve": [point], "best_step": 4}
@@ -133,11 +133,25 @@ def test_a_stopped_study_resumes_with_the_missing_runs(tmp_path: Path, mini_plan
     table = describe_cost(mini_plan, tmp_path, on_gpu=False).splitlines()
     assert table[1].split() == ["mini", "recipe", "1", "1", "12", "0.0"]
     assert table[2].split() == ["mini", "data", "3", "0", "36", "1.5"]
+    assert table[3].startswith("about 2 minutes of one process are left")
+    *same_table, note = describe_cost(mini_plan, tmp_path, on_gpu=True).splitlines()
+    assert same_table == table
+    assert note == "no run of mini has finished on a GPU: minutes are those on a CPU, where known"
     assert collect(mini_plan, tmp_path, tmp_path / "kept") == 1
     [kept] = json.loads((tmp_path / "kept/runs.json").read_text(encoding="utf-8"))["runs"]
     assert kept["experiments"] == ["recipe", "data"]
     with np.load(tmp_path / "kept/rows.npz") as rows:
         assert rows[f"{done.id}/eval"].tolist() == [2.0, 3.0]
+
+
+def test_a_run_starts_if_it_ends_in_time_or_fits_no_part() -> None:
+    now = time.time()
+    fresh, half_over = Part(now, now + 570), Part(now - 300, now + 270)
+    assert fresh.has_time(500)
+    assert not half_over.has_time(500)
+    assert half_over.has_time(200)
+    assert fresh.has_time(3600)
+    assert not half_over.has_time(3600)
 
 
 def test_plan_names_only_prompts_that_exist() -> None:

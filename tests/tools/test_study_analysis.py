@@ -61,17 +61,35 @@ def test_best_checkpoint_is_selected_on_the_held_out_rows(study: Study) -> None:
 
 def test_selection_counts_other_checkpoints_and_their_cost(study: Study) -> None:
     loss = study.selection("tiny", "eval_loss")
-    assert (loss.runs, loss.different) == (3, 1)
-    assert loss.costs == pytest.approx([0.2, 0.0, 0.0])
+    assert (loss.runs, loss.different) == (2, 1)
+    assert loss.costs == pytest.approx([0.2, 0.0])
+    assert (loss.share, loss.cost, loss.worst) == pytest.approx((0.5, 0.1, 0.2))
+    assert loss.interval == pytest.approx((0.0, 0.2))
     bleu = study.selection("tiny", "bleu")
-    assert (bleu.runs, bleu.different) == (3, 1)
-    assert bleu.costs == pytest.approx([0.0, 6.0 / 5.2 - 1, 0.0])
+    assert (bleu.runs, bleu.different) == (2, 1)
+    assert bleu.costs == pytest.approx([0.0, 6.0 / 5.2 - 1])
     assert study.selection("tiny", "token_perplexity").different == 0
 
 
+def test_runs_far_from_the_best_one_do_not_count_for_selection(study: Study) -> None:
+    assert [run["id"] for run in study.comparable("tiny")] == ["a", "b"]  # the lowest score of c is 7.0, of all 5.0
+
+
+def test_cases_are_compared_with_the_recipes_setting(study: Study) -> None:
+    cases = study.compare("tiny", "data")
+    assert [(values, case.score, case.change) for values, case in cases.items()] == [
+        ((1,), "5.35 [4.00, 7.00]", ""),
+        (("1/2",), "7.00 [6.00, 8.00]", "+1.50 [+1.00, +2.00]"),
+    ]
+    assert (cases[1,].best_step, cases[1,].last) == (50, pytest.approx(5.35))
+
+
 def test_transfer_scores_the_winner_of_one_file_on_the_other(study: Study) -> None:
-    assert study.transfer("tiny", "eval", "held_out") == (5.0, 5.2, 5.0)
-    assert study.transfer("tiny", "held_out", "eval") == (5.0, 5.5, 5.0)
+    public = study.transfer("tiny", "eval", "held_out")
+    assert (public.own, public.other, public.lowest, public.rank, public.checkpoints) == (5.0, 5.2, 5.0, 2, 6)
+    assert public.loss == pytest.approx(0.04)
+    held_out = study.transfer("tiny", "held_out", "eval")
+    assert (held_out.own, held_out.other, held_out.lowest, held_out.rank) == (5.0, 5.5, 5.0, 3)
 
 
 def test_mean_curve_averages_seeds_at_each_checkpoint(study: Study) -> None:

@@ -1,272 +1,238 @@
-"""Blocks of docs/study.md, in English and in Traditional Chinese: tables, and sentences with values of result files.
+"""Blocks of docs/study.md, in English and in Traditional Chinese: tables, and sentences with values of the records.
 
-The sentences are in docs/study/text.yaml. A name in braces is a value of `compute_values`.
+The sentences are in docs/study/text.yaml. A field in braces is a value of `compute_values`. What a sentence concludes
+from the figures is repeated there as `claims`, so that filling the page fails when new records say otherwise.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import textwrap
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
-from study.figures import FewShotScores, draw_prompting
-from study.plan import read_plan
+from study.analysis import SCHEDULE_KEYS, SETTINGS_KEYS, Record, Study
+from study.figures import name_setting, sort_cases
 
 from document_blocks.sources import REPOSITORY, format_table, read_json
+from document_blocks.study_values import FOLDER, compute_values, few_shot_scores, load_study, read_errors
 
-FOLDER = "docs/study"
 LINE_WIDTH = 128
 _CHINESE, _PUNCTUATION = "[\u3000-\u9fff\uff00-\uffef]", "[，。；：、（）「」]"
-BASE, BEST = {"en": "base model", "zh": "未微調"}, {"en": "fine-tuned", "zh": "微調後"}
-# Name, folder of `results.json`, and what it is.
-RUNS = {
-    "tiny": ("docs/tiny", {"en": "embedded model, sample rows", "zh": "內附模型，範例資料"}),
-    "homework": ("docs/homework", {"en": "embedded model, course's rows", "zh": "內附模型，課程資料"}),
-    "proper": ("docs/homework/proper", {"en": "the same in correct characters", "zh": "同上，正體字"}),
-    "smollm2": ("docs/smollm2", {"en": "SmolLM2, course's rows", "zh": "SmolLM2，課程資料"}),
+NAMES = {
+    "en": {"tiny": "embedded model", "smollm2": "SmolLM2", "base": "base model", "best": "fine-tuned"},
+    "zh": {"tiny": "內附模型", "smollm2": "SmolLM2", "base": "未微調", "best": "微調後"},
 }
-
-Entry = dict[str, Any]
+DIRECTIONS = {"en": {"m2c": "to Classical", "c2m": "to modern"}, "zh": {"m2c": "白話→文言", "c2m": "文言→白話"}}
+# Experiments with a table of their cases, and the heading of the setting.
+COMPARISONS = {
+    "schedule": {"en": "schedule, steps", "zh": "排程、步數"},
+    "rows_per_step": {"en": "rows per step", "zh": "每步筆數"},
+    "data": {"en": "training rows", "zh": "訓練筆數"},
+    "precision": {"en": "weights of the base model", "zh": "基礎模型的權重"},
+    "prompt": {"en": "prompt, in training and in scoring", "zh": "訓練和評分用的 prompt"},
+}
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, "==": operator.eq
+}  # fmt: skip
 
 
 @cache
-def _read_text() -> dict[str, dict[str, str]]:
+def _read_text() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((REPOSITORY / FOLDER / "text.yaml").read_text(encoding="utf-8"))
 
 
 def text(section: str, language: str) -> str:
-    """Return the sentences of a section, with the values of the result files."""
-    filled = _read_text()[section][language].strip().format(**compute_values())
+    """Return the sentences of a section, with the values of the records.
+
+    Raises:
+        ValueError: The values contradict the sentences.
+    """
+    values = compute_values()
+    check_claims(section, _read_text()[section].get("claims", []), values)
+    sentences = _read_text()[section][language]
+    if isinstance(sentences, list):
+        return "\n".join(_fill_lines(f"- {item}", language, values, indent="  ") for item in sentences)
+    return _fill_lines(sentences, language, values)
+
+
+def check_claims(section: str, claims: Sequence[str], values: dict[str, Any]) -> None:
+    """Raise `ValueError` if a claim does not hold. A claim is a comparison such as `{a} < {b} < 0`."""
+    for claim in claims:
+        parts = re.split(r" (<=|<|>|==) ", claim)
+        terms = [term.format(**values) for term in parts[::2]]
+        for (left, right), symbol in zip(pairwise(terms), parts[1::2], strict=True):
+            if not OPERATORS[symbol](*([left, right] if symbol == "==" else [float(left), float(right)])):
+                raise ValueError(f"{FOLDER}/text.yaml: {section} is no longer true: {claim} is {left} {symbol} {right}")
+
+
+def _fill_lines(template: str, language: str, values: dict[str, Any], indent: str = "") -> str:
+    filled = template.strip().format(**values)
     if language == "zh":
         # YAML joins lines by spaces, which Chinese does not have between characters.
         return re.sub(rf"(?<={_CHINESE}) (?={_CHINESE})|(?<={_PUNCTUATION}) | (?={_PUNCTUATION})", "", filled)
-    return textwrap.fill(filled, LINE_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(filled, LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+def _answered(study: Study) -> list[str]:
+    """Return the models whose run with prompts, few-shot examples and predictions is finished."""
+    return [model.name for model in study.models if study.select(model.name, "questions")]
 
 
-@cache
-def compute_values() -> dict[str, str]:
-    """Return every value that the sentences may name."""
-    values = {}
-    for name in RUNS:
-        values |= _run_values(name)
-    for number, row in enumerate(read_json("docs/smollm2/settings.json")["rows"], 1):
-        values[f"smollm2_setting_{number}"] = f"{row['best_mean_perplexity']:.2f}"
-    for (model, source, shots), entry in _few_shot_entries().items():
-        values[f"{model}_{source}_{shots}"] = f"{entry['mean_perplexity']:.2f}"
-    for model, entries in (("base", _prompt_entries("base")), ("best", _prompt_entries("best"))):
-        ordered = sorted(entries, key=lambda name: entries[name]["mean_perplexity"])
-        for position, name in (("lowest", ordered[0]), ("highest", ordered[-1])):
-            values[f"prompts_{model}_{position}"] = f"{entries[name]['mean_perplexity']:.2f}"
-            values[f"prompts_{model}_{position}_name"] = name
-    return values | _search_values() | _reading_values() | _plan_values()
-
-
-def _plan_values() -> dict[str, str]:
-    """Return how many runs the plan of the larger study has."""
-    plan = read_plan(REPOSITORY / "docs/study/plan.yaml")
-    grid = [run for run in plan.runs if run.model.name == "tiny" and "settings" in run.experiments]
-    settings = {str(sorted(run.settings.items())) for run in grid}
-    counts = Counter(run.model.name for run in plan.runs)
-    return {
-        **{f"planned_{name}": str(count) for name, count in counts.items()},
-        "planned_settings": str(len(settings)),
-        "planned_seeds": str(len({run.seed for run in grid})),
+def scores(language: str) -> str:
+    """Scores of the base models, the published study's settings, the recipes and the best of the grid."""
+    study, names = load_study(), NAMES[language]
+    headings = {
+        "en": ("", "settings", "steps", "seeds", "mean perplexity [95 %]", "best step", "last step"),
+        "zh": ("", "設定", "步數", "種子數", "平均困惑度 [95 %]", "最佳步數", "最後一步"),
     }
-
-
-def _curve(name: str) -> list[Entry]:
-    """Return the zero-shot entries of a run's checkpoints, by step."""
-    entries = read_json(f"{RUNS[name][0]}/results.json")["entries"]
-    return sorted((entry for entry in entries if entry["step"] and not entry["shots"]), key=lambda e: e["step"])
-
-
-def _select(name: str) -> tuple[Entry, Entry]:
-    """Return the checkpoints of a run with the lowest mean perplexity and the lowest token perplexity."""
-    curve = _curve(name)
-    by_mean, by_token = (min(curve, key=lambda e: e[key]) for key in ("mean_perplexity", "token_perplexity"))
-    return by_mean, by_token
-
-
-def _format(entry: Entry) -> str:
-    low, high = entry["mean_perplexity_ci95"]
-    return f"{entry['mean_perplexity']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _run_values(name: str) -> dict[str, str]:
-    entries = read_json(f"{RUNS[name][0]}/results.json")["entries"]
-    base = {entry["shots"]: entry for entry in entries if entry["checkpoint"] is None}
-    last, (best, by_token) = _curve(name)[-1], _select(name)
-    return {
-        **{f"{name}_base_{shots}": f"{entry['mean_perplexity']:.2f}" for shots, entry in base.items()},
-        f"{name}_best": f"{best['mean_perplexity']:.2f}",
-        f"{name}_best_ci": _format(best),
-        f"{name}_best_step": f"{best['step']:,}",
-        f"{name}_last": f"{last['mean_perplexity']:.2f}",
-        f"{name}_last_step": f"{last['step']:,}",
-        f"{name}_by_token_cost": f"{by_token['mean_perplexity'] / best['mean_perplexity'] - 1:.1%}",
-    }
-
-
-def _study_entries(model: str) -> list[Entry]:
-    """Return the scores of the embedded model in docs/study/results.json: `base` or `best`."""
-    results = read_json(f"{FOLDER}/results.json")
-    step = 0 if model == "base" else results["best"]["step"]
-    return [entry for entry in results["entries"] if entry["step"] == step]
-
-
-def _few_shot_entries() -> dict[tuple[str, str, int], Entry]:
-    """Return the scores under the study's prompt by (model, source of the examples, number of examples)."""
-    return {
-        (model, "prompt" if entry["example_ids"] is None else "drawn", entry["shots"]): entry
-        for model in ("base", "best")
-        for entry in _study_entries(model)
-        if entry["prompt"]["name"] == "study"
-    }
-
-
-def _prompt_entries(model: str) -> dict[str, Entry]:
-    return {entry["prompt"]["name"]: entry for entry in _study_entries(model) if not entry["shots"]}
-
-
-def _search_values() -> dict[str, str]:
-    record = read_json("docs/search/tiny.json")
-    importances = {key.split("/")[-1]: value for key, value in record["importances"].items()}
-    values = {f"importance_{key.split('.')[-1]}": f"{value:.0%}" for key, value in importances.items()}
-    return values | {"trials": str(len(record["trials"])), "trial_steps": str(record["max_steps"])}
-
-
-def _reading_values() -> dict[str, str]:
-    rows = read_json(f"{FOLDER}/reading.json")["kinds"]
-    return {"read": str(len(rows)), "read_correct": str(sum(not kinds for kinds in rows.values()))}
-
-
-def draw_prompting_figure() -> Figure:
-    """Draw the scores of the tables with few-shot examples and prompts."""
-    few_shot_scores: dict[str, FewShotScores] = {"base": {}, "best": {}}
-    for (model, source, shots), entry in _few_shot_entries().items():
-        key = "train" if source == "drawn" else "prompt"
-        few_shot_scores[model].setdefault(key, []).append((shots, entry["mean_perplexity"]))
-    prompt_scores = [
-        {name: (e["mean_perplexity"], e["mean_perplexity_ci95"]) for name, e in _prompt_entries(model).items()}
-        for model in ("base", "best")
-    ]
-    return draw_prompting((few_shot_scores["base"], few_shot_scores["best"]), (prompt_scores[0], prompt_scores[1]))
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
+    titles = {
+        "en": ("published study", "recipe", "recipe without NF4", "best of the grid"),
+        "zh": ("原研究", "recipe", "recipe，不用 NF4", "網格中最好的"),
+    }[language]
+    colon = ": " if language == "en" else "："
+    rows = []
+    for model in (model.name for model in study.models):
+        label = names[model]
+        for entry in study.entries(model, "base"):
+            if entry.get("shots") == 0:
+                low, high = entry["ci95"]
+                score = f"{entry['mean_perplexity']:.2f} [{low:.2f}, {high:.2f}]"
+                rows.append((label, names["base"], "", "", score, "", ""))
+                label = ""
+        best = study.cases(model, "settings", *SETTINGS_KEYS)[study.best_case(model, "settings", *SETTINGS_KEYS)]
+        for title, runs in zip(
+            titles, (*(study.select(model, name) for name in ("study", "recipe", "unquantized")), best), strict=True
+        ):
+            if runs:
+                case = study.describe(runs)
+                setting = name_setting(tuple(study.value(runs[0], key) for key in SETTINGS_KEYS))
+                schedule = study.value(runs[0], SCHEDULE_KEYS[0])
+                counts = (f"{runs[0]['steps']:,}", len(runs))
+                step, last = f"{case.best_step:,.0f}", f"{case.last:.2f}"
+                rows.append((label, f"{title}{colon}{schedule} {setting}", *counts, case.score, step, last))
+                label = ""
+    return format_table(headings[language], rows)
 
 
 def few_shot(language: str) -> str:
-    """Scores with few-shot examples, of the embedded model, and of SmolLM2's base."""
-    entries = _few_shot_entries()
-    sources = {"prompt": {"en": "the prompt's", "zh": "prompt 內附"}, "drawn": {"en": "drawn", "zh": "抽樣"}}
-    smollm2 = {
-        entry["shots"]: entry
-        for entry in read_json("docs/smollm2/results.json")["entries"]
-        if entry["checkpoint"] is None
+    """Scores with few-shot examples, of the base models and fine-tuned."""
+    study, names = load_study(), NAMES[language]
+    sources = {"en": {"prompt": "the prompt's", "train": "drawn"}, "zh": {"prompt": "prompt 內附", "train": "抽樣"}}
+    separator = ", " if language == "en" else "，"
+    columns = {
+        f"{names[model]}{separator}{names[name]}": few_shot_scores(study, model, name)
+        for model in _answered(study)
+        for name in ("base", "best")
+    }
+    keys = next(iter(columns.values()))
+    rows = [
+        (
+            f"{shots}{separator}{sources[language][source]}" if shots else "0",
+            *(column[source, shots].text for column in columns.values()),
+        )
+        for source, shots in keys
+    ]
+    return format_table(({"en": "few-shot examples", "zh": "few-shot 範例"}[language], *columns), rows)
+
+
+def comparison(experiment: str, language: str) -> str:
+    """The cases of an experiment: their scores, and the differences from the reference."""
+    study, names = load_study(), NAMES[language]
+    headings = {
+        "en": ("seeds", "best step", "mean perplexity [95 %]", "difference [95 %]"),
+        "zh": ("種子數", "最佳步數", "平均困惑度 [95 %]", "差距 [95 %]"),
     }
     rows = []
-    for source, shots in sorted({(source, shots) for _, source, shots in entries}, key=lambda k: (k[0] == "drawn", k)):
-        label = f"{shots}, {sources[source][language]}" if shots else "0"
-        cells = [entries.get((model, source, shots)) for model in ("base", "best")]
-        cells.append(smollm2.get(shots) if source == "prompt" else None)
-        rows.append((label, *("" if entry is None else _format(entry) for entry in cells)))
-    headings = {
-        "en": ("few-shot examples", "embedded model", "embedded model, fine-tuned", "SmolLM2"),
-        "zh": ("few-shot 範例", "內附模型", "內附模型，微調後", "SmolLM2"),
-    }
-    return format_table(headings[language], rows)
-
-
-def prompts(language: str) -> str:
-    """Scores of the embedded model with each prompt."""
-    base, best = _prompt_entries("base"), _prompt_entries("best")
-    names = sorted(best, key=lambda name: best[name]["mean_perplexity"])
-    rows = [(f"`{name}`", _format(base[name]), _format(best[name])) for name in names]
-    return format_table(("prompt", BASE[language], BEST[language]), rows)
-
-
-def selection(language: str) -> str:
-    """The checkpoints that mean perplexity and token perplexity select, in the runs of this repository."""
-    rows = []
-    for name, (_, title) in RUNS.items():
-        by_mean, by_token = _select(name)
-        cost = f"{by_token['mean_perplexity'] / by_mean['mean_perplexity'] - 1:.1%}"
-        cells = [f"{entry['step']:,} ({entry['mean_perplexity']:.2f})" for entry in (by_mean, by_token)]
-        rows.append((title[language], len(_curve(name)), *cells, cost))
-    headings = {
-        "en": ("run", "checkpoints", "lowest mean perplexity: step", "lowest token perplexity: step", "cost"),
-        "zh": ("訓練", "檢查點數", "平均困惑度最低：步數", "token 困惑度最低：步數", "代價"),
-    }
-    return format_table(headings[language], rows)
+    for model in (model.name for model in study.models):
+        for number, (name, case) in enumerate(sort_cases(experiment, study.compare(model, experiment))):
+            label = "" if number else names[model]
+            rows.append((label, name, len(case.runs), f"{case.best_step:,.0f}", case.score, case.change or "–"))
+    return format_table(("", COMPARISONS[experiment][language], *headings[language]), rows)
 
 
 def directions(language: str) -> str:
-    """BLEU and chrF by direction, beside copying the input."""
-    base, best = (read_json(f"{FOLDER}/predictions/{name}.quality.json") for name in ("base", "best"))
-    titles = {"m2c": {"en": "to Classical", "zh": "白話→文言"}, "c2m": {"en": "to modern", "zh": "文言→白話"}}
-    rows = []
-    for direction, title in titles.items():
-        groups = (base["copy_input"], base["groups"], best["groups"])
-        cells = [f"{group[direction]['bleu']:.1f} / {group[direction]['chrf']:.1f}" for group in groups]
-        rows.append((title[language], *cells))
+    """BLEU and chrF by direction on the evaluation file, beside copying the input."""
+    study, names = load_study(), NAMES[language]
     copying = {"en": "copying the input", "zh": "照抄輸入"}[language]
-    return format_table(("BLEU / chrF", copying, BASE[language], BEST[language]), rows)
+    rows = []
+    for model in _answered(study):
+        predictions = study.predictions(model)
+        for direction, title in DIRECTIONS[language].items():
+            groups = [predictions["copying eval"], *(predictions[name]["eval_metrics"] for name in ("base", "best"))]
+            cells = [f"{group[direction]['bleu']:.1f} / {group[direction]['chrf']:.1f}" for group in groups]
+            rows.append((names[model] if direction == "m2c" else "", title, *cells))
+    return format_table(("", "BLEU / chrF", copying, names["base"], names["best"]), rows)
 
 
 def outputs(language: str) -> str:
-    """Outputs of the embedded model for sample rows, side by side."""
+    """Outputs of the models for sample rows, side by side."""
+    study, names = load_study(), NAMES[language]
     rows_by_id = {row["id"]: row for row in read_json("data/eval.json")}
-    predictions = {
-        name: {row["id"]: row["output"] for row in read_json(f"{FOLDER}/predictions/{name}.json")}
-        for name in ("base", "best")
-    }
+    separator = ", " if language == "en" else "，"
     parts = []
-    for row_id in read_json(f"{FOLDER}/reading.json")["side_by_side"]:
+    for row_id in read_errors()["side_by_side"]:
         row = rows_by_id[row_id]
-        lines = [
-            ({"en": "reference", "zh": "參考答案"}[language], row["output"]),
-            (BASE[language], _shorten(predictions["base"][row_id])),
-            (BEST[language], _shorten(predictions["best"][row_id])),
-        ]
+        lines = [({"en": "reference", "zh": "參考答案"}[language], row["output"])]
+        for model in _answered(study):
+            for name in ("base", "best"):
+                output = study.predictions(model)[name]["outputs"][row_id]
+                lines.append((f"{names[model]}{separator}{names[name]}", _shorten(output)))
         parts.append(format_table((f"`{row_id}`", _shorten(row["instruction"])), lines))
     return "\n\n".join(parts)
 
 
-def _shorten(output: str, characters: int = 80) -> str:
-    line = output.replace("\n", " ⏎ ").replace("|", "\\|")
+def _shorten(output: str, characters: int = 60) -> str:
+    line = re.sub(r"\s*\n\s*", " ⏎ ", output.strip()).replace("|", "\\|")
     return line if len(line) <= characters else f"{line[:characters]}…"
 
 
 def errors(language: str) -> str:
-    """Errors in the outputs that were read, by kind and direction."""
-    reading = read_json(f"{FOLDER}/reading.json")
-    counts = {"m2c": Counter(), "c2m": Counter()}
-    for row_id, kinds in reading["kinds"].items():
-        counts[row_id[-3:]].update(kinds)
-    headings = {"en": ("error", "to Classical", "to modern"), "zh": ("錯誤", "白話→文言", "文言→白話")}[language]
-    rows = [
-        (title[language], *(count[kind] or "" for count in counts.values()))
-        for kind, title in reading["titles"].items()
-    ]
-    return format_table(headings, rows)
+    """Errors in the outputs that were read, by kind, model and direction."""
+    names, counts = NAMES[language], compute_values()["errors"]
+    separator = ", " if language == "en" else "，"
+    columns = {
+        f"{names[model]}{separator}{title}": found[direction]
+        for model, found in counts.items()
+        for direction, title in DIRECTIONS[language].items()
+    }
+    kinds = {"none": {"en": "no error", "zh": "沒有錯誤"}, **read_errors()["kinds"]}
+    rows = [(title[language], *(column[kind] or "" for column in columns.values())) for kind, title in kinds.items()]
+    return format_table(({"en": "error", "zh": "錯誤"}[language], *columns), rows)
 
 
-TABLES = {
+def cost(language: str) -> str:
+    """Runs, steps and minutes of each experiment of the plan."""
+    study, names = load_study(), NAMES[language]
+    headings = {
+        "en": ("experiment", "model", "runs", "of the plan's", "steps", "minutes of one process"),
+        "zh": ("實驗", "模型", "次數", "計畫次數", "步數", "單一程序的分鐘數"),
+    }
+    finished = {run["id"]: run for run in study.runs}
+    groups: dict[tuple[str, str], list[Record | None]] = {}
+    for run in study.plan.runs:
+        groups.setdefault((run.experiments[0], run.model.name), []).append(finished.get(run.id))
+    rows = []
+    for (experiment, model), planned in groups.items():
+        runs = [run for run in planned if run is not None]
+        minutes = sum(sum(run["seconds"].values()) for run in runs) / 60
+        steps = sum(run["steps"] for run in runs)
+        rows.append((f"`{experiment}`", names[model], len(runs), len(planned), f"{steps:,}", f"{minutes:.1f}"))
+    return format_table(headings[language], rows)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "scores": scores,
     "few_shot_table": few_shot,
-    "prompts_table": prompts,
-    "selection_table": selection,
     "directions": directions,
     "outputs": outputs,
     "errors": errors,
+    "cost": cost,
+    **{f"{experiment}_table": partial(comparison, experiment) for experiment in COMPARISONS},
 }
 
 

@@ -16,6 +16,20 @@ from study.plan import StudyModel, read_plan, recipe_values
 
 RESAMPLES = 2000
 RESAMPLING_SEED = 0
+COMPARABLE = (
+    1.2  # runs whose lowest score is at most 1.2 times the lowest of all; others are no candidates for a report
+)
+SETTINGS_KEYS = ("training.learning_rate", "lora.r", "alpha_over_r")
+SCHEDULE_KEYS = ("training.lr_scheduler_type", "training.max_steps")
+# Of each experiment, the settings that its cases differ in.
+CASE_KEYS: dict[str, tuple[str, ...]] = {
+    "settings": SETTINGS_KEYS,
+    "schedule": SCHEDULE_KEYS,
+    "rows_per_step": ("rows_per_step",),
+    "data": ("train_share",),
+    "precision": ("quantization",),
+    "prompt": ("prompt",),
+}
 # Criteria that could select a checkpoint instead of the mean perplexity, and whether the highest is the best.
 CRITERIA = {"eval_loss": False, "token_perplexity": False, "bleu": True, "chrf": True}
 HALVES = 500  # random divisions of a file's rows in `optimism`
@@ -41,6 +55,47 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A setting of an experiment, compared with the experiment's reference.
+
+    Attributes:
+        runs: its runs, one per seed.
+        estimate: its score on the evaluation file.
+        difference: by how much its score is higher than the reference's, with seeds and rows paired. None for the
+            reference itself, and if the reference has no finished runs.
+        best_step: median step of the best checkpoints.
+        last: mean score of the last checkpoints.
+    """
+
+    runs: list[Record]
+    estimate: Estimate
+    difference: Estimate | None
+    best_step: float
+    last: float
+
+    @property
+    def mean(self) -> float:
+        """Mean perplexity."""
+        return self.estimate.mean
+
+    @property
+    def score(self) -> str:
+        """Mean perplexity and its interval, as text."""
+        return f"{self.mean:.2f} [{self.estimate.low:.2f}, {self.estimate.high:.2f}]"
+
+    @property
+    def change(self) -> str:
+        """Difference from the reference and its interval, as text; empty without one."""
+        if self.difference is None:
+            return ""
+        mean, low, high = (
+            f"{value:+.2f}".replace("-", "−")
+            for value in (self.difference.mean, self.difference.low, self.difference.high)
+        )
+        return f"{mean} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
 class Selection:
     """How a criterion selects checkpoints, compared with the mean perplexity.
 
@@ -53,6 +108,50 @@ class Selection:
     runs: int
     different: int
     costs: list[float]
+
+    @property
+    def share(self) -> float:
+        """Share of the runs in which another checkpoint is selected."""
+        return self.different / self.runs
+
+    @property
+    def cost(self) -> float:
+        """Mean cost."""
+        return statistics.fmean(self.costs)
+
+    @property
+    def worst(self) -> float:
+        """Highest cost."""
+        return max(self.costs)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean cost, with runs resampled."""
+        return _interval(np.array(self.costs)[:, None])
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The best of all checkpoints of all runs on one file, scored on another one.
+
+    Attributes:
+        own: its score on the file that selected it.
+        other: its score on the other file.
+        lowest: the lowest score on the other file.
+        rank: its rank on the other file.
+        checkpoints: number of checkpoints.
+    """
+
+    own: float
+    other: float
+    lowest: float
+    rank: int
+    checkpoints: int
+
+    @property
+    def loss(self) -> float:
+        """By how much its score is higher than the lowest on the other file, as a fraction."""
+        return self.other / self.lowest - 1
 
 
 class Study:
@@ -114,6 +213,35 @@ class Study:
         low, high = _interval(rows)
         return Estimate(statistics.fmean(seeds), low, high, seeds)
 
+    def compare(self, model: str, experiment: str) -> dict[tuple[Any, ...], Case]:
+        """Return an experiment's cases, by the values of `CASE_KEYS`.
+
+        The reference is the recipe's setting. Schedules include the recipe's, and are compared with the longest
+        constant one, which contains the shorter ones.
+        """
+        groups = self.cases(model, experiment, *CASE_KEYS[experiment])
+        if experiment == "schedule":
+            groups = self.cases(model, "recipe", *SCHEDULE_KEYS) | groups
+            reference = max(((kind, steps) for kind, steps in groups if kind == "constant"), default=None)
+            groups = {values: groups[values] for values in groups if values[0] != "constant" or values == reference}
+        else:
+            defaults = recipe_values(self.plan.models[model].recipe)
+            reference = tuple(defaults[key] for key in CASE_KEYS[experiment])
+        return {
+            values: self.describe(runs, None if values == reference else groups.get(reference))
+            for values, runs in groups.items()
+        }
+
+    def describe(self, runs: list[Record], reference: list[Record] | None = None) -> Case:
+        """Return runs that differ in the seed only as a case."""
+        return Case(
+            runs=runs,
+            estimate=self.estimate(runs),
+            difference=None if reference is None else self.difference(reference, runs),
+            best_step=statistics.median(run["best_step"] for run in runs),
+            last=statistics.fmean(_mean_perplexity(run["curve"][-1]) for run in runs),
+        )
+
     def best_case(self, model: str, experiment: str, *keys: str) -> tuple[Any, ...]:
         """Return the setting with the lowest mean over seeds on the held-out rows."""
         cases = self.cases(model, experiment, *keys)
@@ -121,9 +249,15 @@ class Study:
 
     # --- selection ----------------------------------------------------------------------------------------------------
 
+    def comparable(self, model: str) -> list[Record]:
+        """Return the runs of a model that a report would consider: see `COMPARABLE`."""
+        lowest = {run["id"]: min(map(_mean_perplexity, run["curve"])) for run in self.select(model)}
+        limit = COMPARABLE * min(lowest.values())
+        return [run for run in self.select(model) if lowest[run["id"]] <= limit]
+
     def selection(self, model: str, criterion: str) -> Selection:
         """Compare the checkpoints that a criterion selects on the evaluation file with those of the mean perplexity."""
-        curves = [run["curve"] for run in self.select(model)]
+        curves = [run["curve"] for run in self.comparable(model)]
         if criterion in ("bleu", "chrf"):
             curves = [curve for curve in curves if "metrics" in curve[0]]
         costs, different = [], 0
@@ -134,22 +268,20 @@ class Study:
             costs.append(_mean_perplexity(selected) / _mean_perplexity(by_perplexity) - 1)
         return Selection(len(curves), different, costs)
 
-    def transfer(self, model: str, chosen_on: str, scored_on: str) -> tuple[float, float, float]:
-        """Select the best of all checkpoints of all runs on one file, and score it on another one.
-
-        Returns:
-            The winner's score on the file that selected it, its score on the other file, and the lowest score there.
-        """
+    def transfer(self, model: str, chosen_on: str, scored_on: str) -> Transfer:
+        """Select the best of all checkpoints of all runs on one file, and score it on another one."""
         points = [point for run in self.select(model) for point in run["curve"]]
         winner = min(points, key=lambda point: point[chosen_on]["mean_perplexity"])
-        lowest = min(point[scored_on]["mean_perplexity"] for point in points)
-        return winner[chosen_on]["mean_perplexity"], winner[scored_on]["mean_perplexity"], lowest
+        scores = sorted(point[scored_on]["mean_perplexity"] for point in points)
+        other = winner[scored_on]["mean_perplexity"]
+        return Transfer(winner[chosen_on]["mean_perplexity"], other, scores[0], scores.index(other) + 1, len(points))
 
-    def optimism(self, model: str) -> float:
+    def optimism(self, model: str) -> Estimate:
         """Return by what fraction a winner's score rises on other rows.
 
         The best run is selected on a random half of the evaluation rows, and scored on the other half. The rise beyond
-        the difference of all runs between both halves is averaged over `HALVES` divisions.
+        the difference of all runs between both halves is averaged over `HALVES` divisions; 95 % of the divisions lie
+        between `low` and `high`.
         """
         rows = self.perplexities(self.select(model))
         generator = np.random.default_rng(RESAMPLING_SEED)
@@ -159,7 +291,8 @@ class Study:
             first, second = (rows[:, half].mean(axis=1) for half in np.array_split(order, 2))
             winner = first.argmin()
             rises.append(second[winner] / first[winner] / np.median(second / first) - 1)
-        return float(np.mean(rises))
+        low, high = np.quantile(rises, (0.025, 0.975))
+        return Estimate(float(np.mean(rises)), float(low), float(high), [])
 
     # --- prompts and few-shot examples --------------------------------------------------------------------------------
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from hw3.common.figures import figure_settings
 from hw3.evaluation.learning_curve import COLORS, log_ticks
-from study.analysis import CRITERIA, Estimate, Record, Study, mean_curve
+from study.analysis import CRITERIA, SETTINGS_KEYS, Case, Record, Study, mean_curve
 from study.plan import StudyModel
 
 WIDTH, HEIGHT = 10.0, 3.6  # inches
@@ -27,8 +31,6 @@ _STYLE = {
     "ytick.labelcolor": COLORS["soft"],
 }  # fmt: skip
 
-Label = Callable[[tuple[Any, ...]], str]
-
 
 def draw_all(study: Study) -> dict[str, Figure]:
     """Return the picture of every experiment that has finished runs, by the name of its file."""
@@ -36,17 +38,18 @@ def draw_all(study: Study) -> dict[str, Figure]:
         "few_shot": (_draw_few_shot, "few-shot examples"),
         "prompts": (_draw_prompts, "mean perplexity"),
         "schedule": (_draw_schedules, "optimizer step"),
-        "rank": (_cases("rank", "lora.r", lambda case: f"r {case[0]}"), ""),
-        "rows_per_step": (_cases("rows_per_step", "rows_per_step", lambda case: str(case[0])), "rows per step"),
-        "data": (_draw_data, "training rows"),
-        "precision": (_cases("precision", "quantization", _name_precision), ""),
+        "rows_per_step": (partial(_draw_differences, "rows_per_step"), "rows per step"),
+        "data": (partial(_draw_differences, "data"), "training rows"),
+        "precision": (partial(_draw_differences, "precision"), ""),
         "prompt": (_draw_prompt_matrix, "prompt in scoring"),
     }
     with figure_settings(_STYLE):
         figures = {
             "curves": _per_model(study, study.models, _draw_curves, "optimizer step"),
             "settings": _draw_settings(study),
-            "selection": _per_model(study, study.models, _draw_selection),
+            "selection": _per_model(
+                study, study.models, _draw_selection, "criterion, and runs in which it selects another checkpoint"
+            ),
             "transfer": _per_model(study, study.models, _draw_transfer, "mean perplexity on the evaluation file"),
         }
         for name, (draw, xlabel) in drawings.items():
@@ -96,11 +99,8 @@ def _draw_curves(axes: Axes, study: Study, model: str) -> None:
     best = study.best_case(model, "settings", *SETTINGS_KEYS)
     named = [("settings of the published study", study.select(model, "study"))]
     named.append(("recipe", study.select(model, "recipe")))
-    named.append((f"best of search: {name_setting(best)}", study.cases(model, "settings", *SETTINGS_KEYS)[best]))
+    named.append((f"best of the grid: {name_setting(best)}", study.cases(model, "settings", *SETTINGS_KEYS)[best]))
     _draw_lines(axes, [(name, runs) for name, runs in named if runs])
-
-
-SETTINGS_KEYS = ("training.learning_rate", "lora.r", "alpha_over_r")
 
 
 def name_setting(case: tuple[Any, ...]) -> str:
@@ -115,14 +115,14 @@ def _draw_few_shot(axes: Axes, study: Study, model: str) -> None:
         for entry in study.entries(model, name):
             if "shots" in entry:
                 by_source.setdefault(entry["examples"], []).append((entry["shots"], entry["mean_perplexity"]))
-    draw_few_shot(axes, scores["base"], scores["best"])
+    _draw_few_shot_scores(axes, scores["base"], scores["best"])
 
 
 # (Number of examples, mean perplexity) by source of the examples: `prompt`, or `train` if they were drawn.
 FewShotScores = dict[str, list[tuple[int, float]]]
 
 
-def draw_few_shot(axes: Axes, base: FewShotScores, best: FewShotScores) -> None:
+def _draw_few_shot_scores(axes: Axes, base: FewShotScores, best: FewShotScores) -> None:
     """Draw scores by the number of few-shot examples, of the base model and fine-tuned."""
     for scores, color, label in ((base, COLORS["base"], "base model"), (best, COLORS["best"], "fine-tuned")):
         for source, marker, line in (("prompt", "o", "-"), ("train", "s", "")):
@@ -145,15 +145,6 @@ def _draw_prompts(axes: Axes, study: Study, model: str) -> None:
         }
         for name in ("base", "best")
     )
-    draw_prompts(axes, base, best)
-
-
-# Mean perplexity and its interval, by prompt.
-PromptScores = dict[str, tuple[float, Sequence[float]]]
-
-
-def draw_prompts(axes: Axes, base: PromptScores, best: PromptScores) -> None:
-    """Draw scores by prompt, of the base model and fine-tuned, with their intervals."""
     names = sorted(base, key=lambda name: -base[name][0])
     for scores, color, label in ((base, COLORS["base"], "base model"), (best, COLORS["best"], "fine-tuned")):
         for height, name in enumerate(names):
@@ -169,137 +160,148 @@ def draw_prompts(axes: Axes, base: PromptScores, best: PromptScores) -> None:
     axes.legend(fontsize=8)
 
 
-def draw_prompting(few_shot: tuple[FewShotScores, FewShotScores], prompts: tuple[PromptScores, PromptScores]) -> Figure:
-    """Draw few-shot examples and prompts side by side; each pair is of the base model and fine-tuned."""
-    with figure_settings(_STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        draw_few_shot(left, *few_shot)
-        draw_prompts(right, *prompts)
-        for axes in (left, right):
-            axes.grid(axis="y")
-    return figure
+def name_case(experiment: str, values: tuple[Any, ...], case: Case) -> str:
+    """Return the values of a case as text."""
+    if experiment == "settings":
+        return name_setting(values)
+    if experiment == "schedule":
+        return f"{values[0]}, {values[1]:,}"
+    if experiment == "data":
+        return f"{case.runs[0]['training_rows']:,}"
+    if experiment == "precision":
+        return "bfloat16" if values[0] is None else "NF4"
+    return str(values[0])
+
+
+def sort_cases(experiment: str, cases: dict[tuple[Any, ...], Case]) -> list[tuple[str, Case]]:
+    """Return cases with their names, in the order of tables and pictures."""
+
+    def key(values: tuple[Any, ...]) -> Any:
+        if experiment == "data":
+            return cases[values].runs[0]["training_rows"]
+        return values if experiment == "rows_per_step" else 0  # otherwise in the order of the plan
+
+    return [(name_case(experiment, values, cases[values]), cases[values]) for values in sorted(cases, key=key)]
 
 
 def _draw_settings(study: Study) -> Figure:
-    """Draw the grid of learning rate, rank and alpha/r: a panel for each value of alpha/r."""
-    grids = {model.name: study.cases(model.name, "settings", *SETTINGS_KEYS) for model in study.models}
+    """Draw the grid of learning rate, rank and alpha/r: a panel for each value of alpha/r, a cell for each setting."""
+    grids = {model.name: study.compare(model.name, "settings") for model in study.models}
     ratios = {name: sorted({ratio for _, _, ratio in grid}) for name, grid in grids.items()}
-    figure = Figure(figsize=(WIDTH, HEIGHT * len(grids)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.6 * len(grids)), layout="constrained")
     panels = figure.subplots(len(grids), max(map(len, ratios.values())), squeeze=False)
     for line, (name, grid) in zip(panels, grids.items(), strict=True):
+        limits = min(case.mean for case in grid.values()), 2 * min(case.mean for case in grid.values())
         for axes in line[len(ratios[name]) :]:
             axes.set_axis_off()
         for axes, ratio in zip(line, ratios[name], strict=False):
-            for color, rank in zip(PALETTE, sorted({rank for _, rank, _ in grid}), strict=False):
-                rates = sorted({rate for rate, of_rank, of_ratio in grid if (of_rank, of_ratio) == (rank, ratio)})
-                estimates = [study.estimate(grid[rate, rank, ratio]) for rate in rates]
-                _draw_estimates(axes, [float(rate) for rate in rates], estimates, color, f"r {rank}")
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-            if axes is not line[0]:
-                axes.sharey(line[0])
+            _draw_grid(axes, {(rank, rate): case for (rate, rank, of), case in grid.items() if of == ratio}, limits)
             axes.set_title(f"{MODEL_TITLES[name].partition(',')[0]}, alpha/r {ratio:g}")
-            axes.set_xlabel("learning rate")
-            axes.grid(axis="y")
-            axes.legend(fontsize=8)
-        line[0].set_ylabel("mean perplexity")
-        _log_scale(line[0])
     return figure
 
 
-def _draw_estimates(
-    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], color: str, label: str | None = None
-) -> None:
-    """Draw means with their intervals, and the seeds as small points."""
-    axes.plot(x, [estimate.mean for estimate in estimates], color=color, marker="o", markersize=5, label=label)
-    axes.vlines(x, *zip(*((estimate.low, estimate.high) for estimate in estimates), strict=True), color=color)
-    for position, estimate in zip(x, estimates, strict=True):
-        axes.plot([position] * len(estimate.seeds), estimate.seeds, ".", color=color, alpha=0.5, markersize=3)
+def _draw_grid(axes: Axes, cells: dict[tuple[int, float], Case], limits: tuple[float, float]) -> None:
+    """Draw mean perplexity and the difference from the recipe, by rank (rows) and learning rate (columns)."""
+    ranks, rates = (sorted(set(values)) for values in zip(*cells, strict=True))
+    matrix = [[cells[rank, rate].mean if (rank, rate) in cells else float("nan") for rate in rates] for rank in ranks]
+    axes.imshow(matrix, cmap="Blues", aspect="auto", norm=LogNorm(*limits, clip=True))
+    for (rank, rate), case in cells.items():
+        interval = case.change.partition(" ")[2] if case.difference else "the recipe's"
+        text = f"{case.mean:.2f}\n{interval}" if case.mean < 20 else f"{case.mean:.0f}"
+        _write_cell(axes, rates.index(rate), ranks.index(rank), text)
+    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axes.set_yticks(range(len(ranks)), [f"r {rank}" for rank in ranks])
+    axes.set_xlabel("learning rate")
 
 
-def _cases(experiment: str, key: str, label: Label) -> Callable[[Axes, Study, str], None]:
-    """Return a function that draws the scores of an experiment's cases."""
-
-    def draw(axes: Axes, study: Study, model: str) -> None:
-        cases = study.cases(model, experiment, key)
-        ordered = sorted(cases, key=lambda case: (case[0] is None, str(case[0]).zfill(4)))
-        estimates = [study.estimate(cases[case]) for case in ordered]
-        for position, estimate in enumerate(estimates):
-            _draw_estimates(axes, [position], [estimate], COLORS["score"])
-        axes.set_xticks(range(len(ordered)), [label(case) for case in ordered])
-        axes.margins(x=0.2)
-        axes.set_ylabel("mean perplexity")
-
-    return draw
+def _write_cell(axes: Axes, x: int, y: int, text: str) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
 
 
-def _name_precision(case: tuple[Any, ...]) -> str:
-    return "not quantized" if case[0] is None else "NF4"
+def _draw_differences(experiment: str, axes: Axes, study: Study, model: str) -> None:
+    """Draw each case's difference from the recipe's setting, with its interval, and the seeds as small points."""
+    cases = sort_cases(experiment, study.compare(model, experiment))
+    axes.axhline(0, color=COLORS["soft"], linewidth=1)
+    for position, (_, case) in enumerate(cases):
+        if case.difference is None:
+            axes.plot(position, 0, "o", color=COLORS["base"])
+            continue
+        axes.vlines(position, case.difference.low, case.difference.high, color=COLORS["score"])
+        axes.plot(position, case.difference.mean, "o", color=COLORS["score"])
+        if len(case.runs) > 1:
+            seeds = case.difference.seeds
+            axes.plot([position + 0.08] * len(seeds), seeds, ".", color=COLORS["score"], alpha=0.5, markersize=4)
+    labels = [f"{name}\n{case.mean:.2f}" for name, case in cases]
+    axes.set_xticks(range(len(cases)), labels)
+    axes.margins(x=0.15)
+    axes.set_ylabel("difference in mean perplexity")
 
 
 def _draw_schedules(axes: Axes, study: Study, model: str) -> None:
-    keys = ("training.lr_scheduler_type", "training.max_steps")
-    cases = study.cases(model, "schedule", *keys) | study.cases(model, "recipe", *keys)
-    _draw_lines(axes, [(f"{kind}, {steps:,} steps", cases[kind, steps]) for kind, steps in sorted(cases)])
+    named = sort_cases("schedule", study.compare(model, "schedule"))
+    _draw_lines(axes, [(f"{name} steps", case.runs) for name, case in named])
 
 
-def _draw_data(axes: Axes, study: Study, model: str) -> None:
-    cases = study.cases(model, "data", "train_share")
-    by_rows = {runs[0]["training_rows"]: runs for runs in cases.values()}
-    rows = sorted(by_rows)
-    _draw_estimates(axes, rows, [study.estimate(by_rows[count]) for count in rows], COLORS["score"])
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(rows, [f"{count:,}" for count in rows])
-    axes.set_ylabel("mean perplexity")
+@dataclass(frozen=True)
+class PromptPair:
+    """A model trained with one prompt and scored with another one.
+
+    Attributes:
+        mean: mean perplexity, over seeds.
+        low: lowest lower end of the seeds' 95 % intervals over rows.
+        high: highest upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
 
 
-def prompt_matrix(study: Study, model: str) -> tuple[list[str], list[str], list[list[float]]]:
-    """Return the prompts of training, those of scoring, and the mean perplexity of each pair, over seeds."""
-    cases = study.cases(model, "prompt", "prompt")
-    trained = [prompt for (prompt,) in cases]
-    scored = [name for name in study.plan.models[model].prompts if name in trained]
-    matrix = []
-    for (prompt,) in cases:
-        ids = {run["id"] for run in cases[prompt,]}
-        entries = [entry for entry in study.entries(model, "best", "prompt") if entry["run"] in ids]
-        line = []
-        for name in scored:
-            values = [entry["mean_perplexity"] for entry in entries if entry.get("prompt") == name]
-            line.append(sum(values) / len(values) if values else float("nan"))
-        matrix.append(line)
-    return trained, scored, matrix
+def prompt_matrix(study: Study, model: str) -> dict[tuple[str, str], PromptPair]:
+    """Return the scores of the prompts that runs were trained with, by (prompt in training, prompt in scoring)."""
+    runs_by_prompt = {prompt: runs for (prompt,), runs in study.cases(model, "prompt", "prompt").items()}
+    entries: dict[tuple[str, str], list[Record]] = {}
+    for trained, runs in runs_by_prompt.items():
+        for entry in (entry for run in runs for entry in run["entries"]["best"]):
+            if entry.get("prompt") in runs_by_prompt:
+                entries.setdefault((trained, entry["prompt"]), []).append(entry)
+    return {
+        pair: PromptPair(
+            statistics.fmean(entry["mean_perplexity"] for entry in found),
+            min(entry["ci95"][0] for entry in found),
+            max(entry["ci95"][1] for entry in found),
+        )
+        for pair, found in entries.items()
+    }
 
 
 def _draw_prompt_matrix(axes: Axes, study: Study, model: str) -> None:
-    trained, scored, matrix = prompt_matrix(study, model)
-    axes.imshow(matrix, cmap="Blues", aspect="auto", norm="log")
-    for y, line in enumerate(matrix):
-        for x, value in enumerate(line):
-            axes.text(
-                x, y, f"{value:.2f}", ha="center", va="center", bbox={"facecolor": "white", "alpha": 0.7, "pad": 1}
-            )
-    axes.set_xticks(range(len(scored)), scored, rotation=20)
-    axes.set_yticks(range(len(trained)), trained)
+    matrix = prompt_matrix(study, model)
+    names = list(dict.fromkeys(trained for trained, _ in matrix))
+    axes.imshow([[matrix[y, x].mean for x in names] for y in names], cmap="Blues", aspect="auto", norm="log")
+    for (trained, scored), pair in matrix.items():
+        text = f"{pair.mean:.2f}\n[{pair.low:.2f}, {pair.high:.2f}]"
+        _write_cell(axes, names.index(scored), names.index(trained), text)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylabel("prompt in training")
 
 
 def _draw_selection(axes: Axes, study: Study, model: str) -> None:
-    for position, criterion in enumerate(CRITERIA):
-        selection = study.selection(model, criterion)
-        if not selection.runs:
-            continue
-        share = selection.different / selection.runs
-        axes.bar(position - 0.2, share, 0.35, color=COLORS["score"], label=None if position else "another checkpoint")
-        worst, cost = max(selection.costs), sum(selection.costs) / selection.runs
-        label = None if position else "mean perplexity lost: mean, and the worst run"
-        axes.bar(position + 0.2, cost, 0.35, color=COLORS["best"], label=label)
-        axes.plot(position + 0.2, worst, "_", color=COLORS["best"], markersize=12)
-    axes.set_xticks(range(len(CRITERIA)), [name.replace("_", " ") for name in CRITERIA])
+    """Draw what each criterion costs, with its interval, and single runs as small points."""
+    selections = {name: study.selection(model, name) for name in CRITERIA}
+    named = [(name, selection) for name, selection in selections.items() if selection.runs]
+    for position, (_, selection) in enumerate(named):
+        axes.bar(position, selection.cost, 0.4, color=COLORS["best"])
+        axes.vlines(position, *selection.interval, color=COLORS["ink"])
+        costs = [cost for cost in selection.costs if cost > 0]
+        axes.plot([position + 0.3] * len(costs), costs, ".", color=COLORS["best"], alpha=0.4, markersize=4)
+    labels = [f"{name.replace('_', ' ')}\n{selection.different} of {selection.runs} runs" for name, selection in named]
+    axes.set_xticks(range(len(named)), labels)
+    axes.set_ylim(0, max(0.01, 1.05 * max(selection.worst for _, selection in named)))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(fontsize=8)
+    axes.set_ylabel("increase of mean perplexity")
 
 
 def _draw_transfer(axes: Axes, study: Study, model: str) -> None:

@@ -138,7 +138,7 @@ class Session:
         if strategy.cuda_graphs:
             if failure := trainer.capture(self._shared.captured_step):
                 raise RuntimeError(f"the CUDA-graph step {failure}")
-            self._shared.keep_step(plan, trainer.cuda_graph_step)
+            self._shared.keep_step(plan, trainer.verified_step)
         return trainer
 
     # --- scoring ------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "step_kernels": lambda: format_table(read_report("step_kernels")).rstrip(),
     "gguf": serving.gguf,
     "search_tiny": search.search_tiny,
+    "search_pruning": search.search_pruning,
     "search_speed": search.search_speed,
 }
 for language in ("en", "zh"):
@@ -87,16 +88,14 @@ DOCUMENTS = {
     "docs/study.md": (
         "smollm2",
         "tiny",
-        "smollm2_settings",
         *(name for name in BLOCKS if re.fullmatch(r"study_\w+_en", name)),
     ),
     "docs/study.zh-TW.md": (
         "smollm2",
         "tiny",
-        "smollm2_settings",
         *(name for name in BLOCKS if re.fullmatch(r"study_\w+_zh", name)),
     ),
-    "docs/search.md": ("search_tiny", "search_speed"),
+    "docs/search.md": ("search_tiny", "search_pruning", "search_speed"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Paths as result files store them."""
+"""Paths as result files store them, and as messages show them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def portable_path(path: Path) -> str:
         return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:
         return path.name
+
+
+def shown_path(path: Path) -> str:
+    """Return a path for messages: relative if it is in the working directory, else as given; links are not followed."""
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from difflib import SequenceMatcher
 
@@ -49,4 +50,4 @@ def count_columns(text: str) -> int:
 
 def has_surrogates(text: str) -> bool:
     """Return whether a text contains half of a surrogate pair, which is no valid text and cannot be written."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return re.search("[\ud800-\udfff]", text) is not None

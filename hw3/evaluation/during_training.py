@@ -16,15 +16,17 @@ from hw3.runs.open_run import OpenedRun, open_run
 from hw3.runs.results_file import finetuned_entries
 from hw3.runs.run import Run
 from hw3.training.checkpoint_scoring import CheckpointScore, CheckpointScorer
+from hw3.training.plan import PlanCache
 
 
-def build_checkpoint_scorer(run: Run) -> CheckpointScorer:
+def build_checkpoint_scorer(run: Run, cache: PlanCache | None = None) -> CheckpointScorer:
     """Return what scores a run's checkpoints while it is trained, on the data file that selects the best one.
 
     Args:
         run: the run. Its recipe and manifest are read when the first checkpoint is scored, as `hw3 eval` reads them.
+        cache: results from other runs of this process.
     """
-    return _DuringTrainingScorer(run)
+    return _DuringTrainingScorer(run, cache or PlanCache())
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class _OpenedData:
 class _DuringTrainingScorer:
     """Score one checkpoint under the run's own prompt, zero-shot, and write the results as `hw3 eval` does."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, cache: PlanCache) -> None:
+        self._run, self._cache = run, cache
         self._data: _OpenedData | None = None
 
     def __call__(self, slot: AdapterSlot, checkpoint: Checkpoint | None) -> CheckpointScore | None:
@@ -57,7 +59,11 @@ class _DuringTrainingScorer:
 
     def _open(self) -> _OpenedData:
         recipe = self._run.load_recipe()
-        opened = open_run(self._run, recipe)
+        manifest = self._run.read_manifest()
+        assert manifest is not None, "it is written before the first step"
+        content = manifest.base.sha256, manifest.tokenizer_sha256, manifest.device
+        key = ("opened run", recipe.model, recipe.quantization, *content)
+        opened = self._cache.get(lambda: open_run(self._run, recipe), key)
         dataset, *_ = load_eval_datasets(self._run, recipe, opened.identity, None)
         encoded_rows = encode_tasks([_make_task(recipe, opened, dataset, None)], opened)
         gather_objects(None)  # no process writes results before all have read them

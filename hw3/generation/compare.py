@@ -12,7 +12,7 @@ from pathlib import Path
 from hw3.common.console import print_unescaped
 from hw3.common.errors import UserError
 from hw3.common.hashing import file_sha256
-from hw3.common.paths import portable_path
+from hw3.common.paths import shown_path
 from hw3.common.shell_commands import hw3_command
 from hw3.common.text import escape_invisible, split_differences
 from hw3.data.rows import Row, read_rows
@@ -206,11 +206,11 @@ def _load_systems(run: Run, name: str | None, path: Path) -> list[SystemOutputs]
         own_name = record.name.partition("+")[0]
         if checkpoint_sha256.get(own_name, record.adapter_sha256) != record.adapter_sha256:
             raise UserError(
-                f"{portable_path(predictions_path)}: {record.checkpoint} was trained again since: "
+                f"{shown_path(predictions_path)}: {record.checkpoint} was trained again since: "
                 + hw3_command("predict", run, path, "--checkpoint", record.checkpoint)
             )
         if file_sha256(predictions_path) != record.predictions_sha256:
-            raise UserError(f"{portable_path(predictions_path)}: edited since it was written: {command}")
+            raise UserError(f"{shown_path(predictions_path)}: edited since it was written: {command}")
         perplexities, mean_perplexity = _find_perplexities(scores, record)
         outputs = read_outputs(predictions_path)
         systems.append(SystemOutputs(run, record.name, outputs, record, perplexities, mean_perplexity))

@@ -17,7 +17,7 @@ from hw3.common.atomic_io import write_atomically, write_json
 from hw3.common.distributed import gather_objects, get_rank, get_world_size, shard_by_cost
 from hw3.common.errors import RunError, UserError
 from hw3.common.hashing import file_sha256
-from hw3.common.paths import portable_path
+from hw3.common.paths import shown_path
 from hw3.common.progress import ProgressLine
 from hw3.config.recipe import Recipe
 from hw3.config.schema import GenerationSection
@@ -83,7 +83,7 @@ def predict_run(
         with _lock_predictions(predictions_path):
             record = _generate_and_save(generator, inputs, predictions_path, key)
     else:
-        logger.info(f"{portable_path(predictions_path)}: already complete")
+        logger.info(f"{shown_path(predictions_path)}: already complete")
     if get_rank() != 0:
         return 0
 
@@ -94,7 +94,7 @@ def predict_run(
     _print_metrics(record)
     if output is not None:
         _copy_predictions(predictions_path, output)
-    print(f"{output or portable_path(predictions_path)}: {len(inputs.rows)} predictions of {generator.name}")
+    print(f"{output or shown_path(predictions_path)}: {len(inputs.rows)} predictions of {generator.name}")
     return 0
 
 
@@ -103,7 +103,7 @@ def _lock_predictions(predictions_path: Path) -> AbstractContextManager[None]:
     if get_rank() != 0:
         return contextlib.nullcontext()
     lock_file = predictions_path.with_name(f".{predictions_path.stem}.lock")
-    return exclusive_lock(lock_file, portable_path(predictions_path))
+    return exclusive_lock(lock_file, shown_path(predictions_path))
 
 
 def _generate_and_save(
@@ -298,4 +298,4 @@ def _copy_predictions(predictions_path: Path, output: Path) -> None:
     try:
         write_atomically(output, predictions_path.read_text(encoding="utf-8"))
     except RunError as error:
-        raise UserError(f"--output {error}; the predictions are saved in {portable_path(predictions_path)}") from error
+        raise UserError(f"--output {error}; the predictions are saved in {shown_path(predictions_path)}") from error

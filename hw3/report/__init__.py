@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hw3.common.atomic_io import write_atomically
 from hw3.common.errors import UserError
-from hw3.common.paths import portable_path
+from hw3.common.paths import shown_path
 from hw3.report.blocks import Text
 from hw3.report.language import report_language, tr
 from hw3.report.render import render_html, render_markdown
@@ -67,7 +67,7 @@ def write_report(
         }
     for path, text in pages.items():
         write_atomically(path, text)
-        print(f"{portable_path(path)}: {len(text.encode()) / 1024:.0f} kB")
+        print(f"{shown_path(path)}: {len(text.encode()) / 1024:.0f} kB")
     return 0
 
 

@@ -186,7 +186,7 @@ def _checkpoint_table(run: RunData, best: ScoreEntry, mark: str) -> Table:
         comparison = format_comparison(None if entry is best else compare_entries(run, best, entry))
         rows.append(
             [
-                f"{entry.step:,}" + (f" ({mark})" if entry is best else ""),
+                tr("{name} ({detail})", name=f"{best.step:,}", detail=mark) if entry is best else f"{entry.step:,}",
                 draw_interval(entry),
                 format_score(entry),
                 format_perplexity(entry.median_perplexity),

@@ -176,7 +176,7 @@ def _describe_prompt_examples(run: RunData, shots: list[int]) -> str:
     examples = run.recipe.prompt.examples
     numbers = str(shots[-1])
     if shots[1:]:
-        numbers = tr("{numbers} or {last}", numbers=", ".join(map(str, shots[:-1])), last=shots[-1])
+        numbers = tr("{numbers} or {last}", numbers=tr(", ").join(map(str, shots[:-1])), last=shots[-1])
     directions = [tr(GROUP_NAMES[detect_direction(example.instruction) or "other"]) for example in examples]
     text = tr(
         "The few-shot prompts contain the first {numbers} of the {count} examples in the recipe's prompt. Their "

@@ -138,7 +138,7 @@ def _scoring_facts(settings: ScoringSettings) -> list[Fact]:
         weights = tr("4-bit weights") if settings.quantization else tr("no quantization")
     attention = tr("{kind} attention", kind=settings.attn_implementation or tr("default"))
     return [
-        (tr("scoring precision"), f"{settings.dtype}, {attention}, {weights}"),
+        (tr("scoring precision"), tr(", ").join((settings.dtype, attention, weights))),
         (
             tr("bootstrap"),
             tr("{samples:,} samples, seed {seed}", samples=settings.bootstrap_samples, seed=settings.bootstrap_seed),

@@ -92,7 +92,7 @@ def test_learning_curve_in_a_chinese_report_is_chinese() -> None:
     labels = [text for text in page.texts["text"] if not re.fullmatch(r"[\d.]+", text)]
     # Twice: for wide and for narrow screens.
     assert labels[: len(labels) // 2] == labels[len(labels) // 2 :] == [
-        "基礎模型 30.00", "2-shot 12.00", "最佳 6.00，第 10 步", "平均 perplexity（對數刻度）", "訓練步數",
+        "基礎模型 30.00", "2-shot 12.00", "最佳 6.00，第 10 步", "平均困惑度（對數刻度）", "訓練步數",
         "訓練 loss（每 token 的 nat 數）", "outputs/a", "data/eval.json，95% 信賴區間",
     ]  # fmt: skip
     assert {"基礎模型：30.000 [28.00, 32.00]", "最佳：第 10 步：6.000 [4.00, 8.00]"} <= set(page.texts["title"])

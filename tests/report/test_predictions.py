@@ -37,6 +37,14 @@ def test_rows_show_perplexities_predictions_and_differences() -> None:
     assert "hw3 predict outputs/a data/eval.json --checkpoint checkpoint-10" in page.body
 
 
+def test_an_empty_prediction_is_named() -> None:
+    run = write_run(Path("outputs/a"))
+    write_predictions(run, "checkpoint-10", ["", "今日無雨。", "山高。", "山高。"])
+    page, markdown = write_and_read_report(run)
+    assert [article.count("(empty)") for article in page.texts["article"]] == [1, 0, 0, 0]
+    assert "- checkpoint-10 (4.00): *(empty)*\n" in markdown
+
+
 def test_rows_can_be_sorted_by_length_perplexity_and_gain(page: Page) -> None:
     assert page.texts["option"][3:] == [
         "file order",

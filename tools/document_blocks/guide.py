@@ -7,7 +7,6 @@ import re
 from document_blocks.sources import (
     REPOSITORY,
     Report,
-    find_row,
     format_run_peak,
     format_table,
     read_json,
@@ -22,9 +21,9 @@ GPU_TEXT = {
         "smollm2": ("no GPU, or any", "SmolLM2-135M-Instruct", "`make train MODEL=smollm2` ([below](#no-hub-no-gpu))"),
         "t4": ("T4, 16 GB (no bfloat16)", "Gemma-2-2B", "`make train MODEL=gemma SET=model.dtype=auto`"),
         "8": ("8 GB", "Gemma-2-2B", "`make train MODEL=gemma`", "{} GiB on a GPU limited to 8 GiB"),
-        "10": ("12 GB", "Qwen3-4B", "`make train MODEL=qwen`"),
-        "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB with `speed=lean`"),
-        "24": ("24 GB or more", "Llama-3-8B, faster", "`make train MODEL=llama`", "{} GiB with `speed=auto`"),
+        "8 qwen": ("8 GB", "Qwen3-4B", "`make train MODEL=qwen`", "{} GiB on a GPU limited to 8 GiB"),
+        "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB on a GPU limited to 12 GiB"),
+        "32": ("32 GB or more", "Llama-3-8B, faster", "`make train MODEL=llama`", "{} GiB"),
         "several": ("several", "any of them", "`make train MODEL=gemma GPUS=2`", "{} GiB on each"),
         "sharded": (
             "several, for a large model",
@@ -49,9 +48,9 @@ GPU_TEXT = {
         ),
         "t4": ("T4，16 GB（不支援 bfloat16）", "Gemma-2-2B", "`make train MODEL=gemma SET=model.dtype=auto`"),
         "8": ("8 GB", "Gemma-2-2B", "`make train MODEL=gemma`", "{} GiB（顯示卡限制在 8 GiB）"),
-        "10": ("12 GB", "Qwen3-4B", "`make train MODEL=qwen`"),
-        "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB（`speed=lean`）"),
-        "24": ("24 GB 以上", "Llama-3-8B，比較快", "`make train MODEL=llama`", "{} GiB（`speed=auto`）"),
+        "8 qwen": ("8 GB", "Qwen3-4B", "`make train MODEL=qwen`", "{} GiB（顯示卡限制在 8 GiB）"),
+        "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB（顯示卡限制在 12 GiB）"),
+        "32": ("32 GB 以上", "Llama-3-8B，比較快", "`make train MODEL=llama`", "{} GiB"),
         "several": ("多張顯示卡", "以上任何一個", "`make train MODEL=gemma GPUS=2`", "每張 {} GiB"),
         "sharded": ("多張顯示卡，大模型", "例如 Gemma-2-27B", "[fsdp2](docs/several-gpus.md)", "2 張，每張 {} GiB"),
         "not measured": "尚未測量",
@@ -86,7 +85,7 @@ TIME_TEXT = {
         "predict": "{:.0f} s for {:,} rows",
     },
     "zh": {
-        "headings": ("", "repo 內附的模型，2 個 CPU 核心", "Gemma-2-2B 的大小，一張 {}"),
+        "headings": ("", "repo 內附的模型，2 個 CPU 核心", "Gemma-2-2B 的架構，一張 {}"),
         "train": "{:.0f} 秒，{:,} 步",
         "eval": "{:.0f} 秒，{:,} 個檢查點",
         "predict": "{:.0f} 秒，{:,} 筆資料",
@@ -113,16 +112,15 @@ def gpus(language: str) -> str:
     """Which model fits on which GPU, with the memory that was measured."""
     text = GPU_TEXT[language]
     memory = {row["setting"]: row for row in read_report("memory")["rows"]}
-    limited = find_row(read_report("train_step"), "limited to 8 GiB")
-    unknown = text["not measured"]
+    limited = {(row["recipe"], row["limit_gib"]): row["held_gib"] for row in read_report("small_gpus")["rows"]}
     rows = [
         text["cpu"],
         (*text["smollm2"], format_run_peak(read_json("docs/smollm2/manifest.json"))),
-        (*text["t4"], unknown),
-        _with_memory(text["8"], limited["peak_gib"]),
-        (*text["10"], unknown),
-        _with_memory(text["12"], memory["8b-1gpu-lean"]["held_gib"]),
-        _with_memory(text["24"], memory["8b-1gpu-auto"]["held_gib"]),
+        (*text["t4"], text["not measured"]),
+        _with_memory(text["8"], limited["gemma", 8]),
+        _with_memory(text["8 qwen"], limited["qwen", 8]),
+        _with_memory(text["12"], limited["llama", 12]),
+        _with_memory(text["32"], memory["8b-1gpu-auto"]["held_gib"]),
         _with_memory(text["several"], memory["2b-ddp-2"]["held_gib"]),
         _with_memory(text["sharded"], memory["27b-fsdp2-checkpointing-2"]["peak_gib"]),
     ]
@@ -212,7 +210,7 @@ def published(language: str) -> str:
             row["edition"],
             f"{row['score']:.2f}",
             f"{row['rows_seen']:,}" if row["rows_seen"] else "",
-            row["setting"],
+            row["setting"][language],
             row["repository"],
         )
         for row in read_json("docs/published_scores.json")["rows"]

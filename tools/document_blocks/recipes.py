@@ -12,6 +12,7 @@ from trl import SFTConfig
 from document_blocks.key_meanings import COMMON_KEYS, PROJECT_KEYS
 from document_blocks.sources import (
     REPOSITORY,
+    find_row,
     format_peak_memory,
     format_run_peak,
     format_table,
@@ -127,7 +128,7 @@ def costs() -> str:
     """Disk, memory and time of each recipe, measured where there is a measurement."""
     names = ("tiny", "smollm2", "gemma", "llama", "qwen")
     recipes = {name: load_recipe(REPOSITORY / f"recipes/{name}/qlora.yaml") for name in names}
-    measured = dict.fromkeys(names, ("not measured", "not measured")) | _measured_costs(recipes["llama"])
+    measured = _measured_costs(recipes["llama"])
     shapes = read_json("benchmarks/shapes.json")
     rows = []
     for name, recipe in recipes.items():
@@ -149,6 +150,7 @@ def _measured_costs(llama_recipe: Recipe) -> dict[str, tuple[str, str]]:
     gemma = read_report("train_step_later")["rows"][0]
     gemma_seconds = read_report("train_step_full_run")["rows"][0]["seconds_total"]
     llama = read_report("train_step_llama")["rows"][0]
+    qwen = find_row(read_report("small_gpus"), "`qwen`, 24 GiB")
     llama_seconds = llama["seconds_per_step"] * llama_recipe.training["max_steps"] + llama["seconds_capturing"]
     return {
         "tiny": ("none", f"{seconds:.0f} s on 2 CPU cores"),
@@ -161,6 +163,7 @@ def _measured_costs(llama_recipe: Recipe) -> dict[str, tuple[str, str]]:
             format_peak_memory(llama),
             f"{llama_seconds / 60:.1f} min on one {gpu}, estimated from {llama['steps']} steps",
         ),
+        "qwen": (format_peak_memory(qwen), "not measured"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 from document_blocks.sources import (
@@ -199,38 +200,41 @@ def multi_gpu_equivalence() -> str:
 
 
 def small_gpus() -> str:
-    """Step, memory and seconds per step of each recipe on GPUs of limited memory, and whether `hw3 check` was right."""
-    if not (REPOSITORY / "docs/benchmarks/small_gpus.json").exists():
-        return "Not measured yet."
+    """Memory and seconds of each recipe's commands on GPUs of limited memory, beside what `hw3 check` reported."""
     report = read_report("small_gpus")
-    by_case = {(row["recipe"], row["limit_gib"]): row for row in report["rows"]}
-    limits = sorted({limit for _, limit in by_case})
-    recipes = list(dict.fromkeys(row["recipe"] for row in report["rows"]))
-    table = [(f"`{recipe}`", *(_describe_small_gpu(by_case[recipe, limit]) for limit in limits)) for recipe in recipes]
     rows = report["rows"]
-    as_checked = sum(row.get("check", "").startswith("fits") == (row["train"] == "fits") for row in rows)
-    trained = [row for row in rows if "held_gib" in row]
-    scored = sum(row[command].startswith("fits") for row in trained for command in ("eval", "predict"))
-    errors = [row["estimate_gib"] / row["held_gib"] - 1 for row in trained]
+    table = []
+    for (recipe, *cells), group in itertools.groupby(rows, _describe_small_gpu):
+        cases = list(group)
+        limits = " to ".join(str(limit) for limit in dict.fromkeys(cases[at]["limit_gib"] for at in (0, -1)))
+        seconds = min(case["seconds_per_step"] for case in cases)
+        table.append((recipe, f"{limits} GiB", *cells, f"{seconds:.2g}"))
+    error = max(abs(row["estimate_gib"] - row["held_gib"]) for row in rows)
+    headings = ["recipe", "GPU", "`hw3 check`", "`hw3 train`", "`hw3 eval`", "`hw3 predict`", "step", "s per step"]
+    as_checked = sum(row["check"].startswith("fits") == (row["train"] == "fits") for row in rows)
     return "\n".join(
         [
-            format_table(["recipe", *(f"{limit} GiB" for limit in limits)], table),
+            format_table(headings, table),
             "",
             f"{describe_measurement(report)}; random weights of the real shapes, eight of the longest rows per step. "
-            "Each cell has the step, GiB during the steps, and seconds per step. The seconds are upper bounds, because "
-            "several runs shared the GPU.",
+            "Training is measured without loading, the other commands with it. The seconds are upper bounds, because "
+            "several runs shared the GPU and the CPU.",
             "",
-            f"- {as_checked} of {len(rows)} runs did what `hw3 check` reported. Its estimates of the memory are "
-            f"between {min(errors):+.0%} and {max(errors):+.0%} of what was measured.",
-            f"- {scored} of {2 * len(trained)} runs of `hw3 eval` and `hw3 predict` fitted.",
+            f"{as_checked} of {len(rows)} runs did what `hw3 check` reported. Its estimates differ from the measured "
+            f"memory by at most {error:.1f} GiB.",
         ]
     )
 
 
-def _describe_small_gpu(row: Row) -> str:
-    if "held_gib" not in row:
-        return row["train"]
-    return f"{row['step']}: {row['held_gib']:.1f} GiB, {row['seconds_per_step']:.3f} s"
+def _describe_small_gpu(row: Row) -> tuple[str, ...]:
+    return (
+        f"`{row['recipe']}`",
+        f"{row['check']}, {row['estimate_gib']:.1f} GiB",
+        f"{row['train']}, {row['held_gib']:.1f} GiB",
+        row["eval"],
+        row["predict"],
+        row["step"].replace(" 1 rows", " one row"),
+    )
 
 
 def checksums() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Formatter
 
 from helpers import REPOSITORY
-from sample_runs import Page, write_and_read_report, write_run
+from sample_runs import Page, write_and_read_report, write_predictions, write_run
 
 from hw3.evaluation.translation_metrics import METRIC_DESCRIPTIONS
 from hw3.report.formatting import GROUP_NAMES, SHORT_GROUP_NAMES
@@ -85,6 +85,15 @@ def test_report_in_chinese_has_the_same_numbers() -> None:
     assert [re.sub(r"\D", "", text) for text in chinese.texts["b"]] == [
         re.sub(r"\D", "", text) for text in english.texts["b"]
     ]
+
+
+def test_report_in_chinese_has_full_width_punctuation_after_chinese_characters() -> None:
+    run = write_run(Path("outputs/a"))
+    write_predictions(run, "checkpoint-10", ["今天不下雨。", "今日無雨。", "山高月小。", "山高月小。"])
+    _, markdown = write_and_read_report(run, options=["--lang", "zh-TW"])
+    text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    assert "微調後，第 10 步（95% 信賴區間 [4.00, 8.00]）" in text and "  - 題目：" in text and "| 10（最佳） |" in text
+    assert not re.findall(r".*[\u4e00-\u9fff] ?[,;:!?(].*", text)
 
 
 def test_learning_curve_in_a_chinese_report_is_chinese() -> None:

@@ -134,6 +134,7 @@ def measure_one_process(recipe: Path, overrides: list[str], scratch: Path) -> di
         started.append(time.time())
         # Of the first trial, and before it, only its seconds to the first step are reported.
         calls_by_trial.append(calls.copy())
+        print(f"trial {trial.number}: first step after {first_steps[-1] - started[-2]:.2f} s", calls, flush=True)
         calls.clear()
     assert len(first_steps) == TRIALS, [trial.user_attrs for trial in search.trials()]
     trial_seconds = [end - start for start, end in pairwise(started[1:])]

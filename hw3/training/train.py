@@ -103,11 +103,15 @@ def _train(recipe: Recipe, run: Run, shared: TrainingSession, score_checkpoint: 
     trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- verify: the CUDA-graph step must agree with TRL's ----------------------------------------------------------
-    if plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer, plan, shared)):
+    while plan.strategy.cuda_graphs and (failure := _capture_cuda_graph_step(trainer, plan, shared)):
+        was_reused = shared.captured_step is not None
         del trainer  # its memory must be free before the base model is loaded again
         shared.discard()
-        plan = plan.without_cuda_graphs(run.path, f"the CUDA-graph step {failure}")
-        _log_lines(plan.notes)
+        if was_reused:
+            logger.info(f"the CUDA-graph step {failure}, so it is captured again")
+        else:
+            plan = plan.without_cuda_graphs(run.path, f"the CUDA-graph step {failure}")
+            _log_lines(plan.notes)
         trainer = _load_model_and_build_trainer(plan, shared, score_checkpoint)
 
     # --- write and train --------------------------------------------------------------------------------------------

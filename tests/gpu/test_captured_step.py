@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from hw3.config.recipe import load_recipe
 from hw3.cuda_graphs.training_step import NUM_METRICS, compute_bucket_lengths
 from hw3.modeling.loading import load_base_model
+from hw3.runs.checkpoints import find_complete_checkpoints
 from hw3.training.graph_verification import cuda_graph_inputs
 from hw3.training.plan import plan_run
-from hw3.training.train import build_trainer
+from hw3.training.session import TrainingSession
+from hw3.training.train import build_trainer, train
 from hw3.training.trainer import CompletionTrainer
 
 pytestmark = pytest.mark.gpu
@@ -123,3 +125,17 @@ def test_verification_accepts_the_same_step_with_the_complete_model(
     trainer = build_trainer_with_random_adapters(mini_gpu_recipe, tmp_path / "run", device, [])
     assert trainer.capture() is None
     assert trainer.cuda_graph_step is not None
+
+
+def test_runs_of_one_session_reuse_the_captured_step_and_are_bitwise_runs_of_their_own(
+    mini_gpu_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "hw3")
+    session = TrainingSession()
+    for number, seed in enumerate((1, 2)):
+        recipe = load_recipe(mini_gpu_recipe, [f"training.seed={seed}"])
+        assert train(recipe, tmp_path / f"session-{number}", session=session) == 0
+    assert caplog.text.count("captured in") == caplog.text.count("reused the captured step") == 1
+    hw3("train", mini_gpu_recipe, "--run", tmp_path / "alone", "training.seed=2")
+    one, other = (find_complete_checkpoints(tmp_path / name)[-1].path for name in ("session-1", "alone"))
+    assert (one / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()

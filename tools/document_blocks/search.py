@@ -5,6 +5,11 @@ from __future__ import annotations
 from document_blocks.sources import Row, format_table, read_json, read_report
 
 MAX_TRIALS_SHOWN = 5
+_BASE_MODELS = {
+    "gemma, one process": "random weights of Gemma-2-2B's shape",
+    "tiny, one process": "the model in this repository",
+    "smollm2, one process": "SmolLM2-135M-Instruct",
+}
 
 
 def search_tiny() -> str:
@@ -64,14 +69,26 @@ def _find_pruner(rows: list[Row], name: str, factor: int, step: int, compares: s
 
 def search_speed() -> str:
     """Return the time until a trial's first step, in a process that has trained others and in a new one."""
-    report = read_report("search_cpu")
-    (row,) = report["rows"]
-    assert row["same_adapter"] == "bitwise", "the text says so"
-    machine, torch = f"{report['machine']['cpu_cores']} busy CPU cores", report["versions"]["torch"].partition("+")[0]
-    return (
-        f"With the model in this repository on {machine}, torch {torch}, a trial's first step ends "
-        f"{row['next_trials']} s after the trial before, {row['slowest']} s at most. In a new process it ends after "
-        f"{row['new_process']} s. The adapters of both are bitwise equal."
+    gpu, cpu = read_report("search"), read_report("search_cpu")
+    places = {
+        f"one {gpu['machine']['gpu']}": gpu["rows"],
+        f"{cpu['machine']['cpu_cores']} CPU cores": cpu["rows"],
+    }
+    headings = ("base model", "on", "first trial, s", "next trials, s", "with another `lora.r`, s", "new process, s")
+    fields = ("first_trial", "next_trials", "other_shapes", "new_process")
+    rows = [
+        (_BASE_MODELS[row["setting"]], place, *(row[field] for field in fields))
+        for place, measured in places.items()
+        for row in measured
+    ]
+    assert all(row["same_adapter"] == "bitwise" for measured in places.values() for row in measured), "the text says so"
+    return "\n".join(
+        [
+            format_table(headings, rows),
+            "",
+            "Seconds from the end of the trial before to the end of a trial's first step, the median of four trials, "
+            "on machines that had other work too. A trial's adapter is bitwise that of the same run in a new process.",
+        ]
     )
 
 

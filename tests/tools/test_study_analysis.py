@@ -59,6 +59,12 @@ def test_best_checkpoint_is_selected_on_the_held_out_rows(study: Study) -> None:
     assert (difference.mean, difference.low, difference.high) == pytest.approx((1.5, 1.0, 2.0))
 
 
+def test_runs_without_a_common_seed_are_not_compared(study: Study) -> None:
+    first, second, half = study.select("tiny")
+    assert study.describe([half], [first]).change == "+1.50 [+1.00, +2.00]"
+    assert study.describe([half], [second]).change == ""
+
+
 def test_selection_counts_other_checkpoints_and_their_cost(study: Study) -> None:
     loss = study.selection("tiny", "eval_loss")
     assert (loss.runs, loss.different) == (2, 1)

@@ -19,7 +19,7 @@ from study.analysis import SCHEDULE_KEYS, SETTINGS_KEYS, Record, Study
 from study.figures import name_setting, sort_cases
 
 from document_blocks.sources import REPOSITORY, format_table, read_json
-from document_blocks.study_values import FOLDER, compute_values, few_shot_scores, load_study, read_errors
+from document_blocks.study_values import FOLDER, Spread, compute_values, few_shot_scores, load_study, read_errors
 
 LINE_WIDTH = 128
 _CHINESE, _PUNCTUATION = "[\u3000-\u9fff\uff00-\uffef]", "[，。；：、（）「」]"
@@ -99,7 +99,7 @@ def scores(language: str) -> str:
     for model in (model.name for model in study.models):
         label = names[model]
         for entry in study.entries(model, "base"):
-            if entry.get("shots") == 0:
+            if entry.get("prompt") == "study":
                 low, high = entry["ci95"]
                 score = f"{entry['mean_perplexity']:.2f} [{low:.2f}, {high:.2f}]"
                 rows.append((label, names["base"], "", "", score, "", ""))
@@ -120,23 +120,22 @@ def scores(language: str) -> str:
 
 
 def few_shot(language: str) -> str:
-    """Scores with few-shot examples, of the base models and fine-tuned."""
+    """Scores with few-shot examples, of the base models and fine-tuned; of SmolLM2, those of `make shots`."""
     study, names = load_study(), NAMES[language]
     sources = {"en": {"prompt": "the prompt's", "train": "drawn"}, "zh": {"prompt": "prompt 內附", "train": "抽樣"}}
     separator = ", " if language == "en" else "，"
     columns = {
-        f"{names[model]}{separator}{names[name]}": few_shot_scores(study, model, name)
-        for model in _answered(study)
-        for name in ("base", "best")
+        f"{names['tiny']}{separator}{names[name]}": few_shot_scores(study, "tiny", name) for name in ("base", "best")
     }
-    keys = next(iter(columns.values()))
-    rows = [
-        (
-            f"{shots}{separator}{sources[language][source]}" if shots else "0",
-            *(column[source, shots].text for column in columns.values()),
-        )
-        for source, shots in keys
-    ]
+    published = compute_values()["published"]["smollm2"]["base"]
+    columns[f"{names['smollm2']}{separator}{names['base']}"] = {
+        ("prompt", shots): Spread([score]) for shots, score in published.items()
+    }
+    rows = []
+    for source, shots in next(iter(columns.values())):
+        label = f"{shots}{separator}{sources[language][source]}" if shots else "0"
+        found = [column.get((source, shots)) for column in columns.values()]
+        rows.append((label, *("" if spread is None else spread.text for spread in found)))
     return format_table(({"en": "few-shot examples", "zh": "few-shot 範例"}[language], *columns), rows)
 
 
@@ -148,7 +147,7 @@ def comparison(experiment: str, language: str) -> str:
         "zh": ("種子數", "最佳步數", "平均困惑度 [95 %]", "差距 [95 %]"),
     }
     rows = []
-    for model in (model.name for model in study.models):
+    for model in (model.name for model in study.models if study.select(model.name, experiment)):
         for number, (name, case) in enumerate(sort_cases(experiment, study.compare(model, experiment))):
             label = "" if number else names[model]
             rows.append((label, name, len(case.runs), f"{case.best_step:,.0f}", case.score, case.change or "–"))
@@ -156,14 +155,14 @@ def comparison(experiment: str, language: str) -> str:
 
 
 def directions(language: str) -> str:
-    """BLEU and chrF by direction on the evaluation file, beside copying the input."""
+    """BLEU and chrF by direction on data/eval.json, beside copying the input."""
     study, names = load_study(), NAMES[language]
     copying = {"en": "copying the input", "zh": "照抄輸入"}[language]
     rows = []
     for model in _answered(study):
         predictions = study.predictions(model)
         for direction, title in DIRECTIONS[language].items():
-            groups = [predictions["copying eval"], *(predictions[name]["eval_metrics"] for name in ("base", "best"))]
+            groups = [predictions["copying sample"], *(predictions[name]["metrics"] for name in ("base", "best"))]
             cells = [f"{group[direction]['bleu']:.1f} / {group[direction]['chrf']:.1f}" for group in groups]
             rows.append((names[model] if direction == "m2c" else "", title, *cells))
     return format_table(("", "BLEU / chrF", copying, names["base"], names["best"]), rows)

@@ -63,12 +63,17 @@ def compute_values() -> dict[str, Any]:
     return {
         "runs": len(study.runs),
         "planned": len(study.plan.runs),
+        "missing": _name_missing(study),
         "checkpoints": sum(len(run["curve"]) for run in study.runs),
         "steps": steps,
         "minutes": sum(sum(run["seconds"].values()) for run in study.runs) / 60,
         "devices": " / ".join(sorted({run["device"] for run in study.runs})),
         "published": {name: _read_published(f"docs/{name}") for name in ("tiny", "smollm2")},
         "errors": _count_errors(),
+        "smollm2_settings": {
+            number: row["best_mean_perplexity"]
+            for number, row in enumerate(read_json("docs/smollm2/settings.json")["rows"], 1)
+        },
         **{model.name: _model_values(study, model.name) for model in study.models},
     }
 
@@ -101,9 +106,17 @@ def _count_errors() -> dict[str, Any]:
     return counts
 
 
+def _name_missing(study: Study) -> str:
+    """Return the experiments with fewer runs than planned, and how many are missing."""
+    finished = {run["id"] for run in study.runs}
+    missing = Counter(run.experiments[0] for run in study.plan.runs if run.id not in finished)
+    return ", ".join(f"`{experiment}` ({count})" for experiment, count in missing.items())
+
+
 def _model_values(study: Study, model: str) -> dict[str, Any]:
     values: dict[str, Any] = {
         "runs": len(study.select(model)),
+        "missing": sum(run.model.name == model for run in study.plan.runs) - len(study.select(model)),
         "settings": _setting_values(study, model),
         "schedule": {f"{kind} {steps}": case for (kind, steps), case in study.compare(model, "schedule").items()},
         "rows_per_step": {rows: case for (rows,), case in study.compare(model, "rows_per_step").items()},
@@ -120,10 +133,10 @@ def _model_values(study: Study, model: str) -> dict[str, Any]:
     recipe = study.select(model, "recipe")
     for name in ("recipe", "study", "unquantized"):
         if runs := study.select(model, name):
-            values[name] = study.describe(runs, recipe if recipe and name != "recipe" else None)
+            values[name] = study.describe(runs, recipe if name != "recipe" else ())
     if study.select(model, "questions"):
         values |= {name: _question_values(study, model, name) for name in ("base", "best")}
-        values["copying"] = study.predictions(model)["copying eval"]
+        values["copying"] = study.predictions(model)["copying sample"]
     return values
 
 
@@ -171,8 +184,9 @@ def _question_values(study: Study, model: str, name: str) -> dict[str, Any]:
     few_shot: dict[str, dict[int, Spread]] = {"prompt": {}, "train": {}}
     for (source, shots), spread in few_shot_scores(study, model, name).items():
         few_shot[source][shots] = spread
-    metrics = study.predictions(model)[name]["eval_metrics"]
-    return {"prompts": {"lowest": ordered[0], "highest": ordered[-1], "count": len(ordered)}, **few_shot, **metrics}
+    metrics = study.predictions(model)[name]["metrics"]
+    extremes = {"lowest": ordered[0], "highest": ordered[-1], "count": len(ordered)}
+    return {"zero_shot": prompts["study"], "prompts": extremes, **few_shot, **metrics}
 
 
 def few_shot_scores(study: Study, model: str, name: str) -> dict[tuple[str, int], Spread]:

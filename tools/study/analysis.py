@@ -16,9 +16,7 @@ from study.plan import StudyModel, read_plan, recipe_values
 
 RESAMPLES = 2000
 RESAMPLING_SEED = 0
-COMPARABLE = (
-    1.2  # runs whose lowest score is at most 1.2 times the lowest of all; others are no candidates for a report
-)
+COMPARABLE = 4 / 3  # times the lowest score of all runs; runs that never reach it are no candidates for a report
 SETTINGS_KEYS = ("training.learning_rate", "lora.r", "alpha_over_r")
 SCHEDULE_KEYS = ("training.lr_scheduler_type", "training.max_steps")
 # Of each experiment, the settings that its cases differ in.
@@ -62,7 +60,7 @@ class Case:
         runs: its runs, one per seed.
         estimate: its score on the evaluation file.
         difference: by how much its score is higher than the reference's, with seeds and rows paired. None for the
-            reference itself, and if the reference has no finished runs.
+            reference itself, and if the reference has no finished run with the same seed.
         best_step: median step of the best checkpoints.
         last: mean score of the last checkpoints.
     """
@@ -228,16 +226,17 @@ class Study:
             defaults = recipe_values(self.plan.models[model].recipe)
             reference = tuple(defaults[key] for key in CASE_KEYS[experiment])
         return {
-            values: self.describe(runs, None if values == reference else groups.get(reference))
+            values: self.describe(runs, () if values == reference else groups.get(reference, ()))
             for values, runs in groups.items()
         }
 
-    def describe(self, runs: list[Record], reference: list[Record] | None = None) -> Case:
+    def describe(self, runs: list[Record], reference: Sequence[Record] = ()) -> Case:
         """Return runs that differ in the seed only as a case."""
+        has_pairs = bool({run["seed"] for run in runs} & {run["seed"] for run in reference})
         return Case(
             runs=runs,
             estimate=self.estimate(runs),
-            difference=None if reference is None else self.difference(reference, runs),
+            difference=self.difference(reference, runs) if has_pairs else None,
             best_step=statistics.median(run["best_step"] for run in runs),
             last=statistics.fmean(_mean_perplexity(run["curve"][-1]) for run in runs),
         )

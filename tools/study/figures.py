@@ -53,11 +53,18 @@ def draw_all(study: Study) -> dict[str, Figure]:
             "transfer": _per_model(study, study.models, _draw_transfer, "mean perplexity on the evaluation file"),
         }
         for name, (draw, xlabel) in drawings.items():
-            experiment = "questions" if name in ("few_shot", "prompts") else name
-            models = [model for model in study.models if study.select(model.name, experiment)]
+            models = [model for model in study.models if _has_scores(study, model.name, name)]
             if models:
                 figures[name] = _per_model(study, models, draw, xlabel)
     return figures
+
+
+def _has_scores(study: Study, model: str, name: str) -> bool:
+    """Return whether a model's finished runs have what a picture shows."""
+    if name in ("few_shot", "prompts"):
+        field = "shots" if name == "few_shot" else "prompt"
+        return any(field in entry for entry in study.entries(model, "base"))
+    return bool(study.select(model, name))
 
 
 def _per_model(

@@ -14,6 +14,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
 
@@ -158,7 +159,9 @@ def use_float16_products(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _return_float32(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+def _return_float32(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    if hasattr(module, "embed_scale"):  # Gemma's embeddings multiply in the dtype of their weight, which may overflow
+        return embedding(inputs[0], module.weight, module.padding_idx).float() * module.embed_scale
     return output.float()
 
 

@@ -67,7 +67,7 @@ def print_summary(search: SearchStudy, record: SearchRecord) -> None:
     final = best.final
     low, high = final.mean_perplexity_ci95
     print(
-        f"best: trial {best.number}, {best.checkpoint}, chosen on {best.chosen_on}. On {final.data_file}: "
+        f"best: {record.trials[best.number].run}, {best.checkpoint}, chosen on {best.chosen_on}. On {final.data_file}: "
         f"{final.mean_perplexity:.3f} [{low:.2f}, {high:.2f}], the base model {final.base_mean_perplexity:.3f}"
     )
     if best.chosen_on == final.data_file:

@@ -15,7 +15,7 @@ from hw3.runs.lock import LOCK_FILE, writing_lock
 from hw3.runs.search_record import SEARCH_PICTURE
 from hw3.search.finish import draw_search, finish_search, print_summary
 from hw3.search.record import write_record
-from hw3.search.study import LOCKS_FOLDER, MAX_STEPS, SearchStudy, open_study
+from hw3.search.study import LOCKS_FOLDER, MAX_STEPS, SearchStudy, open_study, trial_folder
 from hw3.search.table import describe_trial
 from hw3.search.trial_recipe import TrialRecipes
 from hw3.search.trials import TrialRunner
@@ -77,7 +77,8 @@ def _train_trials(search: SearchStudy, runner: TrialRunner, reporter: TrialRepor
         finally:
             lock.release()
         if status:
-            logger.warning(f"stopped in trial {trial.number}; run the same command to resume")
+            run = trial_folder(search.folder, trial.number)
+            logger.warning(f"stopped in {run.name}; run the same command to resume")
             return status
         if reporter is not None:
             reporter.report()
@@ -95,7 +96,7 @@ def close_search(search: SearchStudy) -> int:
     print_summary(search, record)
     failed = [trial for trial in record.trials if trial.outcome == "failed"]
     for trial in failed:
-        logger.error(f"trial {trial.number} failed: {trial.problem}")
+        logger.error(f"{trial.run} failed: {trial.problem}")
     return int(any(trial.state == TrialState.FAIL for trial in search.trials()))
 
 

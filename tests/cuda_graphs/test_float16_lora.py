@@ -15,7 +15,7 @@ from hw3.cuda_graphs.output_head import output_head_loss_and_grad
 from hw3.cuda_graphs.training_step import NUM_METRICS, compute_bucket_lengths
 from hw3.data.collator import CompletionOnlyCollator
 from hw3.data.tokenization import IGNORE_INDEX
-from hw3.modeling.float16_products import use_float16_products
+from hw3.modeling.float16_products import Float16Linear, use_float16_products
 
 OUT_FEATURES, RANK, SCALING = [96, 32, 32], 4, 2.0
 
@@ -91,6 +91,27 @@ def test_step_in_float16_equals_autograd_in_float32(name: str) -> None:
     assert (computed - expected).norm() <= 0.03 * expected.norm()
 
 
+def test_two_layers_in_one_compiled_function_equal_eager_ones() -> None:
+    """PyTorch 2.11 compiled a constant of the module as a variable, and failed at its second use."""
+    torch.manual_seed(0)
+    weight, a, b = torch.randn(64, 64).mul(0.02).half(), 0.1 * torch.randn(RANK, 64), torch.randn(64, RANK)
+    linear = Float16Linear(64, 64, bias=False)
+    inputs = [torch.randn(8, 64), a, b]
+    for tensor in inputs:
+        tensor.requires_grad_()
+
+    def run(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            x = linear(Float16LoraLinear.apply(x, weight, None, a, b, 2.0, [64], 0, ""))
+        return x
+
+    outputs = run(*inputs), torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)(*inputs)
+    expected, computed = ([y, *torch.autograd.grad(y.sum(), inputs)] for y in outputs)
+    for one, other in zip(computed, expected, strict=True):
+        assert (one - other).norm() <= 1e-3 * other.norm()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["fused layers", "layers of PEFT"])
 def test_compiled_step_in_float16_has_the_gradient_of_an_eager_one(dropout: float) -> None:

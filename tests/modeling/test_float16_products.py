@@ -132,6 +132,16 @@ def test_gemma2_with_large_activations_scores_as_in_float32() -> None:
     assert torch.equal(computed.argmax(-1), expected.argmax(-1))
 
 
+def test_scaled_embeddings_are_multiplied_in_float32() -> None:
+    model = build_gemma2().half()
+    embeddings = model.get_input_embeddings()
+    embeddings.weight.data[:, 0] = 20000  # Gemma multiplies by the root of the hidden size, here by 8
+    ids, scaled = torch.tensor([[3, 5]]), embeddings.weight.float() * 8
+    assert embeddings(ids).isinf().any()
+    use_float16_products(model)
+    assert torch.equal(embeddings(ids), scaled[ids])
+
+
 def gradient_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Return the concatenated gradient of the trained parameters."""
     loss = cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())

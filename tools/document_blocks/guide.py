@@ -7,6 +7,7 @@ import re
 from document_blocks.sources import (
     REPOSITORY,
     Report,
+    find_row,
     format_run_peak,
     format_table,
     read_json,
@@ -19,7 +20,12 @@ GPU_TEXT = {
         "headings": ("your machine", "base model", "type", "GPU memory in training"),
         "cpu": ("no GPU", "6 million parameters, in this repository", "`make train`", "none"),
         "smollm2": ("no GPU, or any", "SmolLM2-135M-Instruct", "`make train MODEL=smollm2` ([below](#no-hub-no-gpu))"),
-        "t4": ("T4, 16 GB (no bfloat16)", "Gemma-2-2B", "`make train MODEL=gemma SET=model.dtype=auto`"),
+        "t4": (
+            "T4, 16 GB (no bfloat16)",
+            "Gemma-2-2B",
+            "`make train MODEL=gemma SET=model.dtype=auto`",
+            "{} GiB, computed",
+        ),
         "8": ("8 GB", "Gemma-2-2B", "`make train MODEL=gemma`", "{} GiB on a GPU limited to 8 GiB"),
         "8 qwen": ("8 GB", "Qwen3-4B", "`make train MODEL=qwen`", "{} GiB on a GPU limited to 8 GiB"),
         "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB on a GPU limited to 12 GiB"),
@@ -31,7 +37,6 @@ GPU_TEXT = {
             "[fsdp2](docs/several-gpus.md)",
             "{} GiB on each of 2",
         ),
-        "not measured": "not measured",
         "about": (
             "Measured on {gpu}, with random weights of the same shape (SmolLM2: its own); other GPUs were not tried. "
             "There, the Gemma recipe takes {gemma:.1f} minutes, and the Llama recipe about {llama:.1f} minutes "
@@ -46,14 +51,18 @@ GPU_TEXT = {
             "SmolLM2-135M-Instruct",
             "`make train MODEL=smollm2`（[見下](#沒有-hub也沒有顯示卡)）",
         ),
-        "t4": ("T4，16 GB（不支援 bfloat16）", "Gemma-2-2B", "`make train MODEL=gemma SET=model.dtype=auto`"),
+        "t4": (
+            "T4，16 GB（不支援 bfloat16）",
+            "Gemma-2-2B",
+            "`make train MODEL=gemma SET=model.dtype=auto`",
+            "{} GiB（計算值）",
+        ),
         "8": ("8 GB", "Gemma-2-2B", "`make train MODEL=gemma`", "{} GiB（顯示卡限制在 8 GiB）"),
         "8 qwen": ("8 GB", "Qwen3-4B", "`make train MODEL=qwen`", "{} GiB（顯示卡限制在 8 GiB）"),
         "12": ("12 GB", "Llama-3-8B", "`make train MODEL=llama`", "{} GiB（顯示卡限制在 12 GiB）"),
         "32": ("32 GB 以上", "Llama-3-8B，比較快", "`make train MODEL=llama`", "{} GiB"),
         "several": ("多張顯示卡", "以上任何一個", "`make train MODEL=gemma GPUS=2`", "每張 {} GiB"),
         "sharded": ("多張顯示卡，大模型", "例如 Gemma-2-27B", "[fsdp2](docs/several-gpus.md)", "2 張，每張 {} GiB"),
-        "not measured": "尚未測量",
         "about": (
             "以上數字在 {gpu} 上以同樣大小的隨機權重測得（SmolLM2 用真實權重），沒有試過其他型號。在這張卡上，"
             "Gemma 的 recipe 跑完要 {gemma:.1f} 分鐘，Llama 約 {llama:.1f} 分鐘（由 {steps} 步推算）。"
@@ -116,7 +125,7 @@ def gpus(language: str) -> str:
     rows = [
         text["cpu"],
         (*text["smollm2"], format_run_peak(read_json("docs/smollm2/manifest.json"))),
-        (*text["t4"], text["not measured"]),
+        _with_memory(text["t4"], find_row(read_report("t4_computed"), "gemma")["gib"]),
         _with_memory(text["8"], limited["gemma", 8]),
         _with_memory(text["8 qwen"], limited["qwen", 8]),
         _with_memory(text["12"], limited["llama", 12]),

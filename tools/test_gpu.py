@@ -50,7 +50,8 @@ def main() -> int:
             command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", f"--junitxml={report}", *options]
             statuses.append(subprocess.run([*command, *sys.argv[1:]]).returncode)
             tests += read_outcomes(report) if report.exists() else []
-    status = max((status for status in statuses if status != NO_TESTS_COLLECTED), default=NO_TESTS_COLLECTED)
+    # Negative if a signal has ended pytest.
+    status = next((status for status in statuses if status not in (0, NO_TESTS_COLLECTED)), min(statuses))
     if len(sys.argv) > 1:
         return status
     write_record(machine, round(time.monotonic() - started), tests)

@@ -111,9 +111,9 @@ class EvalResults:
             row_scores = _read_rows(folder)
         except FileNotFoundError:
             return results
-        _check_row_counts(folder, stored.entries, row_scores)
         if stored.data.sha256 != data.sha256 or stored.settings != settings:
             return results
+        _check_row_counts(folder, stored.entries, row_scores)
         results.row_scores = row_scores
         same_run = stored.started == started
         results._set_entries(

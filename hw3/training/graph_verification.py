@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,9 @@ from hw3.training.step_strategy import HEADROOM_FRACTION, StepStrategy
 # Largest relative differences from TRL's loss and gradient. Rounding in bfloat16 makes 1e-4 and 0.03 in a 2B model; in
 # the tiny model it makes 5e-3 of loss.
 MAX_LOSS_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 0.02, 0.15
-# If only few layers differ by more, the gradient as a whole may differ by this. The same code computes all layers, and
-# rounding in bfloat16 can change the gradient of the first three layers of SmolLM2 by half, in TRL's step too.
+# If only few layers of each type differ by more, the gradient as a whole may differ by this. The same code computes all
+# layers of a type (such as with a sliding window), and rounding in bfloat16 can change the gradient of the first three
+# layers of SmolLM2 by half, in TRL's step too.
 MAX_DIFFERENCE_IN_FEW_LAYERS = 0.5
 # With dropout the two steps draw different numbers: only the loss and the gradient's norm can be compared, roughly.
 MAX_LOSS_DIFFERENCE_WITH_DROPOUT, MAX_NORM_DIFFERENCE_WITH_DROPOUT = 0.05, 0.5
@@ -157,7 +158,8 @@ def _capture_and_compare(
         step.accumulate(**batch)
     found = step.buffer[-NUM_METRICS].item(), _copy_gradients(model)
     seconds = time.monotonic() - start
-    failure = _describe_difference(found, expected, _has_dropout(model))
+    layer_types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    failure = _describe_difference(found, expected, _has_dropout(model), layer_types)
     verified = VerifiedStep(step, batch, found[0], get_total_norm(found[1].values()).item())
     return CaptureResult(verified, failure, seconds)
 
@@ -233,9 +235,15 @@ def _has_dropout(model: PeftModel) -> bool:
 
 
 def _describe_difference(
-    found: tuple[float, dict[str, torch.Tensor]], expected: tuple[float, dict[str, torch.Tensor]], has_dropout: bool
+    found: tuple[float, dict[str, torch.Tensor]],
+    expected: tuple[float, dict[str, torch.Tensor]],
+    has_dropout: bool,
+    layer_types: Sequence[str],
 ) -> str | None:
-    """Return how (loss, gradients) differ from TRL's if they differ by more than rounding, or are NaN."""
+    """Return how (loss, gradients) differ from TRL's if they differ by more than rounding, or are NaN.
+
+    `layer_types` is as in the model's configuration, empty if all layers are of one type.
+    """
     (loss, gradients), (expected_loss, expected_gradients) = found, expected
     max_difference = MAX_LOSS_DIFFERENCE_WITH_DROPOUT if has_dropout else MAX_LOSS_DIFFERENCE
     if not abs(loss - expected_loss) <= max_difference * expected_loss:
@@ -247,23 +255,31 @@ def _describe_difference(
     else:
         errors = {name: gradients[name] - gradient for name, gradient in expected_gradients.items()}
         difference = (get_total_norm(errors.values()) / expected_norm).item()
-        is_in_few_layers = _median_difference(errors, expected_gradients) <= MAX_GRADIENT_DIFFERENCE
+        median = _median_difference(errors, expected_gradients, layer_types)
+        is_in_few_layers = median <= MAX_GRADIENT_DIFFERENCE
         max_difference = MAX_DIFFERENCE_IN_FEW_LAYERS if is_in_few_layers else MAX_GRADIENT_DIFFERENCE
     if not difference <= max_difference:
         return f"has a gradient in the first step that differs by {difference:.1%} from TRL's"
     return None
 
 
-def _median_difference(errors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+def _median_difference(
+    errors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], layer_types: Sequence[str]
+) -> float:
     """Return the median of the layers' relative differences, for the kind of parameter for which it is largest.
 
     Args:
-        errors: differences of the gradients by name of the parameter; the A of all layers' `v_proj` are a kind.
+        errors: differences of the gradients by name of the parameter; the A of all `v_proj` of one type of layer are a
+            kind.
         expected: TRL's gradients.
+        layer_types: as for `_describe_difference`.
     """
-    kinds: dict[str, list[torch.Tensor]] = {}
+    kinds: dict[tuple[str, str], list[torch.Tensor]] = {}
     for name, error in errors.items():
-        kinds.setdefault(re.sub(r"\.\d+\.", ".", name), []).append(error.norm() / expected[name].norm())
+        layer = re.search(r"\blayers\.(\d+)\.", name)
+        layer_type = layer_types[int(layer[1])] if layer and layer_types else ""
+        kind = layer_type, re.sub(r"\.\d+\.", ".", name)
+        kinds.setdefault(kind, []).append(error.norm() / expected[name].norm())
     return max(torch.stack(differences).nanquantile(0.5).item() for differences in kinds.values())
 
 

@@ -142,7 +142,7 @@ def _base_key(plan: Plan) -> str:
 
 
 def _step_key(plan: Plan) -> str:
-    """Return what is constant in the CUDA graphs of a run: base, adapters and the shapes of batches."""
-    strategy = plan.strategy
+    """Return what is constant in the CUDA graphs of a run: base, adapters, TF32 and the shapes of batches."""
+    strategy, recipe = plan.strategy, plan.workload.recipe
     shapes = [strategy.layout.rows_per_device, strategy.bucket_lengths, strategy.tokens_per_replay]
-    return json.dumps([_base_key(plan), plan.workload.recipe.lora, strategy.cuda_graphs, shapes])
+    return json.dumps([_base_key(plan), recipe.lora, recipe.training.get("tf32"), strategy.cuda_graphs, shapes])

@@ -287,17 +287,18 @@ def _save_tokenizer(plan: Plan, folder: Path, cache: PlanCache) -> None:
     """Save a tokenizer file by file, so that an earlier session's files stay intact if the disk is full."""
     staging = folder.with_name(f".{folder.name}")
 
-    def serialize() -> dict[str, bytes]:  # takes a second for a large vocabulary
+    def serialize() -> dict[Path, bytes]:  # takes a second for a large vocabulary
         plan.tokenizer.save_pretrained(staging)
-        return {path.name: path.read_bytes() for path in staging.iterdir()}
+        # Additional chat templates are in a folder.
+        return {path.relative_to(staging): path.read_bytes() for path in staging.rglob("*") if path.is_file()}
 
     shutil.rmtree(staging, ignore_errors=True)
     try:
         key = ("tokenizer files", plan.workload.recipe.model, plan.content["tokenizer"])
         files = cache.get(serialize, key)
-        staging.mkdir(exist_ok=True)
-        folder.mkdir(exist_ok=True)
         for name, content in files.items():
+            for path in (staging / name, folder / name):
+                path.parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(content)
             (staging / name).replace(folder / name)
     finally:

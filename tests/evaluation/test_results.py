@@ -58,6 +58,19 @@ def test_load_drops_entries_of_other_rows_and_settings(written: EvalResults) -> 
     assert load(written, settings=written.settings.model_copy(update={"dtype": "bfloat16"})).entries == []
 
 
+def test_load_drops_entries_of_other_rows_if_a_killed_process_has_written_only_the_rows(
+    make_results: MakeResults, written: EvalResults
+) -> None:
+    """Rows are written first. The data file has fewer rows than when the results were written."""
+    results_file = written.folder / "results.json"
+    before = results_file.read_bytes()
+    changed = make_results("eval.json")
+    changed.data = written.data.model_copy(update={"sha256": "other"})
+    changed.add(make_score_entry(0, 30.0), ROWS[:1])
+    results_file.write_bytes(before)
+    assert load(changed).entries == []
+
+
 def test_load_drops_checkpoints_of_an_earlier_run(written: EvalResults) -> None:
     loaded = load(written, started="2026-02-02T00:00:00+00:00")
     assert [entry.label for entry in loaded.entries] == ["base"] == [key.split("+")[0] for key in loaded.row_scores]

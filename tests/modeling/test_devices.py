@@ -7,7 +7,7 @@ from helpers import REPOSITORY
 
 from hw3.common.errors import UserError
 from hw3.config.recipe import Recipe, load_recipe
-from hw3.modeling.devices import find_device_problems, find_missing_gpu, resolve_dtype
+from hw3.modeling.devices import find_device_problems, find_missing_gpu, resolve_dtype, visible_gpus
 from hw3.runs.open_run import open_run
 from hw3.runs.run import Run
 from hw3.training.plan import resolve_run_dtype
@@ -121,3 +121,26 @@ def test_scoring_on_a_gpu_that_is_too_old_is_refused(scored_run: Path, monkeypat
     recipe = load_recipe(run.recipe_path, ["training.use_cpu=false"])
     with pytest.raises(UserError, match="Tesla P100-PCIE-16GB has compute capability"):
         open_run(run, recipe)
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "gpus"),
+    [
+        (None, 2, ["0", "1"]),
+        ("", 0, []),
+        ("3, 1", 2, ["3", "1"]),
+        ("GPU-5ebe9f43,GPU-a2f1c9b0", 2, ["GPU-5ebe9f43", "GPU-a2f1c9b0"]),
+        ("2,-1,3", 1, ["2"]),
+        ("7", 0, []),
+    ],
+)
+def test_visible_gpus_are_named_as_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, count: int, gpus: list[str]
+) -> None:
+    """CUDA ignores what follows the first name that is not a GPU's."""
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert visible_gpus() == gpus

@@ -109,9 +109,20 @@ def test_few_layers_may_differ_by_more_than_the_others(factors: dict[str, float]
     """Rounding in bfloat16 changes the gradient of few layers; a wrong step has the same error in all layers."""
     expected = {f"layers.{layer}.{kind}": torch.ones(3) for layer in range(5) for kind in "qv"}
     found = {name: gradient * factors.get(name.removeprefix("layers."), 1.01) for name, gradient in expected.items()}
-    problem = graph_verification._describe_difference((2.0, found), (2.0, expected), has_dropout=False)
+    problem = graph_verification._describe_difference((2.0, found), (2.0, expected), False, [])
     message = None if failure is None else f"has a gradient in the first step that differs by {failure} from TRL's"
     assert problem == message
+
+
+def test_layers_of_one_type_are_not_few_layers() -> None:
+    """Gemma's layers with a sliding window, and those without one, are compiled separately."""
+    expected = {f"layers.{layer}.q": torch.ones(3) for layer in range(6)}
+    found = {name: gradient * (1.8 if name == "layers.5.q" else 1.01) for name, gradient in expected.items()}
+    one_type, two_types = ["sliding_attention"] * 6, [*["sliding_attention"] * 5, "full_attention"]
+    assert graph_verification._describe_difference((2.0, found), (2.0, expected), False, one_type) is None
+    assert graph_verification._describe_difference((2.0, found), (2.0, expected), False, two_types) == (
+        "has a gradient in the first step that differs by 32.7% from TRL's"
+    )
 
 
 def test_step_with_a_non_finite_gradient_is_never_saved(mini_recipe: Path, tmp_path: Path) -> None:

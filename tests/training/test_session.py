@@ -9,8 +9,8 @@ import torch
 from hw3.config.recipe import load_recipe
 from hw3.modeling.loading import load_base_model
 from hw3.runs.checkpoints import find_complete_checkpoints
-from hw3.training.plan import PlanCache
-from hw3.training.session import ModuleSnapshot, TrainingSession
+from hw3.training.plan import PlanCache, plan_run
+from hw3.training.session import ModuleSnapshot, TrainingSession, _step_key
 from hw3.training.train import train
 
 # Each changes something else in the base model: layers, hooks, gradients, or nothing in its structure.
@@ -63,6 +63,25 @@ def test_base_is_loaded_again_after_a_run_that_changes_it(mini_recipe: Path, tmp
         assert (session._base is None) == (number < 2)
     assert train(recipe, tmp_path / "alone") == 0
     assert read_adapter(tmp_path / "run-2") == read_adapter(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("override", "is_reused"),
+    [
+        ("training.learning_rate=0.5", True),
+        ("training.seed=7", True),
+        ("lora.lora_alpha=16", False),
+        ("lora.lora_dropout=0.2", False),
+        ("training.per_device_train_batch_size=4", False),
+        ("training.tf32=false", False),
+        ("quantization=null", False),
+    ],
+)
+def test_captured_step_is_kept_for_runs_with_the_same_constants(
+    mini_recipe: Path, tmp_path: Path, override: str, is_reused: bool
+) -> None:
+    plans = [plan_run(load_recipe(mini_recipe, overrides), tmp_path / "run", 1) for overrides in ([], [override])]
+    assert (_step_key(plans[0]) == _step_key(plans[1])) == is_reused
 
 
 def test_session_continues_after_a_run_that_failed(mini_recipe: Path, tmp_path: Path) -> None:

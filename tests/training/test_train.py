@@ -1,6 +1,7 @@
 """`hw3 train` on a small Gemma-2: equality of batch layouts, and of uninterrupted and resumed runs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_train_resumes_from_the_checkpoint_before_a_damaged_one(
     assert f"resuming {run} from step 4 of 8" in caplog.text
     assert (run.path / "checkpoint-8/adapter_model.safetensors").read_bytes() == weights
     assert all(not checkpoint.find_damaged_files() for checkpoint in run.complete_checkpoints())
+
+
+def test_train_saves_a_tokenizer_with_several_chat_templates(
+    mini_base: Path, mini_recipe: Path, tmp_path: Path
+) -> None:
+    """All but the default one are in a folder of their own. A resumed run writes the same files again."""
+    base = shutil.copytree(mini_base, tmp_path / "templates")
+    (base / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}", encoding="utf-8")
+    run = Run(tmp_path / "run")
+    for steps in (1, 2):
+        overrides = [f"model.pretrained_model_name_or_path={base}", f"training.max_steps={steps}"]
+        train_run(mini_recipe, run.path, *overrides)
+        tokenizer = run.load_tokenizer(load_recipe(mini_recipe, overrides))
+        assert tokenizer.chat_template == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    assert not (run.path / ".tokenizer").exists()
 
 
 def test_train_removes_a_damaged_checkpoint_that_it_does_not_write_again(

@@ -106,9 +106,9 @@ PUBLISHED_HEADINGS = {
 }
 REPRODUCIBLE_TEXT = {
     "en": (
-        "On one {gpu}, {settings} settings were each trained three times with `speed: auto`: once, once more in "
-        "another process, and once in a process that was killed twice and resumed. All three adapters are bitwise "
-        "equal in each."
+        "On one {gpu}, {settings} settings were each trained three times with `speed: auto`, each time in a new "
+        "process. The third run of each was killed twice and resumed. All three adapters of a setting are bitwise "
+        "equal."
     ),
     "zh": (
         "在一張 {gpu} 上，以 `speed: auto` 把 {settings} 種設定各訓練三次：跑一次、另開一個行程再跑一次、"

@@ -78,7 +78,7 @@ def test_parse_safetensors_refuses_or_reads_a_corrupt_header(position: int, repl
 
 def test_read_adapter_names_the_folder_of_unreadable_files(scored_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(scored_run / "checkpoint-4", tmp_path / "theirs")
-    for content in (b"", b"cut", bytes(100), save({"a": torch.ones(2, dtype=torch.int64)})):
+    for content in (b"", b"cut", bytes(100), save({"a": torch.ones(2, dtype=torch.bool)})):
         (folder / "adapter_model.safetensors").write_bytes(content)
         with pytest.raises(InvalidAdapterError, match="theirs: cannot be read: "):
             read_adapter(folder)

@@ -14,6 +14,7 @@ from document_blocks.sources import (
     format_table,
     read_report,
 )
+from hw3.training.datasheet_estimate import T4
 
 STEP_HEADINGS = ("s per step", "rows/s", "peak GiB", "MFU")
 
@@ -264,5 +265,7 @@ def t4_computed() -> str:
     headings = ["recipe", "steps", "s/step", "s/step in float32", "minutes", "GiB", "step"]
     return (
         f"{format_table(headings, rows)}\n\nComputed, not measured: the least time from a T4's data sheet "
-        "(65 TFLOP/s in float16, 8.1 in float32, 320 GB/s), and the memory that `hw3 check` estimates, of 16 GB."
+        f"({T4.float16_flops / 1e12:.0f} TFLOP/s in float16, {T4.float32_flops / 1e12:.1f} in float32, "
+        f"{T4.bytes_per_second / 1e9:.0f} GB/s), and the memory that `hw3 check` estimates, of "
+        f"{T4.memory_bytes / 1e9:.0f} GB."
     )
